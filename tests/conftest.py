@@ -1,0 +1,10 @@
+"""Settings that every test runs under."""
+
+import os
+
+import jax
+
+# Tests of data parallelism need several devices; four simulated ones cost the others nothing.
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
