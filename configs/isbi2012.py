@@ -1,0 +1,33 @@
+"""A U-Net on the ISBI 2012 membranes (grey, two classes, 512 x 512) with elastic deformation.
+
+  python train.py --config=configs/isbi2012.py --config.data.root=isbi2012 --workdir=runs/isbi2012
+
+`isbi2012` is a folder data set: classes.json and {train,val}/{images,masks}. It trains on crops and
+evaluates whole slices. This is the padded, batch-normed U-Net; the paper's own recipe is another one.
+"""
+
+import jseg.config
+
+
+def get_config():
+  """The configuration."""
+  config = jseg.config.default("unet", widths=(16, 32, 64, 128, 256))
+  config.steps = 600
+  config.data.name = "folder"
+  config.data.size = (512, 512)
+  config.data.channels = 1
+  config.data.batch_size = 4
+  config.data.eval_batch_size = 2
+  config.augment.crop = (256, 256)
+  config.augment.scale = (0.9, 1.1)
+  config.augment.flip_vertical = 0.5
+  config.augment.rotation = 180.0
+  config.augment.elastic = 10.0
+  config.augment.brightness = 0.1
+  config.augment.contrast = 0.2
+  config.optim.optimizer = "adamw"
+  config.optim.lr = 1e-3
+  config.optim.schedule = "cosine"
+  config.optim.warmup_steps = 50
+  config.samples = 4
+  return config

@@ -1,0 +1,26 @@
+"""A small U-Net on generated shapes: nothing to download, minutes on two CPU cores.
+
+python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import jseg.config
+
+
+def get_config():
+  """The configuration."""
+  config = jseg.config.default("unet", widths=(16, 32, 64, 128))
+  config.steps = 600
+  config.data.name = "shapes"
+  config.data.size = (128, 128)
+  config.data.batch_size = 16
+  config.data.eval_batch_size = 20
+  config.augment.scale = (0.8, 1.25)
+  config.augment.brightness = 0.1
+  config.augment.contrast = 0.1
+  config.optim.optimizer = "adamw"
+  config.optim.lr = 3e-3
+  config.optim.schedule = "cosine"
+  config.optim.warmup_steps = 50
+  config.eval_every = 200
+  config.checkpoint_every = 100
+  return config

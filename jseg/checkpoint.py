@@ -1,0 +1,306 @@
+"""Checkpoints of a run, through Orbax: written in the background, atomically, latest and best.
+
+A checkpoint has three items: `model` (parameters, running statistics, averaged parameters), all
+that evaluation reads; `training` (optimizer state, step); `data` (state of the data iterator).
+"""
+
+import errno
+import logging
+import operator
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jseg import config as configs
+from jseg.data import ClassInfo
+from jseg.state import TrainState
+from jseg.types import InputError
+
+METRIC = "miou"
+CONFIG_FILE = "config.json"
+CLASSES_FILE = "classes.json"
+
+_policy = ocp.checkpoint_managers
+
+
+class Checkpoints:
+  """The checkpoints of one run directory.
+
+  Args:
+    run: the run directory; they are in its folder `checkpoints`.
+    keep: how many of the latest are kept. The best one is kept besides.
+    read_only: for evaluation: nothing is written, created or cleaned up.
+
+  Raises:
+    InputError: `read_only`, and there is none.
+  """
+
+  def __init__(self, run: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
+    self.run = pathlib.Path(run).absolute()
+    directory = self.run / "checkpoints"
+    if read_only and not directory.is_dir():
+      raise InputError(f"{run} has no checkpoints yet; train first, or name another run directory")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in ten lines
+    metric = operator.itemgetter(METRIC)
+    best = _policy.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
+    self._manager = ocp.CheckpointManager(
+      directory,
+      item_handlers={
+        "model": ocp.PyTreeCheckpointHandler(),
+        "training": ocp.PyTreeCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(keep), best]),
+        best_fn=metric,  # the policy alone decides; but without this, metrics are not written
+        create=not read_only,
+        read_only=read_only,
+        enable_async_checkpointing=not read_only,
+      ),
+    )
+    if read_only and not self._manager.all_steps():
+      raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
+
+  def steps(self) -> list[int]:
+    """Steps that have a finished checkpoint, in order."""
+    return sorted(self._manager.all_steps())
+
+  def latest(self) -> int | None:
+    """The last step, or None if nothing was saved yet."""
+    return self._manager.latest_step()
+
+  def best(self) -> int:
+    """The step with the highest validation mIoU; the latest if none was evaluated."""
+    scores = {step: self._metric(step) for step in self.steps()}
+    known = {step: score for step, score in scores.items() if score is not None}
+    return max(known, key=lambda step: (known[step], step)) if known else max(scores)
+
+  def _metric(self, step: int) -> float | None:
+    metrics = self._manager.metrics(step)
+    return metrics.get(METRIC) if metrics else None
+
+  def pick(self, which: str | int) -> int:
+    """The step that "best", "latest" or a number stands for.
+
+    Raises:
+      InputError: there is no such checkpoint; the message lists those there are.
+    """
+    steps = self.steps()
+    if which in ("best", "latest"):
+      return self.best() if which == "best" else steps[-1]
+    if str(which).isdigit() and int(which) in steps:
+      return int(which)
+    raise InputError(
+      f"{self.run} has no checkpoint {which!r}; there is best, latest and "
+      f"{', '.join(map(str, steps))}"
+    )
+
+  def save(
+    self, state: TrainState, iterator_state: Mapping[str, Any], miou: float | None = None
+  ) -> None:
+    """Starts to save; returns as soon as the state is copied, so that training can go on.
+
+    Args:
+      state: of the run; its step names the checkpoint.
+      iterator_state: of the data iterator, as JSON.
+      miou: validation mIoU at this step, if it was evaluated; the highest is kept as the best.
+
+    Raises:
+      InputError: this save or the one before it could not be written.
+    """
+    model = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+    training = {"opt_state": state.opt_state, "step": state.step}
+    try:
+      self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+          model=ocp.args.PyTreeSave(model),
+          training=ocp.args.PyTreeSave(training),
+          data=ocp.args.JsonSave(dict(iterator_state)),
+        ),
+        metrics=None if miou is None else {METRIC: miou},
+      )
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._save_error(error) from error
+
+  def wait(self) -> None:
+    """Returns when what was being saved is on disk.
+
+    Raises:
+      InputError: it could not be written.
+    """
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._save_error(error) from error
+
+  def _save_error(self, error: Exception) -> InputError:
+    text = str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+      words in text for words in ("No space left", "File too large", "quota exceeded")
+    )
+    cause = "the disk is full" if full else text.strip().splitlines()[0]
+    kept = ", ".join(map(str, self.steps())) or "none"
+    return InputError(
+      f"a checkpoint could not be saved in {self.run}: {cause}. Finished checkpoints are untouched "
+      f"(steps: {kept}). Free some space, then start the same command again: it resumes from the "
+      "last one"
+    )
+
+  def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The latest state and the data iterator's.
+
+    Args:
+      template: a state of the same shapes; its values are not used.
+
+    Raises:
+      InputError: the checkpoint is of another network, or damaged.
+    """
+    step = self.latest()
+    assert step is not None, "look at latest() before"
+    model = {"params": template.params, "batch_stats": template.batch_stats, "ema": template.ema}
+    training = {"opt_state": template.opt_state, "step": template.step}
+    items = self._restore(step, {"model": model, "training": training})
+    data = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+    return TrainState(**items["training"], **items["model"]), data
+
+  def restore_model(self, step: int, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables to apply the model with, from the checkpoint of one step.
+
+    Args:
+      step: one of `steps()`.
+      template: {"params", "batch_stats"} as the model's init gives; its values are not used.
+
+    Raises:
+      InputError: the checkpoint is of another network, or damaged.
+    """
+    saved = self._metadata(step, "model")
+    params, stats = template["params"], template.get("batch_stats", {})
+    target = {"params": params, "batch_stats": stats, "ema": params if saved.get("ema") else {}}
+    model = self._restore(step, {"model": target})["model"]
+    return {"params": model["ema"] or model["params"], "batch_stats": model["batch_stats"]}
+
+  def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    for name, template in items.items():
+      self._check(step, name, template)
+    # Host arrays: every process reads the whole, whatever devices there were and are.
+    arguments = {
+      name: ocp.args.PyTreeRestore(
+        template,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template),
+      )
+      for name, template in items.items()
+    }
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+      others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
+      raise InputError(
+        f"checkpoint {step} of {self.run} is damaged ({str(error).strip().splitlines()[0]}); "
+        f"delete its folder to go on from another one (steps: {others})"
+      ) from error
+    # Copies of JAX's own: a step may donate them, and NumPy's memory can't be.
+    return {name: jax.tree.map(jnp.array, restored[name]) for name in items}
+
+  def _metadata(self, step: int, item: str) -> dict[str, Any]:
+    try:
+      return self._manager.item_metadata(step)[item].tree
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+      raise InputError(
+        f"checkpoint {step} of {self.run} is damaged: its {item!r} can't be read ({error}); "
+        "delete its folder to go on from an earlier one"
+      ) from error
+
+  def _check(self, step: int, item: str, template: Any) -> None:
+    saved = _shapes(self._metadata(step, item))
+    expected = _shapes(template)
+    problems = [
+      f"{path}: {saved.get(path, 'not in the checkpoint')} in the checkpoint, "
+      f"{expected.get(path, 'not in the network')} in the network"
+      for path in sorted(saved.keys() | expected.keys())
+      if saved.get(path) != expected.get(path)
+    ]
+    if problems:
+      more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+      raise InputError(
+        f"checkpoint {step} of {self.run} is of another network than the run's {CONFIG_FILE} "
+        f"describes: {'; '.join(problems[:3])}{more}. Use the run directory it was trained in"
+      )
+
+  def preempted(self, step: int) -> bool:
+    """Whether the processes of a multi-host run have agreed to stop at this step."""
+    return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+  def close(self) -> int | None:
+    """Waits for what is being saved, then lets go of the directory; returns the best step."""
+    self.wait()
+    best = self.best() if self.steps() else None
+    self._manager.close()
+    return best
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  def part(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def save_run(run: pathlib.Path, config: Any, classes: ClassInfo) -> None:
+  """Writes what everything later reads of a run: its configuration and its classes."""
+  configs.save(config, run / CONFIG_FILE)
+  classes.save(run / CLASSES_FILE)
+
+
+def load_run(run: str | pathlib.Path) -> tuple[Any, ClassInfo]:
+  """The configuration and the classes of a run.
+
+  Raises:
+    InputError: it is no run directory.
+  """
+  run = pathlib.Path(run)
+  if not run.is_dir():
+    raise InputError(f"there is no run directory {run}; give the --workdir of train.py")
+  return configs.load(run / CONFIG_FILE), ClassInfo.load(run / CLASSES_FILE)
+
+
+def load_model(
+  run: str | pathlib.Path, checkpoint: str | int = "best"
+) -> tuple[nn.Module, dict[str, Any]]:
+  """The network of a run and its trained variables.
+
+  Args:
+    run: the run directory.
+    checkpoint: "best", "latest" or a step.
+
+  Returns:
+    (model, variables), for `model.apply(variables, image)` with an image that went through
+    `jseg.data.normalize`.
+
+  Raises:
+    InputError: nothing was trained there, or the checkpoint is of another network.
+  """
+  config, classes = load_run(run)
+  model = configs.make_model(config, len(classes.names))
+  checkpoints = Checkpoints(run, read_only=True)
+  image = jnp.zeros((1, *config.data.size, config.data.channels))
+  template = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+  variables = checkpoints.restore_model(checkpoints.pick(checkpoint), template)
+  checkpoints.close()
+  return model, variables
+
+
+def checkpoint_step(run: str | pathlib.Path, checkpoint: str | int = "best") -> int:
+  """The step that "best", "latest" or a number stands for in a run."""
+  checkpoints = Checkpoints(run, read_only=True)
+  step = checkpoints.pick(checkpoint)
+  checkpoints.close()
+  return step

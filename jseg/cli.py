@@ -1,0 +1,162 @@
+"""The `jseg` command."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from rich.table import Table
+
+from jseg import data, models
+from jseg.evaluate import evaluate_run
+from jseg.predict import Segmenter
+from jseg.report import CONSOLE, progress, score_table
+from jseg.types import InputError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line; a user's mistake prints one message and exits with status 1."""
+  arguments = _parser().parse_args(argv)
+  run_or_exit(lambda: arguments.run(arguments))
+
+
+def run_or_exit(run: Callable[[], object]) -> None:
+  """Calls `run`; an InputError becomes one message on stderr and exit status 1."""
+  try:
+    run()
+  except InputError as error:
+    sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="jseg",
+    description="Classic segmentation networks on JAX. Training: python train.py --help",
+  )
+  commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+  def command(name: str, run: Callable, description: str, example: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(
+      name,
+      help=description,
+      description=description,
+      epilog=f"examples:\n{example}",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=run)
+    return sub
+
+  command("models", _models, "list the networks", "  jseg models")
+
+  check = command(
+    "check-data",
+    _check_data,
+    "look through a folder of images and masks for mistakes",
+    "  jseg check-data data/camvid\n  jseg check-data data/camvid --sheet overlays.png",
+  )
+  check.add_argument("path", type=pathlib.Path, help="root of the data set")
+  check.add_argument(
+    "--sheet", type=pathlib.Path, default="contact_sheet.png", help="PNG of overlays to write"
+  )
+
+  evaluate = command(
+    "evaluate",
+    _evaluate,
+    "measure a checkpoint on a split, at the images' original size",
+    "  jseg evaluate runs/quickstart\n  jseg evaluate runs/camvid --split test",
+  )
+  _add_run(evaluate)
+  evaluate.add_argument("--split", help="default: the validation split of the run")
+  evaluate.add_argument("--root", help="where the data set's files are, if they have moved")
+  evaluate.add_argument("--batch-size", type=int, help="over all devices")
+
+  predict = command(
+    "predict",
+    _predict,
+    "segment images: class indices, overlay and legend, each a PNG",
+    "  jseg predict runs/mine photo.jpg --out out\n  jseg predict runs/mine photos/ --out out",
+  )
+  _add_run(predict)
+  predict.add_argument("images", nargs="+", type=pathlib.Path, help="image files or folders")
+  predict.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
+  return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("run_directory", metavar="RUN", help="a run directory of train.py")
+  parser.add_argument(
+    "--checkpoint", default="best", help="best, latest or a step (default: %(default)s)"
+  )
+
+
+def _models(_: argparse.Namespace) -> None:
+  table = Table("network", "parameters", "arguments")
+  for name in models.names():
+    knobs = ", ".join(f"{k}={v}" for k, v in models.knobs(name).items())
+    table.add_row(name, f"{models.count_parameters(name, 21):,}", knobs)
+  CONSOLE.print(table)
+  CONSOLE.print("parameters: for 21 classes and RGB images")
+
+
+def _check_data(arguments: argparse.Namespace) -> None:
+  report = data.check_folder(arguments.path)
+  CONSOLE.print(report.table())
+  if data.contact_sheet(arguments.path, arguments.sheet):
+    CONSOLE.print(f"overlays: {arguments.sheet}")
+  if not report.ok:
+    raise InputError(f"{arguments.path} has problems; see above")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+  result = evaluate_run(
+    arguments.run_directory,
+    split=arguments.split,
+    checkpoint=arguments.checkpoint,
+    root=arguments.root,
+    batch_size=arguments.batch_size,
+  )
+  title = f"{arguments.run_directory}, step {result.step}, {result.split}"
+  CONSOLE.print(score_table(result.scores, result.names, title))
+  CONSOLE.print(f"written to {pathlib.Path(arguments.run_directory) / 'evaluation'}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+  files = _image_files(arguments.images)
+  segmenter = Segmenter.from_run(arguments.run_directory, arguments.checkpoint)
+  total = np.zeros(len(segmenter.classes.names))
+  for file in progress(files, "predicting", len(files)):
+    prediction = segmenter(data.read_image(file))
+    prediction.save(arguments.out, file.stem)
+    total += list(prediction.shares().values())
+  table = Table("class", "mean share", title=f"{len(files)} image(s)", title_justify="left")
+  for name, share in zip(segmenter.classes.names, total / len(files), strict=True):
+    table.add_row(name, f"{100 * share:.1f} %")
+  CONSOLE.print(table)
+  CONSOLE.print(f"written to {arguments.out}")
+
+
+def _image_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+  files: list[pathlib.Path] = []
+  for path in paths:
+    if path.is_dir():
+      found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+      if not found:
+        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+      files += found
+    elif path.is_file():
+      files.append(path)
+    else:
+      raise InputError(f"there is no file or folder {path}")
+  # Outputs are named by the stem, and one must not overwrite another.
+  stems: dict[str, pathlib.Path] = {}
+  for file in files:
+    if file.stem in stems:
+      raise InputError(
+        f"{stems[file.stem]} and {file} would be written to the same {file.stem}.png; "
+        "predict them in two calls with two --out folders"
+      )
+    stems[file.stem] = file
+  return files

@@ -1,0 +1,236 @@
+"""The configuration of a run: every key there is, its default, and what values it can have.
+
+A file in `configs/` starts from `default()` and changes what its recipe needs. Keys of `model`,
+`augment` and `optim` are the arguments of the network, of `make_augment`, `make_schedule` and
+`make_optimizer`: their defaults live there and nowhere else.
+"""
+
+import difflib
+import inspect
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from jseg import data, models, optim
+from jseg.types import InputError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+RESUMABLE = {
+  "log_every",
+  "eval_every",
+  "checkpoint_every",
+  "keep",
+  "samples",
+  "compilation_cache",
+  "data.root",
+  "data.data_dir",
+  "data.threads",
+  "data.eval_batch_size",
+}
+"""Keys that may change when a run is resumed: they change no parameter."""
+
+
+def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
+  """The configuration that every file in `configs/` starts from.
+
+  Args:
+    model: name of the network, one of `jseg.models.names()`.
+    **knobs: arguments of the network that differ from its defaults.
+
+  Raises:
+    InputError: there is no such network, or it has no such argument.
+  """
+  known = models.knobs(model)
+  for knob in knobs:
+    if knob not in known:
+      raise InputError(_unknown(f"model.{knob}", [f"model.{k}" for k in known]))
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.steps = 1000
+  config.dtype = "float32"  # of the computation; "bfloat16" is faster on TPU and recent GPUs
+  config.model = {"name": model, **known, **knobs}
+  config.data = {
+    "name": "shapes",
+    "root": "",  # where the raw files are, for sets that the user brings
+    "data_dir": "",  # where prepared sets are kept; "" is TFDS's own place
+    "options": {},  # of generated sets
+    "fields": {},  # of other TFDS sets: which feature is the image, which the label
+    "train_split": "train",
+    "eval_split": "val",
+    "size": (256, 256),  # larger images are shrunk to fit (height, width), smaller ones padded
+    "channels": 3,
+    "batch_size": 8,  # over all devices
+    "eval_batch_size": 8,
+    "threads": 2,
+  }
+  config.augment = {"crop": (0, 0), **_arguments(data.make_augment, "size")}  # (0, 0) is data.size
+  config.aux_weights = {}  # of auxiliary outputs, by name
+  config.optim = {
+    **_arguments(optim.make_schedule, "steps"),
+    **_arguments(optim.make_optimizer, "schedule"),
+  }
+  config.ema = 0.0  # decay of the moving average of the parameters; 0 is off
+  config.log_every = 20
+  config.eval_every = 200
+  config.checkpoint_every = 200
+  config.keep = 2  # latest checkpoints that are kept, besides the best
+  config.samples = 6  # validation images in each sample picture
+  config.compilation_cache = "~/.cache/jseg/xla"  # compiled programs, for the next start; "" is off
+  return config.lock()
+
+
+def _arguments(function: Callable, *without: str) -> dict[str, Any]:
+  parameters = inspect.signature(function).parameters.values()
+  return {p.name: p.default for p in parameters if p.name not in without}
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Refuses unknown keys and impossible values, before anything is built.
+
+  Raises:
+    InputError: naming the key, its value and what it may be.
+  """
+  try:
+    reference = default(config.model.name)
+  except (AttributeError, KeyError):
+    raise InputError("model.name is missing; start the config from jseg.config.default()") from None
+  expected, given = dict(flatten(reference)), dict(flatten(config))
+  for key, value in given.items():
+    if key not in expected:
+      if key.startswith(("data.options.", "data.fields.", "aux_weights.")):
+        continue
+      raise InputError(_unknown(key, list(expected)))
+    if not _same_kind(value, expected[key]):
+      raise InputError(f"{key}: {value!r} must be of the kind of its default, {expected[key]!r}")
+  for key in expected.keys() - given.keys():
+    raise InputError(f"{key} is missing; start the config from jseg.config.default()")
+  _at_least(given, 1, "steps", "log_every", "eval_every", "checkpoint_every", "keep")
+  _at_least(given, 1, "data.batch_size", "data.eval_batch_size", "data.threads")
+  _at_least(given, 0, "seed", "samples")
+  for key in ("data.size", "augment.crop"):
+    if len(given[key]) != 2 or not all(isinstance(n, int) for n in given[key]):
+      raise InputError(f"{key}: {given[key]} must be two whole numbers (height, width)")
+  if min(config.data.size) < 1:
+    raise InputError(f"data.size: {config.data.size} must be at least (1, 1)")
+  if config.dtype not in DTYPES:
+    raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+  if config.data.channels not in (1, 3):
+    raise InputError(f"data.channels: {config.data.channels} must be 3 (RGB) or 1 (grey)")
+  if not 0 <= config.ema < 1:
+    raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
+  # The parts check their own values.
+  make_model(config, num_classes=2)
+  make_augment(config)
+  make_optimizer(config)
+
+
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Any:
+  """The network of a configuration."""
+  knobs = dict(config.model)
+  name = knobs.pop("name")
+  return models.create(name, num_classes=num_classes, dtype=DTYPES[config.dtype], **knobs)
+
+
+def make_augment(config: ml_collections.ConfigDict) -> Callable:
+  """The augmentation of a configuration."""
+  knobs = dict(config.augment)
+  crop = tuple(knobs.pop("crop"))
+  return data.make_augment(size=crop if any(crop) else tuple(config.data.size), **knobs)
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> tuple[Any, Callable]:
+  """The optimizer of a configuration, and its learning rate by step."""
+  knobs = dict(config.optim)
+  names = _arguments(optim.make_schedule, "steps")
+  schedule = optim.make_schedule(steps=config.steps, **{k: knobs.pop(k) for k in names})
+  return optim.make_optimizer(schedule, **knobs), schedule
+
+
+def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
+  """The data set of a configuration, prepared if it wasn't."""
+  return data.load(
+    config.data.name,
+    root=config.data.root or None,
+    data_dir=config.data.data_dir or None,
+    options=config.data.options.to_dict(),
+    fields=config.data.fields.to_dict(),
+  )
+
+
+def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields (dotted key, value) for every leaf."""
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict | dict):
+      yield from flatten(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+  """Writes a configuration as JSON."""
+  path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load(path: pathlib.Path) -> ml_collections.ConfigDict:
+  """Reads what `save` wrote.
+
+  Raises:
+    InputError: it isn't there, isn't JSON, or isn't a configuration of this version.
+  """
+  try:
+    raw = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise InputError(
+      f"{path.parent} is no run directory: it has no {path.name}; "
+      "give the --workdir that train.py was started with"
+    ) from None
+  except json.JSONDecodeError as error:
+    raise InputError(f"{path} is not valid JSON ({error})") from None
+  config = ml_collections.ConfigDict(_tuples(raw)).lock()
+  validate(config)
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+  """The keys that keep a run from being resumed with `new`, each with both values."""
+  before, after = dict(flatten(old)), dict(flatten(new))
+  return [
+    f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
+    for key in sorted(before.keys() | after.keys())
+    if before.get(key) != after.get(key) and key not in RESUMABLE
+  ]
+
+
+def _unknown(key: str, known: list[str]) -> str:
+  close = difflib.get_close_matches(key, known, n=3)
+  section = key.rpartition(".")[0]
+  siblings = [k for k in known if k.rpartition(".")[0] == section] or known
+  hint = f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(siblings)}"
+  return f"unknown config key {key}; {hint}"
+
+
+def _same_kind(value: Any, reference: Any) -> bool:
+  if isinstance(reference, bool) or isinstance(value, bool):
+    return isinstance(value, bool) and isinstance(reference, bool)
+  if isinstance(reference, float):
+    return isinstance(value, int | float)
+  if isinstance(reference, tuple | list):
+    return isinstance(value, tuple | list)
+  return reference is None or isinstance(value, type(reference))
+
+
+def _at_least(values: dict[str, Any], least: int, *keys: str) -> None:
+  for key in keys:
+    if values[key] < least:
+      raise InputError(f"{key}: {values[key]} must be at least {least}")

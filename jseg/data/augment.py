@@ -1,0 +1,181 @@
+"""Random augmentation of one example on the device, vmapped over a batch in the train step.
+
+  augment = make_augment(size=(128, 128), rotation=10)
+  images, labels = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
+
+In order: brightness, contrast, saturation, hue; then the geometry as one resampling (scale, crop,
+rotation, elastic deformation, flip); then blur and noise; clipped to 0..255 and normalised.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jseg.data import colour, resample
+from jseg.data.normalize import normalize
+from jseg.types import IGNORE, InputError
+
+Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+# The largest value of each knob and what it is; all begin at 0, which switches them off.
+_KNOBS = {
+  "flip": (1, "a probability"),
+  "flip_vertical": (1, "a probability"),
+  "rotation": (180, "the largest angle in degrees"),
+  "elastic": (math.inf, "a standard deviation in pixels"),
+  "blur": (math.inf, "the largest standard deviation in pixels"),
+  "brightness": (1, "the largest change of the factor 1"),
+  "contrast": (1, "the largest change of the factor 1"),
+  "saturation": (1, "the largest change of the factor 1"),
+  "hue": (0.5, "the largest turn, 1 being the whole colour circle"),
+  "noise": (1, "the largest standard deviation as a share of the full range"),
+}
+
+_DRAWS = ("scale", "top", "left", *_KNOBS)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(size: Any, scale: Any, knobs: dict[str, Any]) -> None:
+  pair = isinstance(size, Sequence) and len(size) == 2
+  if not pair or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
+    raise InputError(
+      f"augment.size = {size!r} must be two positive whole numbers, the height and width of the "
+      "crop in pixels; for example (256, 256)"
+    )
+  pair = isinstance(scale, Sequence) and len(scale) == 2
+  if not pair or not all(map(_is_number, scale)) or not 0 < scale[0] <= scale[1]:
+    raise InputError(
+      f"augment.scale = {scale!r} must be two factors, the smallest and the largest, with "
+      "0 < smallest <= largest; (1, 1) keeps the size"
+    )
+  for name, value in knobs.items():
+    limit, meaning = _KNOBS[name]
+    if not _is_number(value) or not 0 <= value <= limit:
+      rule = f"from 0 to {limit:g}" if math.isfinite(limit) else "0 or more"
+      raise InputError(
+        f"augment.{name} = {value!r} must be a number {rule}, {meaning}; 0 switches it off"
+      )
+
+
+def make_augment(
+  *,
+  size: Sequence[int],
+  scale: Sequence[float] = (0.5, 2.0),
+  flip: float = 0.5,
+  flip_vertical: float = 0.0,
+  rotation: float = 0.0,
+  elastic: float = 0.0,
+  blur: float = 0.0,
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  hue: float = 0.0,
+  noise: float = 0.0,
+) -> Augment:
+  """Builds the augmentation of one training example.
+
+  The result is a pure function `augment(key, image, label, size) -> (image, label)`:
+
+    key    a PRNG key; the same key gives the same result, and turning a knob does not change
+           what the same key draws for the others.
+    image  uint8 [H W c] in 0..255, c = 3 or 1 -> float32 [h w c], normalised.
+    label  integer [H W] -> int32 [h w].
+    size   int32 [2], the rows and columns from the top left that the example covers; the rest
+           of the canvas is never read.
+
+  An image larger than the crop is cropped at random; a smaller one is placed in it at random.
+  Where there is no image, the label is IGNORE and the image 0, the mean colour. Labels are read
+  by nearest: at scale 1 they are exact.
+
+  Args:
+    size: height and width of the crop in pixels.
+    scale: smallest and largest factor of the image's size, drawn uniformly. Shrinking filters.
+    flip: probability of a left-right flip.
+    flip_vertical: probability of a top-bottom flip.
+    rotation: largest angle, to either side, about the middle of the crop, in degrees.
+    elastic: standard deviation, in pixels of the crop, of the displacements on a coarse 3x3 grid
+      over the crop, with cubic interpolation between (Ronneberger et al. 2015, arXiv:1505.04597,
+      section 3.1, where it is 10). Above a tenth of the crop's side, the image folds.
+    blur: largest standard deviation of a Gaussian blur, in pixels.
+    brightness: the factor of all values is drawn from 1 +- this.
+    contrast: the factor of the distance to the image's mean luma is drawn from 1 +- this.
+    saturation: the factor of the distance to grey is drawn from 1 +- this. Not on grey images.
+    hue: the turn of the colours is drawn from +- this, in whole turns. Not on grey images.
+    noise: largest standard deviation of Gaussian noise, as a share of the full range 0..255.
+
+  Raises:
+    InputError: a knob is out of its range; the message names it as `augment.KNOB`.
+  """
+  knobs = {
+    "flip": flip,
+    "flip_vertical": flip_vertical,
+    "rotation": rotation,
+    "elastic": elastic,
+    "blur": blur,
+    "brightness": brightness,
+    "contrast": contrast,
+    "saturation": saturation,
+    "hue": hue,
+    "noise": noise,
+  }
+  _check(size, scale, knobs)
+  height, width = int(size[0]), int(size[1])
+
+  def augment(
+    key: jax.Array, image: jax.Array, label: jax.Array, size: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    chex.assert_rank([image, label, size], [3, 2, 1])
+    chex.assert_equal_shape_prefix([image, label], 2)
+    key_draws, key_elastic, key_noise = jax.random.split(key, 3)
+    # One call for all scalars: a call for each would double the time to compile.
+    draws = dict(zip(_DRAWS, jax.random.uniform(key_draws, (len(_DRAWS),)), strict=True))
+
+    def either_side(name: str) -> jax.Array:
+      return knobs[name] * (2 * draws[name] - 1)
+
+    scaled = size * (scale[0] + (scale[1] - scale[0]) * draws["scale"])
+    scaled = jnp.maximum(jnp.round(scaled).astype(jnp.int32), 1)
+    ratio = size / scaled
+    slack = scaled - jnp.array([height, width])
+    place = jnp.stack([draws["top"], draws["left"]])
+    offset = jnp.sign(slack) * jnp.floor(place * (jnp.abs(slack) + 1))
+
+    where = resample.grid(height, width)
+    if elastic:
+      nodes = elastic * jax.random.normal(key_elastic, (3, 3, 2))
+      where = resample.bend(where, nodes, height, width)
+    if rotation:
+      where = resample.rotate(where, jnp.deg2rad(either_side("rotation")), height, width)
+    where = resample.flip(where, draws["flip_vertical"] < flip_vertical, draws["flip"] < flip)
+    where = resample.to_source(where, offset, ratio)
+    inside = resample.inside(where, size)
+    label = resample.read_nearest(label, where, size).astype(jnp.int32)
+    # Affine in colour, so before resampling is as good as after it, and there it fuses for free:
+    # after a warp, XLA would repeat the reads by pixel for every channel and for the mean.
+    if brightness or contrast or saturation or hue:
+      image = colour.adjust(
+        image,
+        size,
+        brightness=1 + either_side("brightness"),
+        contrast=1 + either_side("contrast"),
+        saturation=1 + either_side("saturation"),
+        hue=either_side("hue"),
+      )
+    image = resample.read_linear(image, where, size, ratio)
+    if blur:
+      image = colour.blur(image, blur * draws["blur"])
+    if noise:
+      level = 255 * noise * draws["noise"]
+      # Drawn flat: the generator counts along one axis in half the time of three.
+      image = image + level * jax.random.normal(key_noise, (image.size,)).reshape(image.shape)
+    image = normalize(jnp.clip(image, 0.0, 255.0))
+    return jnp.where(inside[..., None], image, 0.0), jnp.where(inside, label, IGNORE)
+
+  return augment

@@ -1,0 +1,133 @@
+"""What a source of data is to the builder: classes, and named examples by split."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from jseg.data.classes import ClassInfo
+from jseg.data.files import FileError, read_bytes
+from jseg.data.images import CanonicalImage, canonical_image, encode_png
+from jseg.data.masks import make_label, read_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One prepared example.
+
+  Attributes:
+    image: encoded PNG or JPEG, RGB or grey, 8 bits, upright.
+    label: encoded single-channel 8-bit PNG of train ids.
+    size: (height, width).
+    counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
+    instance: encoded single-channel PNG of instance ids (0 is none), if the set has them.
+  """
+
+  image: bytes
+  label: bytes
+  size: tuple[int, int]
+  counts: np.ndarray
+  instance: bytes | None = None
+
+
+class Item(Protocol):
+  """An example that can be loaded."""
+
+  @property
+  def name(self) -> str:
+    """Unique in the split."""
+
+  def load(self) -> Example:
+    """Reads and checks it; raises InputError that names what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set before preparation.
+
+  Attributes:
+    classes: what the masks mean.
+    splits: the items of each split, in order.
+    fingerprint: computes a text that changes whenever the prepared data would.
+    problems: what is wrong with the files as a whole (partners missing, empty splits); a source
+      with problems can be inspected, not prepared.
+    has_instances: its examples carry instance ids.
+  """
+
+  classes: ClassInfo
+  splits: Mapping[str, Sequence[Item]]
+  fingerprint: Callable[[], str]
+  problems: Sequence[FileError] = ()
+  has_instances: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """An image file and its mask file.
+
+  Attributes:
+    name: unique in the split.
+    image: path of the image.
+    mask: path of the mask.
+    classes: what the mask's values mean.
+    table: lookup from raw value to train id, int16 [65536]; see `ClassInfo.table`.
+  """
+
+  name: str
+  image: Path
+  mask: Path
+  classes: ClassInfo
+  table: np.ndarray = dataclasses.field(repr=False)
+
+  def load(self) -> Example:
+    """Reads, checks and canonicalises both files.
+
+    Raises:
+      FileError: naming the file at fault.
+    """
+    image = canonical_image(read_bytes(self.image), self.image)
+    raw = read_mask(read_bytes(self.mask), self.mask)
+    check_sizes(image, self.image, raw, self.mask)
+    return make_example(image, raw, self.classes, self.table, self.mask)
+
+
+def check_sizes(
+  image: CanonicalImage, image_name: Path | str, raw: np.ndarray, mask_name: Path | str
+) -> None:
+  """Raises FileError if an image and its raw mask do not cover each other."""
+  if raw.shape[:2] == image.size:
+    return
+  turned = image.rotated and raw.shape[1::-1] == image.size
+  fix = (
+    "The image's EXIF rotation was applied; rotate the mask in the same way"
+    if turned
+    else "Save the mask at the size of its image (resize by nearest neighbour)"
+  )
+  sizes = f"{_size(raw.shape)}, but its image {image_name} is {_size(image.size)}"
+  raise FileError("size", mask_name, sizes, fix)
+
+
+def make_example(
+  image: CanonicalImage,
+  raw: np.ndarray,
+  classes: ClassInfo,
+  table: np.ndarray,
+  where: Path | str,
+) -> Example:
+  """Joins an image and a raw mask of the same size to an example.
+
+  Raises:
+    FileError: see `make_label`.
+  """
+  label = make_label(raw, classes, table, where)
+  instance = None
+  if classes.instance:
+    instance = encode_png(np.where(label == 1, raw, 0).astype(np.uint16))
+  counts = np.bincount(label.ravel(), minlength=256)
+  return Example(image.data, encode_png(label), image.size, counts, instance)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+  return f"{shape[1]} wide x {shape[0]} high"

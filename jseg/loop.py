@@ -1,0 +1,371 @@
+"""Training from top to bottom."""
+
+import contextlib
+import json
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from jseg import config as configs
+from jseg import data
+from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_run, save_run
+from jseg.evaluate import make_evaluator, save_evaluation
+from jseg.metrics import ConfusionState, Scores
+from jseg.predict import Segmenter
+from jseg.report import CONSOLE, save_curves, save_samples, score_table
+from jseg.state import create_train_state
+from jseg.step import make_train_step, shard
+from jseg.tasks import semantic
+from jseg.types import InputError
+
+METRICS_FILE = "metrics.jsonl"
+_IN_FLIGHT = 2  # steps the host may be ahead of the device
+
+
+def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
+  """Trains, evaluates and saves; goes on where the last checkpoint in `workdir` ends.
+
+  Killed at any moment and started again with the same arguments, it ends with the same parameters
+  and the same `metrics.jsonl` (timings aside) as if it had never been killed. On SIGTERM or Ctrl-C
+  it saves and returns.
+
+  Args:
+    config: a configuration (see `jseg.config`).
+    workdir: the run directory; made if it isn't there.
+
+  Returns:
+    The measures of the validation split after the last step; None if it was stopped before.
+
+  Raises:
+    InputError: the configuration, the data or the directory can't be used, the loss is no longer
+      finite, or a checkpoint can't be written. What was saved before is kept.
+  """
+  configs.validate(config)
+  workdir = pathlib.Path(workdir).expanduser()
+  devices, local = jax.device_count(), jax.local_device_count()
+  if config.data.batch_size % devices:
+    raise InputError(
+      f"data.batch_size: {config.data.batch_size} must be a multiple of the {devices} devices; "
+      f"use {-(-config.data.batch_size // devices) * devices}"
+    )
+  use_compilation_cache(config)
+
+  # Data.
+  dataset = configs.load_dataset(config)
+  names = dataset.classes.names
+  train_source = dataset.source(config.data.train_split)
+  eval_source = dataset.source(config.data.eval_split)
+  iterator = data.train_iterator(
+    train_source,
+    size=tuple(config.data.size),
+    batch_size=config.data.batch_size,
+    seed=config.seed,
+    channels=config.data.channels,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    threads=config.data.threads,
+  )
+
+  # Model, optimizer, step.
+  model = configs.make_model(config, len(names))
+  optimizer, schedule = configs.make_optimizer(config)
+  key = jax.random.key(config.seed)
+  init_key, step_key = jax.random.split(key)
+  shape = (*config.data.size, config.data.channels)
+  state = create_train_state(model, optimizer, init_key, shape, ema=config.ema > 0)
+  train_step = make_train_step(
+    model,
+    optimizer,
+    configs.make_augment(config),
+    lambda outputs, label: semantic.loss(outputs, label, config.aux_weights),
+    semantic.training_counts,
+    ema=config.ema,
+  )
+  evaluate = make_evaluator(model, dataset, config.data.eval_split, config)
+  segmenter = Segmenter(model, {}, dataset.classes, config.data.size, config.data.channels)
+
+  # The run directory.
+  open_run(workdir, config, dataset.classes)
+  checkpoints = Checkpoints(workdir, keep=config.keep)
+  if checkpoints.latest() is not None:
+    state, iterator_state = checkpoints.restore(state)
+    iterator.set_state(iterator_state)
+  first = int(state.step)
+  writer = MetricWriter(workdir, first)
+  parameters = sum(p.size for p in jax.tree.leaves(state.params))
+  CONSOLE.print(
+    f"[bold]{config.model.name}[/bold], {parameters:,} parameters, on {config.data.name}: "
+    f"{len(train_source):,} training and {len(eval_source):,} validation images, "
+    f"{len(names)} classes; {devices} {jax.devices()[0].platform} device(s)"
+  )
+  CONSOLE.print(f"{'resuming at step ' + str(first) if first else 'starting'} in {workdir}")
+
+  if first >= config.steps:
+    CONSOLE.print(f"already trained for {first} steps; to train anew, name another --workdir")
+    return evaluate(state.variables())
+
+  # Train.
+  scores = None
+  window = Window(len(names))
+  with stop_signal() as stopped, progress_bar() as bar:
+    task = bar.add_task("training", total=config.steps, completed=first, status="compiling")
+    for step in range(first + 1, config.steps + 1):
+      batch = next(iterator)
+      state, metrics = train_step(state, shard(batch, local), step_key)
+      window.add(step, metrics)
+      bar.update(task, completed=step, status=window.status(config.data.batch_size))
+
+      last = step == config.steps
+      stop = stopped.is_set() or checkpoints.preempted(step)
+      evaluating = step % config.eval_every == 0 or last
+      saving = step % config.checkpoint_every == 0 or evaluating or stop
+      # A window never spans a checkpoint: a resumed run starts with an empty one.
+      if step % config.log_every == 0 or saving:
+        line = window.flush(config.data.batch_size)
+        writer.write(step, config.data.train_split, {**line, "lr": float(schedule(step - 1))})
+        if not CONSOLE.is_interactive:
+          bar.print(f"step {step}/{config.steps}  {window.status(config.data.batch_size)}")
+      if evaluating:
+        started = time.perf_counter()
+        scores = evaluate(state.variables())
+        writer.write(step, config.data.eval_split, evaluation_line(scores, started))
+        bar.print(f"step {step}: validation mIoU {scores.miou:.4f}")
+        if jax.process_index() == 0:
+          save_evaluation(workdir, scores, names, step=step, split=config.data.eval_split)
+          draw_samples(workdir, step, segmenter, state.variables(), eval_source, config.samples)
+          save_curves(workdir / METRICS_FILE, workdir / "curves.png")
+      if saving:
+        checkpoints.save(
+          state, iterator.get_state(), scores.miou if evaluating and scores else None
+        )
+      if stop and not last:
+        checkpoints.close()
+        writer.close()
+        CONSOLE.print(f"stopped; saved at step {step}. The same command goes on from there")
+        return None
+  best = checkpoints.close()
+  writer.close()
+  assert scores is not None
+  CONSOLE.print(score_table(scores, names, f"{config.data.eval_split}, step {config.steps}"))
+  CONSOLE.print(f"checkpoints: step {config.steps} is the latest, step {best} the best")
+  CONSOLE.print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
+  return scores
+
+
+def use_compilation_cache(config: Any) -> None:
+  """Keeps compiled programs for the next start, unless JAX has been told where to already."""
+  if config.compilation_cache and not jax.config.jax_compilation_cache_dir:
+    folder = pathlib.Path(config.compilation_cache).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def open_run(workdir: pathlib.Path, config: Any, classes: data.ClassInfo) -> None:
+  """Makes the run directory, or checks that the run in it is this one.
+
+  Raises:
+    InputError: another run is there, or it can't be written.
+  """
+  if (workdir / CONFIG_FILE).exists():
+    old, old_classes = load_run(workdir)
+    changed = configs.differences(old, config)
+    if old_classes.names != classes.names:
+      changed.append(f"classes: were {old_classes.names}, are {classes.names}")
+    if changed:
+      raise InputError(
+        f"{workdir} holds a run with another configuration ({'; '.join(changed)}); "
+        "name another --workdir, or start with the old values to resume it"
+      )
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      save_run(workdir, config, classes)
+  except OSError as error:
+    raise InputError(
+      f"{workdir} can't be written ({error.strerror}); name another --workdir"
+    ) from None
+
+
+class Window:
+  """Training metrics since the last line of the log.
+
+  Raises:
+    InputError: from any method, as soon as a loss is seen that isn't finite.
+  """
+
+  def __init__(self, num_classes: int):
+    self._num_classes = num_classes
+    self._pending: deque[tuple[int, dict[str, Any]]] = deque()
+    self._last: dict[str, float] = {}
+    self._reset()
+
+  def _reset(self) -> None:
+    self._losses: list[float] = []
+    self._norms: list[float] = []
+    self._valid: list[float] = []
+    self._counts = ConfusionState.empty(self._num_classes)
+    self._started = time.perf_counter()
+
+  def add(self, step: int, metrics: dict[str, Any]) -> None:
+    """Takes the metrics of a step that may still be running."""
+    self._pending.append((step, metrics))
+    while len(self._pending) > _IN_FLIGHT:
+      self._fetch()
+
+  def _fetch(self) -> None:
+    step, metrics = self._pending.popleft()
+    metrics = jax.device_get(metrics)
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+      raise InputError(
+        f"the loss became {loss} at step {step}; training stops, earlier checkpoints are kept. "
+        "A lower optim.lr, optim.clip_norm=1.0 or a longer optim.warmup_steps usually helps"
+      )
+    self._losses.append(loss)
+    self._norms.append(float(metrics["grad_norm"]))
+    self._valid.append(float(metrics["valid"]))
+    self._counts = self._counts.update(metrics["confusion"])
+
+  def _line(self, batch_size: int) -> dict[str, float]:
+    if not self._losses:
+      return self._last
+    valid = np.asarray(self._valid)
+    self._last = {
+      # Weighted by valid pixels: the mean over the window's pixels, not over its steps.
+      "loss": float((np.asarray(self._losses) * valid).sum() / max(valid.sum(), 1.0)),
+      "miou": self._counts.compute().miou,
+      "grad_norm": float(np.mean(self._norms)),
+      "images_per_second": batch_size * len(self._losses) / (time.perf_counter() - self._started),
+    }
+    return self._last
+
+  def flush(self, batch_size: int) -> dict[str, float]:
+    """Waits for all steps, returns the window's means and begins a new one."""
+    while self._pending:
+      self._fetch()
+    line = self._line(batch_size)
+    self._reset()
+    return line
+
+  def status(self, batch_size: int) -> str:
+    """One line for the progress bar."""
+    line = self._line(batch_size)
+    if not line:
+      return "compiling"
+    return (
+      f"loss {line['loss']:.4f}  mIoU {line['miou']:.3f}  {line['images_per_second']:.1f} images/s"
+    )
+
+
+class MetricWriter:
+  """Writes measures to `metrics.jsonl` and to TensorBoard events; process 0 only.
+
+  Args:
+    workdir: the run directory.
+    step: finished steps. Lines of later steps come from a run that was killed after its last
+      checkpoint; they are taken out and will be written again.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
+    path = workdir / METRICS_FILE
+    keep = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(keep))
+    temporary.replace(path)
+    self._file = path.open("a")
+    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+  def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+    """Writes one line."""
+    if not self._writes:
+      return
+    plain = {k: None if math.isnan(v) else v for k, v in values.items()}
+    self._file.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
+    self._file.flush()
+    for key, value in values.items():
+      self._events.add_scalar(f"{split}/{key}", value, step)
+
+  def close(self) -> None:
+    """Writes what is still held back."""
+    if self._writes:
+      self._file.close()
+      self._events.close()
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  # A line without its end was being written when the run was killed.
+  text = path.read_text() if path.exists() else ""
+  return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def evaluation_line(scores: Scores, started: float) -> dict[str, float]:
+  """What the log says of an evaluation."""
+  means = ("miou", "macc", "pixel_accuracy", "fwiou")
+  return {k: getattr(scores, k) for k in means} | {"seconds": time.perf_counter() - started}
+
+
+def draw_samples(
+  workdir: pathlib.Path,
+  step: int,
+  segmenter: Segmenter,
+  variables: dict[str, Any],
+  source: Sequence[Any],
+  count: int,
+) -> None:
+  """Writes `samples/STEP.png`: the first images of a split, their truth, what the network says."""
+  if not count:
+    return
+  folder = workdir / "samples"
+  folder.mkdir(exist_ok=True)
+  segmenter.variables = variables
+  rows = []
+  for index in range(min(count, len(source))):
+    record = source[index]
+    prediction = segmenter(record["image"])
+    rows.append((prediction.image, record["label"], prediction.mask))
+  classes = segmenter.classes
+  save_samples(rows, classes.names, classes.palette, folder / f"{step:07d}.png", f"step {step}")
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+  """An event that SIGTERM or Ctrl-C sets, so that the loop ends after a whole step."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event  # only the main thread may handle signals
+    return
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  previous = {number: signal.signal(number, lambda *_: event.set()) for number in numbers}
+  try:
+    yield event
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+  """A bar with step, loss, mIoU, images/s and ETA."""
+  columns = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[status]}"),
+    TextColumn("ETA"),
+    TimeRemainingColumn(),
+  )
+  with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_interactive) as bar:
+    yield bar

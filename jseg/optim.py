@@ -1,0 +1,112 @@
+"""Learning-rate schedules and the optax chain."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jseg.types import Array, InputError
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("poly", "cosine", "constant", "step")
+
+
+def make_schedule(
+  *,
+  steps: int,
+  lr: float = 1e-3,
+  schedule: str = "poly",
+  power: float = 0.9,
+  warmup_steps: int = 0,
+  milestones: Sequence[float] = (0.6, 0.9),
+  decay: float = 0.1,
+) -> Callable[[Array | int], Array]:
+  """The learning rate as a function of the step.
+
+  Args:
+    steps: length of the whole run; the schedule ends there.
+    lr: highest learning rate, reached after the warm-up.
+    schedule: "poly", lr (1 - t)^power (Chen et al. 2017, arXiv:1606.00915, section 4.1.1);
+      "cosine", lr (1 + cos(pi t)) / 2; "constant"; "step", lr decay^(milestones
+      passed). t runs from 0 to 1 over the steps after the warm-up.
+    power: exponent of "poly".
+    warmup_steps: steps over which the rate rises linearly from lr / warmup_steps to lr.
+    milestones: of "step", each a fraction t.
+    decay: of "step", the factor at each milestone.
+
+  Raises:
+    InputError: a value is impossible.
+  """
+  if schedule not in SCHEDULES:
+    raise InputError(f"optim.schedule: {schedule!r} is unknown; choose from {', '.join(SCHEDULES)}")
+  if not lr > 0:
+    raise InputError(f"optim.lr: {lr} must be above 0; 0.01 is a usual start for sgd")
+  if not 0 <= warmup_steps < max(steps, 1):
+    raise InputError(f"optim.warmup_steps: {warmup_steps} must be at least 0 and below {steps=}")
+
+  def shape(t: Array) -> Array:
+    if schedule == "poly":
+      return (1.0 - t) ** power
+    if schedule == "cosine":
+      return (1.0 + jnp.cos(jnp.pi * t)) / 2.0
+    if schedule == "step":
+      return decay ** sum((t >= m).astype(jnp.float32) for m in milestones)
+    return jnp.ones_like(t)
+
+  def rate(step: Array | int) -> Array:
+    step = jnp.asarray(step, jnp.float32)
+    t = jnp.clip((step - warmup_steps) / (steps - warmup_steps), 0.0, 1.0)
+    rise = jnp.minimum((step + 1.0) / max(warmup_steps, 1), 1.0)
+    return lr * rise * shape(t)
+
+  return rate
+
+
+def decayed(params: Any) -> Any:
+  """Marks the parameters that weight decay applies to: kernels, not biases, scales, offsets."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def make_optimizer(
+  schedule: Callable[[Array | int], Array],
+  *,
+  optimizer: str = "sgd",
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 1e-4,
+  clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+  """Gradients to updates.
+
+  Args:
+    schedule: learning rate by step.
+    optimizer: "sgd" (weight decay is added to the gradient, as in Caffe and torch) or "adamw"
+      (decoupled; betas .9 and .999).
+    momentum: of "sgd".
+    nesterov: of "sgd".
+    weight_decay: for kernels only; biases and norms are left out.
+    clip_norm: largest global norm of the gradient; 0 is no limit.
+
+  Raises:
+    InputError: a value is impossible.
+  """
+  if optimizer not in OPTIMIZERS:
+    raise InputError(
+      f"optim.optimizer: {optimizer!r} is unknown; choose from {', '.join(OPTIMIZERS)}"
+    )
+  if not 0 <= momentum < 1:
+    raise InputError(f"optim.momentum: {momentum} must be at least 0 and below 1")
+  if weight_decay < 0:
+    raise InputError(f"optim.weight_decay: {weight_decay} must be at least 0")
+  if clip_norm < 0:
+    raise InputError(f"optim.clip_norm: {clip_norm} must be above 0, or 0 for no limit")
+  clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  if optimizer == "adamw":
+    return optax.chain(*clip, optax.adamw(schedule, weight_decay=weight_decay, mask=decayed))
+  return optax.chain(
+    *clip,
+    optax.add_decayed_weights(weight_decay, mask=decayed),
+    optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
+  )

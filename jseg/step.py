@@ -1,0 +1,175 @@
+"""The training step and the evaluation step: the only place that knows of devices.
+
+Both are written over the named axis `batch` and mapped with pmap, so one step serves one CPU, eight
+GPUs or a pod slice. State goes in and comes out replicated (`in_axes=None`, `out_axes=None`): what
+comes out is device 0's value, so everything returned has been reduced before.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jseg.losses import mean_over_devices
+from jseg.metrics import confusion
+from jseg.nn import AXIS, resize_to
+from jseg.state import TrainState
+from jseg.types import Array, Batch, Outputs
+
+Augment = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
+Loss = Callable[[Outputs, Array], tuple[Array, Array]]
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+
+_ROWS = 128  # rows of a full-size prediction that exist at one time
+
+
+def shard(batch: Mapping[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+  """Splits the first axis over the local devices: [b ...] -> [devices b/devices ...]."""
+  return {k: v.reshape(devices, v.shape[0] // devices, *v.shape[1:]) for k, v in batch.items()}
+
+
+def make_train_step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  augment: Augment,
+  loss: Loss,
+  counts: Callable[[Outputs, Array], Array],
+  *,
+  ema: float = 0.0,
+) -> TrainStep:
+  """Makes `step(state, batch, key) -> (state, metrics)`, pmapped over the batch.
+
+  Args:
+    model: the network.
+    optimizer: gradients to updates.
+    augment: `(key, image [H W c], label [H W], size [2]) -> (image [h w c], label [h w])`.
+    loss: `(outputs, label) -> (sum, count)`.
+    counts: `(outputs, label) -> int32 [k k]`, the confusion matrix of the batch.
+    ema: decay of the moving average of the parameters; 0 is off.
+
+  Returns:
+    The step. `batch` has a leading axis of local devices (see `shard`); `key` is the run's key,
+    the same at every step: all randomness is a function of (key, step, position in the global
+    batch), so that neither a restart nor the number of devices changes what is drawn (dropout,
+    drawn per device, is the exception). `metrics`: `loss` (mean over the global batch's valid
+    pixels), `grad_norm`, `valid` (number of valid pixels), `confusion` int32 [k k]. The state that
+    went in is donated.
+  """
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    key = jax.random.fold_in(key, state.step)
+    augment_key, dropout_key = jax.random.split(key)
+    device = jax.lax.axis_index(AXIS)
+    positions = device * len(batch["image"]) + jnp.arange(len(batch["image"]))
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, positions)
+    image, label = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
+
+    def forward(params):
+      outputs, updated = model.apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        image,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.fold_in(dropout_key, device)},
+      )
+      total, count = loss(outputs, label)
+      return total, (count, updated.get("batch_stats", {}), counts(outputs, label))
+
+    (total, (count, batch_stats, matrix)), grads = jax.value_and_grad(forward, has_aux=True)(
+      state.params
+    )
+    mean_loss, valid = mean_over_devices(total, count, AXIS)
+    # A batch without one valid pixel has gradient 0, not 0 / 0.
+    grads = jax.tree.map(lambda g: g / jnp.maximum(valid, 1.0), jax.lax.psum(grads, AXIS))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if ema:
+      # As in TensorFlow's moving average: early steps count for more, so that the average is not
+      # held back by the initial values.
+      decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+      average = optax.incremental_update(params, state.ema, 1.0 - decay)
+    state = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      ema=average,
+    )
+    metrics = {
+      "loss": mean_loss,
+      "grad_norm": optax.global_norm(grads),
+      "valid": valid,
+      "confusion": jax.lax.psum(matrix, AXIS),
+    }
+    return state, metrics
+
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+
+
+def label_at_full_size(
+  logits: Array, size: Array, label_size: Array, canvas: tuple[int, int]
+) -> Array:
+  """The predicted class at every pixel of an image's own size, in bounded memory.
+
+  Args:
+    logits: [H W k] of one image on its canvas.
+    size: int32 [2], the part of the canvas that the image covers.
+    label_size: int32 [2], height and width to bring it to.
+    canvas: static (LH, LW), at least `label_size`.
+
+  Returns:
+    int32 [LH LW]; what lies outside of `label_size` means nothing.
+  """
+  height, width = canvas
+  blocks = -(-height // _ROWS)
+  rows = -(-height // blocks)
+
+  def block(first: Array) -> Array:
+    part = resize_to(logits, size, label_size, canvas, rows=(first, rows))
+    return jnp.argmax(part, -1).astype(jnp.int32)
+
+  return jax.lax.map(block, rows * jnp.arange(blocks)).reshape(-1, width)[:height]
+
+
+def count_example(logits: Array, size: Array, label: Array, label_size: Array) -> Array:
+  """Confusion matrix int32 [k k] of one image, at the size of its label [LH LW]."""
+  prediction = label_at_full_size(logits, size, label_size, label.shape)
+  return confusion(prediction, label, logits.shape[-1])
+
+
+def count_batch(logits: Array, batch: Batch) -> Array:
+  """Confusion matrix int32 [k k] of a batch of logits [b H W k].
+
+  Images are counted one by one with the same arithmetic whatever the batch: a near tie between two
+  classes can't fall one way in a batch of three and another way in a batch of eight.
+  """
+  counts = jax.lax.map(
+    lambda example: count_example(*example),
+    (logits, batch["size"], batch["label"], batch["label_size"]),
+  )
+  return counts.sum(0)
+
+
+def make_eval_step(
+  model: nn.Module, prepare: Callable[[Array, Array], Array]
+) -> Callable[[Any, Batch], Array]:
+  """Makes `step(variables, batch) -> confusion`, pmapped over the batch.
+
+  Args:
+    model: the network.
+    prepare: `(image uint8 [b H W c], size [b 2]) -> float32 [b H W c]`, normalised.
+
+  Returns:
+    The step; int32 [k k], summed over all devices of all processes.
+  """
+
+  def step(variables: Any, batch: Batch) -> Array:
+    outputs = model.apply(variables, prepare(batch["image"], batch["size"]), train=False)
+    return jax.lax.psum(count_batch(outputs.logits, batch), AXIS)
+
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)

@@ -1,0 +1,99 @@
+import importlib.util
+import pathlib
+
+import pytest
+from tiny import tiny_config
+
+import jseg.config
+from jseg.types import InputError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.py"))
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_are_valid_and_survive_the_run_directory(path, tmp_path):
+  config = load(path)
+  jseg.config.validate(config)
+  jseg.config.save(config, tmp_path / "config.json")
+  again = jseg.config.load(tmp_path / "config.json")
+  assert jseg.config.differences(config, again) == []
+  assert again.to_dict() == config.to_dict()
+
+
+def test_unknown_model_and_knob():
+  with pytest.raises(InputError, match=r"'unett'.*unet"):
+    jseg.config.default("unett")
+  with pytest.raises(InputError, match=r"model.width; did you mean model.widths"):
+    jseg.config.default("unet", width=3)
+
+
+def test_unknown_keys_are_refused_with_a_suggestion(tmp_path):
+  config = tiny_config(tmp_path)
+  with pytest.raises(AttributeError, match="learning_rate"):
+    config.optim.learning_rate = 1.0
+  with config.unlocked():
+    config.optim.learning_rate = 1.0
+  with pytest.raises(InputError, match=r"unknown config key optim.learning_rate; .*lr"):
+    jseg.config.validate(config)
+
+
+def test_missing_keys_are_refused(tmp_path):
+  config = tiny_config(tmp_path)
+  with config.unlocked():
+    del config.optim.lr
+  with pytest.raises(InputError, match=r"optim.lr is missing"):
+    jseg.config.validate(config)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "match"),
+  [
+    ("optim__lr", 0.0, r"optim.lr: 0.0 must be above 0"),
+    ("optim__lr", -0.1, r"optim.lr: -0.1 must be above 0"),
+    ("optim__schedule", "exp", r"optim.schedule: 'exp' is unknown; choose from"),
+    ("optim__warmup_steps", 12, r"optim.warmup_steps: 12"),
+    ("augment__scale", (2.0, 1.0), r"augment.scale"),
+    ("augment__flip", 1.5, r"augment.flip"),
+    ("augment__crop", (16,), r"augment.crop: \(16,\) must be two whole numbers"),
+    ("data__size", (0, 32), r"data.size: \(0, 32\) must be at least"),
+    ("data__channels", 4, r"data.channels: 4 must be 3 .* or 1"),
+    ("data__batch_size", 0, r"data.batch_size: 0 must be at least 1"),
+    ("steps", 0, r"steps: 0 must be at least 1"),
+    ("ema", 1.0, r"ema: 1.0 must be"),
+    ("dtype", "float16", r"dtype: 'float16' is unknown; choose from float32, bfloat16"),
+    ("model__norm", "layer", r"'layer'.*batch"),
+    ("model__widths", (4, -8), r"widths"),
+  ],
+)
+def test_impossible_values(tmp_path, key, value, match):
+  with pytest.raises(InputError, match=match):
+    jseg.config.validate(tiny_config(tmp_path, **{key: value}))
+
+
+def test_values_of_another_kind(tmp_path):
+  config = tiny_config(tmp_path)
+  with config.unlocked(), config.ignore_type():
+    config.steps = "many"
+  with pytest.raises(InputError, match=r"steps: 'many' must be of the kind of its default"):
+    jseg.config.validate(config)
+
+
+def test_differences_leave_out_what_changes_no_parameter(tmp_path):
+  old = tiny_config(tmp_path)
+  new = tiny_config(tmp_path, optim__lr=0.1, log_every=7)
+  assert jseg.config.differences(old, new) == ["optim.lr: was 0.05, is 0.1"]
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+  with pytest.raises(InputError, match=r"is no run directory: it has no config.json"):
+    jseg.config.load(tmp_path / "config.json")
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(InputError, match=r"config.json is not valid JSON"):
+    jseg.config.load(tmp_path / "config.json")

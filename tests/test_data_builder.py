@@ -1,0 +1,221 @@
+"""Preparation and reading back: once, again after changes, and never by halves."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from test_data_folder import add_classes, add_pair, save
+
+from jseg import data
+from jseg.types import IGNORE, InputError
+
+SHAPES = {"size": 32, "train": 5, "val": 3, "test": 0}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+  return data.load("shapes", data_dir=tmp_path_factory.mktemp("prepared"), options=SHAPES)
+
+
+def test_examples_come_back_as_they_were_drawn(shapes):
+  assert shapes.splits == {"train": 5, "val": 3}
+  source = shapes.source("val")
+  assert len(source) == 3
+  drawn = data.shapes.ShapesItem(32, 0, 1, 2)
+  image, label, _ = data.shapes.draw(np.random.default_rng((0, 1, 2)), 32)
+  for _ in range(2):  # decoded, then kept
+    example = source[2]
+    np.testing.assert_array_equal(example["image"], image)
+    np.testing.assert_array_equal(example["label"], label)
+    assert example["name"] == drawn.name == "000002"
+  with pytest.raises(IndexError, match="example 3 of 3"):
+    source[3]
+
+
+def test_statistics(shapes):
+  labels = [example["label"] for example in shapes.source("train")]
+  counts = np.bincount(np.concatenate(labels).ravel(), minlength=256)
+  assert shapes.pixel_counts("train").tolist() == counts[:5].tolist()
+  assert shapes.max_size("train") == (32, 32)
+
+
+def test_splits_can_be_joined(shapes):
+  both = shapes.source("train+val")
+  assert len(both) == 8
+  np.testing.assert_array_equal(both[5]["image"], shapes.source("val")[0]["image"])
+  total = shapes.pixel_counts("train") + shapes.pixel_counts("val")
+  assert shapes.pixel_counts("train+val").tolist() == total.tolist()
+
+
+def test_unknown_names_list_the_choices(shapes, tmp_path):
+  with pytest.raises(InputError, match=r"shapes has no split 'test'; it has train, val"):
+    shapes.source("test")
+  with pytest.raises(InputError, match=r"unknown data set 'shape'; choose one of shapes, folder"):
+    data.load("shape", data_dir=tmp_path)
+  with pytest.raises(InputError, match=r"shapes has no option colour; it has size, train"):
+    data.load("shapes", options={"colour": 1})
+  with pytest.raises(InputError, match=r"folder is read from a folder; give it as root"):
+    data.load("folder")
+  with pytest.raises(InputError, match=r"shapes is generated and reads no folder"):
+    data.load("shapes", root=tmp_path)
+
+
+def prepared(directory):
+  return sorted(path.parent.name for path in directory.glob("jseg_*/*/*"))
+
+
+@pytest.fixture
+def root(tmp_path):
+  root = tmp_path / "set"
+  add_classes(root)
+  add_pair(root / "train", "one", [[0, 1, 255]] * 4 + [[1, 1, 1]])
+  save(root / "train" / "images" / "one.jpg", np.zeros((5, 3, 3)))
+  add_pair(root / "train", "two", np.ones((4, 6)))
+  add_pair(root / "val", "three")
+  return root
+
+
+def test_a_changed_folder_is_prepared_again(root, tmp_path, capfd):
+  target = tmp_path / "prepared"
+  first = data.load("folder", root=root, data_dir=target)
+  assert "Preparing train" in capfd.readouterr().err
+  assert first.max_size("train") == (5, 6)
+  assert first.pixel_counts("train").tolist() == [4, 31]
+  mask = root / "val" / "masks" / "three.png"
+  os.utime(mask)
+  assert data.load("folder", root=root, data_dir=target).fingerprint == first.fingerprint
+  output = capfd.readouterr()
+  assert output.err + output.out == ""  # nothing was prepared, and TFDS held its tongue
+  Image.fromarray(np.ones((4, 6), np.uint8)).save(mask)
+  second = data.load("folder", root=root, data_dir=target)
+  assert second.source("val")[0]["label"].min() == 1
+  assert first.source("val")[0]["label"].max() == 0
+  assert prepared(target) == sorted([first.fingerprint, second.fingerprint])
+
+
+def test_a_failed_preparation_leaves_nothing_and_names_the_file(root, tmp_path):
+  target = tmp_path / "prepared"
+  bad = root / "train" / "images" / "two.jpg"
+  good = bad.read_bytes()
+  bad.write_bytes(good[: len(good) // 2])
+  with pytest.raises(InputError, match=r"train/images/two\.jpg: damaged"):
+    data.load("folder", root=root, data_dir=target)
+  assert prepared(target) == []
+  save(root / "val" / "masks" / "three.png", np.full((4, 6), 37))
+  bad.write_bytes(good)
+  with pytest.raises(InputError, match=r"three\.png: value 37 \(24 pixels\) of no class"):
+    data.load("folder", root=root, data_dir=target)
+  assert prepared(target) == []
+
+
+def test_problems_of_the_layout_are_listed_first(root, tmp_path):
+  for i in range(7):
+    save(root / "train" / "images" / f"lone_{i}.png")
+  with pytest.raises(InputError, match=r"lone_0\.png: has no mask") as error:
+    data.load("folder", root=root, data_dir=tmp_path)
+  assert str(error.value).endswith("... and 2 more")
+
+
+def test_a_split_of_0_and_255_is_refused(root, tmp_path):
+  for name in ("one", "two"):
+    mask = np.zeros(data.read_image(root / "train" / "images" / f"{name}.jpg").shape[:2])
+    mask[0] = 255
+    save(root / "train" / "masks" / f"{name}.png", mask)
+  with pytest.raises(InputError, match=r'split train: .*"mask_values": \[0, 255\]'):
+    data.load("folder", root=root, data_dir=tmp_path / "prepared")
+  add_classes(root, mask_values=[0, 255], ignore_label=None)
+  dataset = data.load("folder", root=root, data_dir=tmp_path / "prepared")
+  assert dataset.pixel_counts("train").tolist() == [39 - 9, 9]
+
+
+def test_a_place_that_cannot_be_written(root, tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match=r"cannot write prepared data .*another data_dir"):
+    data.load("folder", root=root, data_dir=tmp_path / "file")
+
+
+class TinyMasks(tfds.core.GeneratorBasedBuilder):
+  """A TFDS set of trimaps, some of them palette images, as sets in the wild are."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    features = {
+      "picture": tfds.features.Image(),
+      "trimap": tfds.features.Image(shape=(None, None, 1)),
+      "file_name": tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples(4), "test": self._generate_examples(2)}
+
+  def _generate_examples(self, count):
+    for i in range(count):
+      mask = Image.fromarray(np.array([[1, 2, 3], [2, 2, 2]], np.uint8), "P")
+      mask.putpalette(list(range(256)) * 3)
+      picture = Image.fromarray(np.full((2, 3, 3), i, np.uint8))
+      yield i, {"picture": picture, "trimap": mask, "file_name": f"{i}.jpg"}
+
+
+FIELDS = {
+  "image": "picture",
+  "label": "trimap",
+  "name": "file_name",
+  "values": {"1": 1, "2": 0, "3": 255},
+  "classes": ["background", "pet"],
+}
+
+
+def test_any_tfds_set_through_a_field_map(tmp_path):
+  dataset = data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)
+  assert dataset.splits == {"train": 4, "test": 2}
+  example = dataset.source("train")[3]
+  assert example["label"].tolist() == [[1, 0, IGNORE], [0, 0, 0]]
+  assert dataset.pixel_counts("test").tolist() == [8, 2]
+  splits = {"train": "train[:75%]", "val": "train[75%:]"}
+  parts = data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS | {"splits": splits})
+  assert parts.splits == {"train": 3, "val": 1}
+  np.testing.assert_array_equal(parts.source("val")[0]["image"], example["image"])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"label": "mask"}, r"no feature 'mask'; it has .*picture"),
+    ({"values": {1: 0, 2: 1}}, r"tiny_masks:t.*\[0\] \(.*\.jpg\) mask: value 3 \(1 pixels\)"),
+    ({"values": {1: 0, 2: 2}}, r"must map raw values .* to train ids 0\.\.1"),
+    ({"masks": "x"}, r"unknown \['masks'\]; the keys are image, label"),
+    ({"splits": {"train": "training"}}, r"no split 'training'; it has"),
+  ],
+)
+def test_field_maps_that_do_not_fit(tmp_path, changes, message):
+  with pytest.raises(InputError, match=message):
+    data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS | changes)
+
+
+def test_a_tfds_set_that_does_not_exist():
+  with pytest.raises(InputError, match="TFDS knows no data set 'tiny_maks'"):
+    data.load("tiny_maks", fields=FIELDS)
+
+
+def test_tfrecord_names_the_extra(tmp_path):
+  builder = tfds.builder("tiny_masks", data_dir=tmp_path)
+  builder.download_and_prepare(file_format="array_record")
+  info = builder.data_path / "dataset_info.json"
+  info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  for path in builder.data_path.glob("*.array_record*"):
+    path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+  with pytest.raises(InputError, match=r"stored as tfrecord.*jaxseg\[tensorflow\].*convert_format"):
+    data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)
+
+
+def test_instance_ids_are_stored(tmp_path):
+  dataset = data.load("shapes", data_dir=tmp_path, options=SHAPES | {"val": 0})
+  (path,) = tmp_path.glob("jseg_shapes/*/*")
+  record = tfds.builder_from_directory(path).as_data_source("train")[1]
+  _, _, instance = data.shapes.draw(np.random.default_rng((0, 0, 1)), 32)
+  np.testing.assert_array_equal(record["instance"][..., 0], instance)
+  assert dataset.splits == {"train": 5}

@@ -1,0 +1,97 @@
+"""The generated data set: deterministic, and only shape tells the classes apart."""
+
+import cv2
+import numpy as np
+import pytest
+
+from jseg.data import shapes
+from jseg.data.images import decode_image, decode_raw
+from jseg.types import IGNORE, InputError
+
+
+def pictures(count, size=64):
+  return [shapes.draw(np.random.default_rng(i), size) for i in range(count)]
+
+
+def test_a_picture_is_a_function_of_seed_split_and_index():
+  def data(**changes):
+    item = shapes.ShapesItem(**{"size": 48, "seed": 1, "split": 0, "index": 5} | changes)
+    return item.load().image
+
+  assert data() == data()
+  others = {data(seed=2), data(split=1), data(index=6)}
+  assert len(others | {data()}) == 4
+
+
+def test_examples_agree_with_what_is_drawn():
+  example = shapes.ShapesItem(48, 0, 0, 3).load()
+  label, instance = decode_raw(example.label), decode_raw(example.instance)
+  assert decode_image(example.image).shape == (48, 48, 3)
+  assert example.counts.sum() == 48 * 48
+  assert example.counts[2] == (label == 2).sum()
+  assert ((instance == 0) | (label > 0)).all()
+
+
+def test_each_object_has_one_class_and_void_runs_along_outlines():
+  for _, label, instance in pictures(20):
+    for number in range(1, instance.max() + 1):
+      classes = set(np.unique(label[instance == number]).tolist()) - {IGNORE}
+      assert len(classes) == 1
+      assert classes <= {1, 2, 3, 4}
+    void = label == IGNORE
+    assert 0.01 < void.mean() < 0.25
+    # Wherever two objects meet, the outline of the nearer one lies between them.
+    right = instance[:, 1:] != instance[:, :-1]
+    assert (void[:, 1:] | void[:, :-1])[right].mean() > 0.95
+
+
+def test_no_object_is_buried():
+  for _, _, instance in pictures(20):
+    assert instance.max() >= 2
+    assert (np.bincount(instance.ravel())[1:] > 10).all()
+
+
+def test_classes_are_balanced_and_their_mean_colours_alike():
+  colors, counts = {i: [] for i in range(1, 5)}, np.zeros(5)
+  for image, label, _ in pictures(150):
+    for i in colors:
+      counts[i] += (label == i).any()
+      colors[i].append(image[label == i].mean(0) if (label == i).any() else [np.nan] * 3)
+  assert (counts[1:] > 60).all()
+  means = np.array([np.nanmean(colors[i], 0) for i in colors])
+  assert np.ptp(means, 0).max() < 30  # of 255, where single objects differ by a hundred
+
+
+def test_discs_are_round_and_rectangles_fill_their_hull():
+  def roundness(kind):
+    """Area over that of the smallest enclosing circle, for objects away from the border."""
+    values = []
+    for seed in range(30):
+      rng = np.random.default_rng(seed)
+      axis = np.arange(-32, 32, dtype=np.float32) + 0.5
+      distance = shapes._distance(rng, kind, axis[None, :] + 0 * axis[:, None], axis[:, None], 20)
+      inside = (np.broadcast_to(distance, (64, 64)) < 0).astype(np.uint8)
+      (outline,), _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+      _, radius = cv2.minEnclosingCircle(outline)
+      values.append(inside.sum() / (np.pi * (radius + 0.5) ** 2))
+    return np.mean(values)
+
+  disc, rectangle, triangle, star = (roundness(kind) for kind in (1, 2, 3, 4))
+  assert disc > 0.95
+  assert 0.5 < rectangle < 0.68  # 2/pi for a square
+  assert 0.3 < triangle < 0.45  # 0.41 for an equilateral one
+  assert 0.25 < star < 0.55
+
+
+def test_splits_of_zero_are_left_out():
+  source = shapes.shapes_source(size=32, train=3, val=2, test=0)
+  assert {split: len(items) for split, items in source.splits.items()} == {"train": 3, "val": 2}
+  other = shapes.shapes_source(size=32, train=3, val=2, test=0, seed=1)
+  assert source.fingerprint() != other.fingerprint()
+
+
+def test_impossible_options():
+  with pytest.raises(InputError, match="size 16 leaves no room"):
+    shapes.shapes_source(size=16)
+  with pytest.raises(InputError, match="must be 0 or more"):
+    shapes.shapes_source(train=-1)

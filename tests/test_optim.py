@@ -1,0 +1,72 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jseg.optim import make_optimizer, make_schedule
+from jseg.types import InputError
+
+
+@pytest.mark.parametrize(
+  ("knobs", "expected"),
+  [
+    ({"schedule": "poly", "power": 2.0}, [1.0, 0.5625, 0.25, 0.0625, 0.0]),
+    ({"schedule": "cosine"}, [1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0.0]),
+    ({"schedule": "constant"}, [1.0] * 5),
+    ({"schedule": "step", "milestones": (0.5, 0.75)}, [1.0, 1.0, 0.1, 0.01, 0.01]),
+    ({"schedule": "constant", "warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0, 1.0]),
+  ],
+)
+def test_schedules_by_hand(knobs, expected):
+  schedule = make_schedule(steps=8 if "warmup_steps" in knobs else 4, lr=1.0, **knobs)
+  np.testing.assert_allclose([schedule(i) for i in range(5)], expected, atol=1e-6)
+
+
+def test_sgd_by_hand():
+  optimizer = make_optimizer(lambda _: 0.1, momentum=0.5, weight_decay=0.01)
+  params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0)}
+  grads = {"kernel": jnp.full((1, 1), 1.0), "bias": jnp.full(1, 1.0)}
+  state = optimizer.init(params)
+  for kernel, bias in [(2 - 0.1 * 1.02, 1.9), (None, 1.9 - 0.1 * 1.5)]:
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    # The kernel is decayed, the bias is not.
+    if kernel is not None:
+      assert float(params["kernel"][0, 0]) == pytest.approx(kernel)
+    assert float(params["bias"][0]) == pytest.approx(bias)
+
+
+def test_adamw_leaves_out_biases_from_decay():
+  optimizer = make_optimizer(lambda _: 0.1, optimizer="adamw", weight_decay=0.5)
+  params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0)}
+  grads = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  assert float(updates["kernel"][0, 0]) == pytest.approx(-0.1 * 0.5 * 2.0)
+  assert float(updates["bias"][0]) == 0.0
+
+
+def test_clipping():
+  optimizer = make_optimizer(lambda _: 1.0, momentum=0.0, weight_decay=0.0, clip_norm=1.0)
+  params = {"kernel": jnp.zeros((1, 2))}
+  updates, _ = optimizer.update({"kernel": jnp.array([[3.0, 4.0]])}, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["kernel"], [[-0.6, -0.8]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("make", "knobs", "match"),
+  [
+    (make_schedule, {"lr": 0.0}, r"optim.lr: 0.0 must be above 0"),
+    (make_schedule, {"lr": -1.0}, r"optim.lr: -1.0 must be above 0"),
+    (make_schedule, {"lr": float("nan")}, r"optim.lr: nan must be above 0"),
+    (make_schedule, {"schedule": "exp"}, r"'exp' is unknown; choose from poly, cosine"),
+    (make_schedule, {"warmup_steps": 10}, r"warmup_steps: 10 must be .* below steps=10"),
+    (make_optimizer, {"optimizer": "lion"}, r"'lion' is unknown; choose from sgd, adamw"),
+    (make_optimizer, {"momentum": 1.0}, r"optim.momentum: 1.0 must"),
+    (make_optimizer, {"weight_decay": -1.0}, r"optim.weight_decay: -1.0 must"),
+    (make_optimizer, {"clip_norm": -1.0}, r"optim.clip_norm: -1.0 must"),
+  ],
+)
+def test_impossible_values(make, knobs, match):
+  arguments = {"steps": 10} if make is make_schedule else {"schedule": lambda _: 1.0}
+  with pytest.raises(InputError, match=match):
+    make(**arguments, **knobs)

@@ -1,0 +1,183 @@
+"""The pmapped steps: devices, void pixels, exact counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jseg import data, models
+from jseg.metrics import ConfusionState, confusion
+from jseg.nn import AXIS
+from jseg.optim import make_optimizer
+from jseg.state import create_train_state
+from jseg.step import count_batch, make_eval_step, make_train_step, shard
+from jseg.tasks import semantic
+from jseg.types import IGNORE
+
+K = 3
+SIZE = (16, 16)
+
+
+def make_batch(seed, batch=8):
+  """Images with very different numbers of void pixels: the last ones are nearly all void."""
+  rng = np.random.default_rng(seed)
+  label = rng.integers(0, K, (batch, *SIZE)).astype(np.uint8)
+  image = (80 * label[..., None] + rng.integers(0, 40, (batch, *SIZE, 3))).astype(np.uint8)
+  for i in range(batch):
+    label[i, : 2 * i] = IGNORE
+  return {"image": image, "label": label, "size": np.full((batch, 2), SIZE, np.int32)}
+
+
+def make_parts(**augment):
+  model = models.create("unet", K, widths=(4, 8), norm="batch")
+  optimizer = make_optimizer(optax.constant_schedule(0.05), momentum=0.9, weight_decay=1e-3)
+  step = make_train_step(
+    model,
+    optimizer,
+    data.make_augment(size=SIZE, **augment),
+    lambda outputs, label: semantic.loss(outputs, label, {}),
+    semantic.training_counts,
+    ema=0.9,
+  )
+  state = create_train_state(model, optimizer, jax.random.key(0), (*SIZE, 3), ema=True)
+  return model, step, state
+
+
+def run(devices, steps=10):
+  _, step, state = make_parts(brightness=0.2)
+  matrix = ConfusionState.empty(K)
+  losses = []
+  for i in range(steps):
+    state, metrics = step(state, shard(make_batch(i), devices), jax.random.key(1))
+    matrix = matrix.update(metrics["confusion"])
+    losses.append(float(metrics["loss"]))
+    assert int(metrics["confusion"].sum()) == int(metrics["valid"]) > 0
+  return jax.device_get(state), matrix.matrix, losses
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  return run(1)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_equal_one_device_on_the_same_global_batch(one_device, devices):
+  # Float32: sums are added in another order, which ten steps of SGD at lr .05 carry on. Means of
+  # device means, or statistics of one device's batch norm, are off by more than 1e-2 here.
+  state, matrix, losses = run(devices)
+  reference, reference_matrix, reference_losses = one_device
+  np.testing.assert_allclose(losses, reference_losses, rtol=1e-4)
+  assert abs(matrix - reference_matrix).sum() <= 2e-3 * reference_matrix.sum()
+  for name in ("params", "batch_stats", "ema", "opt_state"):
+    for a, b in zip(
+      jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(reference, name)), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-3)
+
+
+def test_training_learns(one_device):
+  state, _, losses = one_device
+  assert int(state.step) == 10
+  assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_batch_without_a_valid_pixel_changes_nothing_but_the_decay():
+  _, step, state = make_parts()
+  batch = make_batch(0)
+  batch["label"][:] = IGNORE
+  before = jax.device_get(state.params)
+  state, metrics = step(state, shard(batch, 1), jax.random.key(1))
+  assert float(metrics["loss"]) == 0.0
+  assert float(metrics["valid"]) == 0.0
+  assert float(metrics["grad_norm"]) == 0.0
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), jax.device_get(state.params), before
+  )
+
+
+def test_the_average_follows_the_parameters():
+  _, step, state = make_parts()
+  start = jax.device_get(state.params)
+  state, _ = step(state, shard(make_batch(0), 1), jax.random.key(1))
+  # Step 0: the decay is min(.9, 1 / 10).
+  expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, start, state.params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema, expected)
+  assert state.variables()["params"] is state.ema
+
+
+def make_eval_set(count=11, seed=0):
+  """Logits and labels of images of different sizes, each on its canvas."""
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(5, 17, (count, 2)).astype(np.int32)
+  label_sizes = rng.integers(5, 31, (count, 2)).astype(np.int32)
+  logits = rng.normal(size=(count, *SIZE, K)).astype(np.float32)
+  label = np.full((count, 30, 30), IGNORE, np.uint8)
+  for i, (h, w) in enumerate(label_sizes):
+    label[i, :h, :w] = rng.choice([0, 1, 2, IGNORE], (h, w))
+  return {"logits": logits, "size": sizes, "label": label, "label_size": label_sizes}
+
+
+def count_split(examples, batch, devices):
+  """Confusion matrix of a split that is cut in batches, the last one filled up with padding."""
+  count = len(examples["label"])
+  step = jax.pmap(
+    lambda b: jax.lax.psum(count_batch(b["logits"], b), AXIS), axis_name=AXIS, out_axes=None
+  )
+  state = ConfusionState.empty(K)
+  batch = -(-batch // devices) * devices
+  for start in range(0, count, batch):
+    part = {k: v[start : start + batch] for k, v in examples.items()}
+    missing = batch - len(part["label"])
+    fill = {"logits": 0, "size": 1, "label": IGNORE, "label_size": 1}
+    part = {
+      k: np.concatenate([v, np.full((missing, *v.shape[1:]), fill[k], v.dtype)])
+      for k, v in part.items()
+    }
+    state = state.update(step(shard(part, devices)))
+  return state.matrix
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_confusion_matrix_is_identical_for_all_batch_sizes_and_devices(batch, devices):
+  examples = make_eval_set()
+  np.testing.assert_array_equal(
+    count_split(examples, batch, devices), count_split(examples, len(examples["label"]), 1)
+  )
+
+
+def test_counting_happens_at_the_label_size_and_ignores_the_padding():
+  examples = make_eval_set(count=5)
+  expected = np.zeros((K, K), np.int64)
+  for i, (h, w) in enumerate(examples["label_size"]):
+    rows, columns = examples["size"][i]
+    valid = jnp.array(examples["logits"][i, :rows, :columns])
+    full = jax.image.resize(valid, (h, w, K), "linear", antialias=False)
+    label = jnp.array(examples["label"][i, :h, :w])
+    expected += np.asarray(confusion(jnp.argmax(full, -1), label, K))
+  counted = np.asarray(count_batch(jnp.array(examples["logits"]), examples))
+  # Another formula for the same interpolation: a near tie may fall the other way.
+  assert abs(counted - expected).sum() <= 4
+  assert counted.sum() == (examples["label"] != IGNORE).sum()
+
+
+def test_large_images_are_decided_in_blocks_of_rows(monkeypatch):
+  examples = make_eval_set(count=3)
+  whole = np.asarray(count_batch(jnp.array(examples["logits"]), examples))
+  monkeypatch.setattr("jseg.step._ROWS", 7)
+  np.testing.assert_array_equal(
+    whole, np.asarray(count_batch(jnp.array(examples["logits"]), examples))
+  )
+
+
+def test_eval_step_ignores_what_is_outside_the_image():
+  model, _, state = make_parts()
+  step = make_eval_step(model, data.prepare)
+  batch = make_batch(0, batch=2)
+  batch["label_size"] = batch["size"] = np.array([[16, 16], [9, 12]], np.int32)
+  batch["label"][1, 9:], batch["label"][1, :, 12:] = IGNORE, IGNORE
+  clean = np.asarray(step(state.variables(), shard(batch, 1)))
+  batch["image"][1, 9:], batch["image"][1, :, 12:] = 255, 255
+  np.testing.assert_array_equal(clean, np.asarray(step(state.variables(), shard(batch, 1))))
+  assert clean.sum() == (batch["label"] != IGNORE).sum()
