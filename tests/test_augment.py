@@ -151,11 +151,11 @@ def test_shrinking_by_hand():
 
 
 def test_shrinking_does_not_alias():
-  stripes = np.tile(np.array([0, 200], np.uint8), (40, 20))[..., None]
-  where, ratio = middle((10, 10), (40, 40))
+  stripes = np.tile(np.array([0, 200], np.uint8), (42, 21))[..., None]
+  where, ratio = middle((14, 14), (42, 42))  # every third pixel: 200, 0, 200, ...
   for positions in (where, tuple(jnp.broadcast_arrays(*where))):
-    got = read_linear(stripes, positions, np.array([40, 40]), ratio)
-    np.testing.assert_allclose(got[:, 1:-1], 100, atol=1)
+    got = read_linear(stripes, positions, np.array([42, 42]), ratio)
+    np.testing.assert_allclose(got[:, 1:-1], 100, atol=12)
 
 
 def test_warp_by_zero_is_the_grid():
@@ -170,8 +170,8 @@ def test_warp_by_zero_is_the_grid():
 @pytest.mark.parametrize("extra", [{"rotation": 1e-5}, {"blur": 1e-6, "hue": 1e-6, "noise": 1e-6}])
 def test_a_knob_leaves_the_draws_of_the_others(extra):
   image, label = example()
-  nothing = augment_many(4, image, label, (8, 8), (9, 11), **PLAIN)
-  hardly = augment_many(4, image, label, (8, 8), (9, 11), **PLAIN, **extra)
+  nothing = augment_many(400, image, label, (8, 8), (9, 11), **PLAIN)
+  hardly = augment_many(400, image, label, (8, 8), (9, 11), **PLAIN, **extra)
   np.testing.assert_allclose(nothing[0], hardly[0], atol=1e-3)
   np.testing.assert_array_equal(nothing[1], hardly[1])
 
@@ -328,15 +328,24 @@ def test_draws_follow_their_distributions():
 
 
 def test_examples_of_a_batch_are_independent():
-  image, label = zip(*(example(seed=s) for s in range(4)), strict=True)
-  image, label = np.stack(image), np.stack(label)
-  size = np.array([[12, 15], [5, 15], [12, 1], [1, 1]], np.int32)
-  keys = jax.random.split(jax.random.key(0), 4)
+  image, label = (np.stack(x) for x in zip(*(example(seed=s) for s in range(400)), strict=True))
+  size = np.tile(np.array([[12, 15], [5, 15], [12, 1], [1, 1]], np.int32), (100, 1))
+  keys = jax.random.split(jax.random.key(0), 400)
   images, labels = compiled((8, 8), **PLAIN)(keys, image, label, size)
   for i in range(4):
-    alone_image, alone_label = augment_many(4, image[i], label[i], (8, 8), size[i], **PLAIN)
+    alone_image, alone_label = augment_many(400, image[i], label[i], (8, 8), size[i], **PLAIN)
     np.testing.assert_allclose(images[i], alone_image[i], atol=1e-5)
     np.testing.assert_array_equal(labels[i], alone_label[i])
+
+
+def test_scale_is_uniform():
+  image, label = example()
+  _, labels = augment_many(400, image, label, (8, 8), (4, 4), **PLAIN)
+  rows, columns = ((labels != IGNORE).any(axis).sum(1) for axis in (2, 1))
+  np.testing.assert_array_equal(rows, columns)
+  # From 4 to 8, rounded.
+  shares = np.bincount(rows, minlength=9)[4:] / 400
+  np.testing.assert_allclose(shares, [0.125, 0.25, 0.25, 0.25, 0.125], atol=0.08)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ rotation, elastic deformation, flip); then blur and noise; clipped to 0..255 and
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ _DRAWS = ("scale", "top", "left", *_KNOBS)
 
 
 def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check(size: Any, scale: Any, knobs: dict[str, Any]) -> None:
@@ -134,7 +135,7 @@ def make_augment(
     chex.assert_rank([image, label, size], [3, 2, 1])
     chex.assert_equal_shape_prefix([image, label], 2)
     key_draws, key_elastic, key_noise = jax.random.split(key, 3)
-    # One call for all scalars: a call for each would double the time to compile.
+    # One call for all scalars: a call for each takes a second more to compile.
     draws = dict(zip(_DRAWS, jax.random.uniform(key_draws, (len(_DRAWS),)), strict=True))
 
     def either_side(name: str) -> jax.Array:
@@ -173,7 +174,7 @@ def make_augment(
       image = colour.blur(image, blur * draws["blur"])
     if noise:
       level = 255 * noise * draws["noise"]
-      # Drawn flat: the generator counts along one axis in half the time of three.
+      # Drawn flat: the generator counts faster along one axis than along three.
       image = image + level * jax.random.normal(key_noise, (image.size,)).reshape(image.shape)
     image = normalize(jnp.clip(image, 0.0, 255.0))
     return jnp.where(inside[..., None], image, 0.0), jnp.where(inside, label, IGNORE)

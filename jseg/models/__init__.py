@@ -1,0 +1,93 @@
+"""The networks by name. To add one: a file in this folder, and a line here."""
+
+import dataclasses
+import importlib
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jseg.types import IGNORE, InputError
+
+# name: "module:class". The module also holds TINY, the arguments of a small one for tests.
+_MODELS = {
+  "unet": "jseg.models.unet:UNet",
+}
+# Arguments that are not the network's own: the data set and the run decide on them.
+_COMMON = ("num_classes", "dtype", "param_dtype", "parent", "name")
+
+
+def names() -> list[str]:
+  """Names of all networks."""
+  return list(_MODELS)
+
+
+def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+  """Makes a network.
+
+  Args:
+    name: one of `names()`.
+    num_classes: number of classes, background included.
+    **overrides: knobs (`knobs(name)`), `dtype` and `param_dtype` that differ from the defaults.
+
+  Returns:
+    The Flax module: `model.apply(variables, image, train=False) -> Outputs`.
+
+  Raises:
+    InputError: there is no such network or knob, or a value is impossible.
+  """
+  model = _load(name)[0]
+  unknown = [k for k in overrides if k not in knobs(name) and k not in ("dtype", "param_dtype")]
+  if unknown:
+    raise InputError(
+      f"model {name} has no setting {unknown[0]!r}; choose from {', '.join(knobs(name))}"
+    )
+  # Masks are bytes, of which one value means "ignore".
+  if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+    raise InputError(f"num_classes: {num_classes!r} must be a whole number, 2 to {IGNORE}")
+  if not 2 <= num_classes <= IGNORE:
+    raise InputError(
+      f"num_classes: {num_classes} must be 2 to {IGNORE}; count the background as a class"
+    )
+  return model(num_classes, **overrides)
+
+
+def knobs(name: str) -> dict[str, Any]:
+  """What can be set on a network, with its defaults: plain values, fit for a config file.
+
+  The type of the computation isn't among them, as it belongs to the run.
+  """
+  fields = dataclasses.fields(_load(name)[0])
+  return {f.name: f.default for f in fields if f.init and f.name not in _COMMON}
+
+
+def tiny(name: str) -> dict[str, Any]:
+  """Knobs of a network small enough for tests."""
+  return dict(_load(name)[1])
+
+
+def count_parameters(name: str, num_classes: int, channels: int = 3, **overrides: Any) -> int:
+  """Number of trained values of a network, found without computing anything.
+
+  Args:
+    name: one of `names()`.
+    num_classes: as for `create`.
+    channels: of the image.
+    **overrides: as for `create`.
+  """
+  model = create(name, num_classes, **overrides)
+  # 572 pixels also fit the unpadded U-Net.
+  image = jax.ShapeDtypeStruct((1, 572, 572, channels), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _load(name: str) -> tuple[Any, dict[str, Any]]:
+  """The class and the small preset of a network; imported only now, so that start-up is quick."""
+  if name not in _MODELS:
+    raise InputError(f"model {name!r} is unknown; choose from {', '.join(_MODELS)}")
+  path, attribute = _MODELS[name].split(":")
+  module = importlib.import_module(path)
+  return getattr(module, attribute), module.TINY

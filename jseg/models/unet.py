@@ -1,0 +1,119 @@
+"""U-Net (Ronneberger, Fischer & Brox 2015, arXiv:1505.04597, section 2 and figure 1).
+
+`UNet(2, padding="VALID", norm="none", dropout=0.5)` is the published network. By default
+convolutions are padded, so that the mask lies on the image pixel for pixel, and normalised.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jseg.nn import Conv, Norm, UpConv, check_norm, max_pool
+from jseg.types import Array, InputError, Outputs
+
+TINY = {"widths": (4, 8, 16)}
+
+
+class UNet(nn.Module):
+  """[b h w c] -> Outputs with logits [b h w k]; a smaller h and w where padding is "VALID".
+
+  Attributes:
+    num_classes: k.
+    widths: channels at each resolution, from the finest to the coarsest.
+    padding: "SAME": any image size; "VALID": no padding, as published. 572 pixels give 388, and
+      sizes must halve evenly all the way down.
+    norm: kind of normalisation after each 3x3 convolution (`jseg.nn.Norm`); "none" as published.
+    dropout: rate at the end of the contracting path, which is its two coarsest resolutions.
+    dtype: type of the computation; logits are float32.
+    param_dtype: type of the parameters.
+  """
+
+  num_classes: int
+  widths: Sequence[int] = (64, 128, 256, 512, 1024)
+  padding: str = "SAME"
+  norm: str = "batch"
+  dropout: float = 0.0
+  dtype: jax.typing.DTypeLike | None = None
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    if self.padding not in ("SAME", "VALID"):
+      raise InputError(f"padding: {self.padding!r} is unknown; choose SAME or VALID")
+    if not self.widths or any(w < 1 for w in self.widths):
+      raise InputError(f"widths: {self.widths} must be one or more positive channel counts")
+    if not 0 <= self.dropout < 1:
+      raise InputError(f"dropout: {self.dropout} must be at least 0 (off) and below 1")
+    check_norm(self.norm)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image: Array, *, train: bool = False) -> Outputs:
+    """Computes the logits of normalised images; training needs the key "dropout"."""
+    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    height, width = image.shape[1:3]
+    depth = len(self.widths) - 1
+    x = image
+    if self.padding == "SAME":
+      # Below the image and to its right; cut off again from the logits.
+      edges = [(0, -n % 2**depth) for n in (height, width)]
+      x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
+    else:
+      for name, n in (("height", height), ("width", width)):
+        _check_valid_size(name, n, depth)
+
+    def block(x: Array, features: int) -> Array:
+      for _ in range(2):
+        x = Conv(features, (3, 3), padding=self.padding, use_bias=self.norm == "none", **types)(x)
+        x = nn.relu(Norm(self.norm, **types)(x, train=train))
+      return x
+
+    skips = []
+    for level, features in enumerate(self.widths):
+      x = block(x if level == 0 else max_pool(x), features)
+      if level >= depth - 1:
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+      skips.append(x)
+    x = skips.pop()
+    for features in reversed(self.widths[:-1]):
+      x = UpConv(features, **types)(x)
+      x = jnp.concatenate([_centre(skips.pop(), x.shape[1:3]), x], axis=-1)
+      x = block(x, features)
+    logits = Conv(self.num_classes, (1, 1), **types)(x)
+    if self.padding == "SAME":
+      logits = logits[:, :height, :width]
+    return Outputs(logits.astype(jnp.float32))
+
+
+def _centre(x: Array, size: Sequence[int]) -> Array:
+  """The middle of x, [b h' w' c]."""
+  top, left = ((n - m) // 2 for n, m in zip(x.shape[1:3], size, strict=True))
+  return x[:, top : top + size[0], left : left + size[1]]
+
+
+def _valid_output(n: int, depth: int) -> int | None:
+  """Length of the unpadded network's output for n pixels, None where n doesn't fit."""
+  for _ in range(depth):
+    n -= 4
+    if n <= 0 or n % 2:
+      return None
+    n //= 2
+  for level in range(depth + 1):
+    n = n - 4 if level == 0 else 2 * n - 4
+    if n <= 0:
+      return None
+  return n
+
+
+def _check_valid_size(name: str, n: int, depth: int) -> None:
+  if _valid_output(n, depth) is not None:
+    return
+  below = next((m for m in range(n - 1, 0, -1) if _valid_output(m, depth)), None)
+  above = next(m for m in range(n + 1, n + 64 * 2**depth) if _valid_output(m, depth))
+  nearest = f"{above}" if below is None else f"{below} or {above}"
+  raise InputError(
+    f"{name} {n} does not fit U-Net with padding VALID, whose maps must halve evenly at each of "
+    f"{depth} levels; use {nearest}, or padding SAME, which takes any size"
+  )

@@ -1,0 +1,108 @@
+"""Resampling as matrix products: no gathers, so it's fast and has a fast gradient."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jseg.types import Array
+
+
+def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:
+  """Linear interpolation along every spatial dimension, without antialiasing.
+
+  Equal to PyTorch's `interpolate(mode="bilinear")` under either convention for corners.
+
+  Args:
+    x: [b h w c], or with any other number of spatial dimensions.
+    size: (h', w').
+    align_corners: whether the centres of corner pixels coincide, output i lying at
+      i (h - 1) / (h' - 1), and not the corners themselves: (i + .5) h / h' - .5, clamped.
+
+  Returns:
+    [b h' w' c] of x's type; computed in float32.
+  """
+  y = x.astype(jnp.float32)
+  for axis, (n, out) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
+    if n != out:
+      y = _apply(_linear_weights(n, out, align_corners), y, axis)
+  return y.astype(x.dtype)
+
+
+def resize_nearest(x: Array, size: Sequence[int]) -> Array:
+  """Nearest neighbour: output i takes input floor(i h / h'), PyTorch's `mode="nearest"`.
+
+  Args:
+    x: [b h w c], or with any other number of spatial dimensions; of any type.
+    size: (h', w').
+
+  Returns:
+    [b h' w' c] of x's type.
+  """
+  for axis, (n, out) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
+    if out % n == 0:
+      x = jnp.repeat(x, out // n, axis)
+    else:
+      x = jnp.take(x, np.arange(out) * n // out, axis)
+  return x
+
+
+def resize_to(
+  logits: Array,
+  size: Array,
+  out_size: Array,
+  canvas: tuple[int, int],
+  rows: tuple[Array | int, int] | None = None,
+) -> Array:
+  """Resamples the valid corner of one padded map to another size, all sizes dynamic.
+
+  One compiled program serves images of all sizes. Pixel centres are at half-integers and samples
+  beyond the valid part are clamped to its edge, so what lies in the padding never matters.
+
+  Args:
+    logits: [H W k], of which the top left (h, w) are valid.
+    size: int [2], (h, w), each at least 1.
+    out_size: int [2], (h', w') to which (h, w) is resampled.
+    canvas: static (H', W') of the result.
+    rows: (first, count): only these rows of the canvas, so that a large result can be worked
+      through in blocks; first may be dynamic, count is static.
+
+  Returns:
+    float32 [H' W' k], or [count W' k]; what lies beyond (h', w') repeats the last row and column.
+  """
+  height, width, k = logits.shape
+  first, count = (0, canvas[0]) if rows is None else rows
+  inside = (jnp.arange(height) < size[0])[:, None] & (jnp.arange(width) < size[1])[None]
+  # A weight of 0 doesn't silence an infinity.
+  x = jnp.where(inside[..., None], logits.astype(jnp.float32), 0)
+  down = _dynamic_weights(first + jnp.arange(count), size[0], out_size[0], height)
+  across = _dynamic_weights(jnp.arange(canvas[1]), size[1], out_size[1], width)
+  x = jnp.dot(down, x.reshape(height, width * k), precision=lax.Precision.HIGHEST)
+  return _apply(across, x.reshape(count, width, k), 1)
+
+
+def _apply(weights: Array | np.ndarray, x: Array, axis: int) -> Array:
+  """Multiplies dimension `axis` of x, of length n, by weights [out n]."""
+  # A batched product leaves every dimension in its place, where a contraction over a middle
+  # dimension would have to transpose; it also keeps full precision on GPU and TPU.
+  before, after = x.shape[:axis], x.shape[axis + 1 :]
+  flat = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+  y = jnp.einsum("on,bnc->boc", weights, flat, precision=lax.Precision.HIGHEST)
+  return y.reshape(*before, weights.shape[0], *after)
+
+
+def _linear_weights(n: int, out: int, align_corners: bool) -> np.ndarray:
+  """Weights float32 [out n] of the two nearest inputs of each output."""
+  i = np.arange(out)
+  at = i * (n - 1) / max(out - 1, 1) if align_corners else (i + 0.5) * n / out - 0.5
+  at = np.clip(at, 0, n - 1)
+  return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n)[None])).astype(np.float32)
+
+
+def _dynamic_weights(i: Array, n: Array, out: Array, length: int) -> Array:
+  """Weights float32 [len(i) length]: of outputs i, with n valid inputs resampled to `out`."""
+  at = (i + 0.5) * n.astype(jnp.float32) / out.astype(jnp.float32) - 0.5
+  at = jnp.clip(at, 0, n.astype(jnp.float32) - 1)
+  return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(length)[None]))

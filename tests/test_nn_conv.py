@@ -1,0 +1,183 @@
+"""The convolution and the up-convolution: every form equals XLA's, and the intended one is used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jseg.nn import Conv, UpConv, conv
+
+
+def reference(x, kernel, *, strides=1, padding="SAME", dilation=1):
+  rank = x.ndim - 2
+  per = lambda v: (v,) * rank if isinstance(v, int) else v
+  pads = [(padding, padding)] * rank if isinstance(padding, int) else padding
+  spatial = "DHW"[-rank:]
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    per(strides),
+    pads,
+    rhs_dilation=per(dilation),
+    dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def arrays(shape, kernel_shape, seed=0):
+  rng = np.random.default_rng(seed)
+  return (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, kernel_shape))
+
+
+# input, kernel, settings; 16 channels and more take the products for the kernel's gradient.
+CASES = {
+  "1x1": ((2, 5, 6, 3), (1, 1, 3, 4), {}),
+  "1x1 stride 2": ((2, 5, 6, 3), (1, 1, 3, 4), {"strides": 2}),
+  "1x1 padded": ((2, 5, 6, 3), (1, 1, 3, 4), {"padding": 1, "strides": (2, 1)}),
+  "narrow": ((2, 5, 6, 3), (3, 3, 3, 4), {}),
+  "wide": ((2, 5, 6, 16), (3, 3, 16, 4), {}),
+  "valid": ((2, 5, 6, 16), (3, 3, 16, 4), {"padding": "VALID"}),
+  "uneven kernel and padding": (
+    (2, 5, 6, 16),
+    (2, 5, 16, 4),
+    {"padding": [(0, 2), (3, 1)], "dilation": (2, 1)},
+  ),
+  "padding beyond the kernel": ((1, 4, 5, 16), (3, 3, 16, 2), {"padding": 6}),
+  "stride 2": ((2, 7, 6, 16), (3, 3, 16, 4), {"strides": 2, "padding": 1}),
+  "stem": ((2, 9, 10, 16), (7, 7, 16, 4), {"strides": 2, "padding": 3}),
+  "stride 3, rate 2": ((1, 11, 12, 16), (3, 3, 16, 4), {"strides": (3, 1), "dilation": 2}),
+  "rate 2": ((2, 9, 8, 16), (3, 3, 16, 4), {"dilation": 2}),
+  "rate 5 of 9": ((2, 9, 9, 16), (3, 3, 16, 4), {"dilation": 5}),
+  "rate 5 of 9, stride 2": (
+    (1, 9, 9, 4),
+    (3, 3, 4, 4),
+    {"dilation": 5, "strides": 2, "padding": 5},
+  ),
+  "rate beyond the map": ((2, 5, 6, 16), (3, 3, 16, 4), {"dilation": 6}),
+  "rate beyond the height": ((2, 4, 9, 16), (3, 3, 16, 4), {"dilation": 4}),
+  "1-d": ((2, 9, 16), (3, 16, 4), {}),
+  "3-d": ((2, 4, 5, 3, 16), (3, 3, 3, 16, 4), {}),
+  "3-d stride 2": ((1, 4, 5, 6, 16), (3, 3, 3, 16, 4), {"strides": 2, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conv_and_its_gradients_equal_xla(case):
+  shape, kernel_shape, settings = CASES[case]
+  x, kernel = arrays(shape, kernel_shape)
+
+  def both(x, kernel, dy):
+    y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, **settings), x, kernel)
+    expected, expected_pull = jax.vjp(lambda x, k: reference(x, k, **settings), x, kernel)
+    dy = dy[: y.size].reshape(y.shape)
+    return (y, *pull(dy)), (expected, *expected_pull(dy))
+
+  dy = jnp.asarray(np.random.default_rng(1).normal(size=4096), jnp.float32)
+  ours, theirs = jax.jit(both)(x, kernel, dy)
+  for name, a, b in zip(("output", "dx", "dkernel"), ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
+
+
+def test_conv_by_hand():
+  x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+  kernel = jnp.array([[0, 1, 0], [10, 100, 0], [0, 0, 0.0]]).reshape(3, 3, 1, 1)
+  # Each output is 100 times the pixel, 10 times its left and once its upper neighbour.
+  expected = [[0, 100, 210], [300, 431, 542], [603, 764, 875]]
+  np.testing.assert_allclose(conv(x, kernel)[0, :, :, 0], expected)
+  np.testing.assert_allclose(
+    conv(x, kernel, strides=2, padding=1)[0, :, :, 0], [[0, 210], [603, 875]]
+  )
+  np.testing.assert_allclose(conv(x, kernel, padding="VALID")[0, :, :, 0], [[431]])
+
+
+def count(text, op):
+  return text.count(f"stablehlo.{op}(") + text.count(f"stablehlo.{op} ")
+
+
+def test_the_form_follows_shape_and_platform():
+  def lowered(platform, shape, kernel_shape, gradient=False, **settings):
+    def f(x, kernel):
+      if not gradient:
+        return conv(x, kernel, **settings)
+      return jax.vjp(lambda k: conv(x, k, **settings), kernel)[1](jnp.ones(shape[:-1] + (8,)))[0]
+
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, kernel_shape)]
+    text = jax.export.export(jax.jit(f), platforms=[platform])(*args).mlir_module()
+    return count(text, "convolution"), count(text, "dot_general")
+
+  wide, square = (1, 16, 16, 32), (3, 3, 32, 8)
+  assert lowered("cpu", wide, (1, 1, 32, 8)) == (0, 1)
+  assert lowered("cpu", wide, square) == (1, 0)
+  # The gradient of the kernel: one product in a loop over images. On GPU, cuDNN's.
+  convolutions, products = lowered("cpu", wide, square, gradient=True)
+  assert products == 1
+  assert lowered("cuda", wide, square, gradient=True)[1] == 0
+  assert lowered("cuda", wide, square, gradient=True)[0] > convolutions
+  # Nine taps of which the corner ones cover a third of the map in each direction.
+  assert lowered("cpu", wide, square, dilation=11) == (0, 9)
+  assert lowered("cuda", wide, square, dilation=11) == (1, 0)
+  # Only the middle tap ever meets the map.
+  assert lowered("cpu", wide, square, dilation=16) == (0, 1)
+  assert lowered("cuda", wide, square, dilation=16) == (0, 1)
+
+
+def test_conv_under_vmap_and_pmap():
+  x, kernel = arrays((4, 2, 5, 6, 16), (3, 3, 16, 4))
+  loss = lambda kernel, x: jnp.sin(conv(x, kernel)).sum()
+  expected = [jax.grad(loss)(kernel, x[i]) for i in range(4)]
+  for mapped in (jax.vmap(jax.grad(loss), (None, 0)), jax.pmap(jax.grad(loss), in_axes=(None, 0))):
+    np.testing.assert_allclose(mapped(kernel, x), expected, atol=1e-4)
+
+
+def test_forward_mode_is_refused_and_not_wrong():
+  x, kernel = arrays((1, 5, 6, 3), (3, 3, 3, 4))
+  with pytest.raises(TypeError, match="forward-mode"):
+    jax.jvp(lambda x: conv(x, kernel), (x,), (x,))
+
+
+def test_bfloat16_gradients_are_summed_in_float32():
+  x, kernel = arrays((8, 16, 16, 16), (3, 3, 16, 4))
+  grad = jax.grad(lambda k, x: conv(x, k).astype(jnp.float32).sum())
+  exact = grad(kernel, x)
+  half = grad(kernel.astype(jnp.bfloat16), x.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  assert conv(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+  # Sums of 2048 terms of size 1, so about 45: a bfloat16 sum would be off by several units.
+  np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=0.5, rtol=1e-2)
+
+
+def test_conv_module():
+  x, _ = arrays((2, 5, 6, 3), (1,))
+  module = Conv(4, (3, 3), dilation=2, dtype=jnp.bfloat16)
+  variables = module.init(jax.random.key(0), x)
+  shapes = jax.tree.map(lambda a: (a.shape, a.dtype.name), variables["params"])
+  assert shapes == {"kernel": ((3, 3, 3, 4), "float32"), "bias": ((4,), "float32")}
+  variables["params"]["bias"] += jnp.arange(4.0)
+  y = module.apply(variables, x)
+  assert y.dtype == jnp.bfloat16
+  expected = (
+    reference(x, variables["params"]["kernel"], dilation=2) + jnp.arange(4.0)[None, None, None]
+  )
+  np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.1)
+  assert "bias" not in Conv(4, (3, 3), use_bias=False).init(jax.random.key(0), x)["params"]
+
+
+def test_he_initialisation():
+  kernel = Conv(256, (3, 3)).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"]
+  assert abs(kernel.std() / np.sqrt(2 / (9 * 64)) - 1) < 0.01
+  # An output of an up-convolution sees one tap.
+  kernel = UpConv(256).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"]
+  assert abs(kernel.std() / np.sqrt(2 / 64) - 1) < 0.02
+
+
+def test_up_convolution():
+  x, kernel = arrays((2, 3, 5, 4), (2, 2, 4, 3))
+  bias = jnp.array([1.0, 2.0, 3.0])
+  y = UpConv(3).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+  assert y.shape == (2, 6, 10, 3)
+  for b, i, j, up, left in [(0, 0, 0, 0, 0), (1, 2, 4, 1, 1), (0, 1, 3, 1, 0), (1, 1, 0, 0, 1)]:
+    expected = x[b, i, j] @ kernel[up, left] + bias
+    np.testing.assert_allclose(y[b, 2 * i + up, 2 * j + left], expected, rtol=1e-5)
+  theirs = lax.conv_transpose(x, kernel[::-1, ::-1], (2, 2), "VALID") + bias[None, None, None]
+  np.testing.assert_allclose(y, theirs, atol=1e-5)
