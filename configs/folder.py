@@ -3,8 +3,8 @@
   jseg check-data my_data
   python train.py --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
 
-`my_data` holds classes.json and {train,val}/{images,masks}/NAME.png, or {images,masks}/NAME.png, which
-is split at random.
+`my_data` holds classes.json and {train,val}/{images,masks}/NAME.png, or {images,masks}/NAME.png,
+which is split at random.
 """
 
 import jseg.config

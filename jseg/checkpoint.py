@@ -4,6 +4,7 @@ A checkpoint has three items: `model` (parameters, running statistics, averaged 
 that evaluation reads; `training` (optimizer state, step); `data` (state of the data iterator).
 """
 
+import contextlib
 import errno
 import logging
 import operator
@@ -238,12 +239,12 @@ class Checkpoints:
     """Whether the processes of a multi-host run have agreed to stop at this step."""
     return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
-  def close(self) -> int | None:
-    """Waits for what is being saved, then lets go of the directory; returns the best step."""
-    self.wait()
-    best = self.best() if self.steps() else None
-    self._manager.close()
-    return best
+  def close(self) -> None:
+    """Waits for what is being saved, then lets go of the directory."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -290,17 +291,13 @@ def load_model(
   """
   config, classes = load_run(run)
   model = configs.make_model(config, len(classes.names))
-  checkpoints = Checkpoints(run, read_only=True)
   image = jnp.zeros((1, *config.data.size, config.data.channels))
   template = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
-  variables = checkpoints.restore_model(checkpoints.pick(checkpoint), template)
-  checkpoints.close()
-  return model, variables
+  with contextlib.closing(Checkpoints(run, read_only=True)) as checkpoints:
+    return model, checkpoints.restore_model(checkpoints.pick(checkpoint), template)
 
 
 def checkpoint_step(run: str | pathlib.Path, checkpoint: str | int = "best") -> int:
   """The step that "best", "latest" or a number stands for in a run."""
-  checkpoints = Checkpoints(run, read_only=True)
-  step = checkpoints.pick(checkpoint)
-  checkpoints.close()
-  return step
+  with contextlib.closing(Checkpoints(run, read_only=True)) as checkpoints:
+    return checkpoints.pick(checkpoint)

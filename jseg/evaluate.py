@@ -14,7 +14,7 @@ from jseg import data
 from jseg.checkpoint import checkpoint_step, load_model, load_run
 from jseg.metrics import ConfusionState, Scores
 from jseg.report import progress, save_confusion_plot
-from jseg.step import make_eval_step, shard
+from jseg.step import make_eval_step, replicate, shard
 from jseg.types import InputError
 
 
@@ -115,7 +115,7 @@ def evaluate_run(
     )
   step = checkpoint_step(run, checkpoint)
   model, variables = load_model(run, step)
-  scores = make_evaluator(model, dataset, split, config)(variables)
+  scores = make_evaluator(model, dataset, split, config)(replicate(variables))
   save_evaluation(run, scores, classes.names, split=split, step=step)
   return Evaluation(split, step, scores, classes.names)
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
 import signal
 import threading
@@ -24,7 +25,7 @@ from jseg.metrics import ConfusionState, Scores
 from jseg.predict import Segmenter
 from jseg.report import CONSOLE, save_curves, save_samples, score_table
 from jseg.state import create_train_state
-from jseg.step import make_train_step, shard
+from jseg.step import make_train_step, replicate, shard
 from jseg.tasks import semantic
 from jseg.types import InputError
 
@@ -96,66 +97,68 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
 
   # The run directory.
   open_run(workdir, config, dataset.classes)
-  checkpoints = Checkpoints(workdir, keep=config.keep)
-  if checkpoints.latest() is not None:
-    state, iterator_state = checkpoints.restore(state)
-    iterator.set_state(iterator_state)
-  first = int(state.step)
-  writer = MetricWriter(workdir, first)
-  parameters = sum(p.size for p in jax.tree.leaves(state.params))
-  CONSOLE.print(
-    f"[bold]{config.model.name}[/bold], {parameters:,} parameters, on {config.data.name}: "
-    f"{len(train_source):,} training and {len(eval_source):,} validation images, "
-    f"{len(names)} classes; {devices} {jax.devices()[0].platform} device(s)"
-  )
-  CONSOLE.print(f"{'resuming at step ' + str(first) if first else 'starting'} in {workdir}")
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.keep)))
+    if checkpoints.latest() is not None:
+      state, iterator_state = checkpoints.restore(state)
+      iterator.set_state(iterator_state)
+    first = int(state.step)
+    state = replicate(state)
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    CONSOLE.print(
+      f"[bold]{config.model.name}[/bold], {parameters:,} parameters, on {config.data.name}: "
+      f"{len(train_source):,} training and {len(eval_source):,} validation images, "
+      f"{len(names)} classes; {devices} {jax.devices()[0].platform} device(s)"
+    )
+    if first >= config.steps:
+      CONSOLE.print(f"already trained for {first} steps; to train anew, name another --workdir")
+      return evaluate(state.variables())
+    CONSOLE.print(f"{'resuming at step ' + str(first) if first else 'starting'} in {workdir}")
+    writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, first)))
+    stopped = stack.enter_context(stop_signal())
+    bar = stack.enter_context(progress_bar())
 
-  if first >= config.steps:
-    CONSOLE.print(f"already trained for {first} steps; to train anew, name another --workdir")
-    return evaluate(state.variables())
-
-  # Train.
-  scores = None
-  window = Window(len(names))
-  with stop_signal() as stopped, progress_bar() as bar:
+    # Train.
+    scores = None
+    window = Window(len(names), config.data.batch_size)
     task = bar.add_task("training", total=config.steps, completed=first, status="compiling")
     for step in range(first + 1, config.steps + 1):
+      window.begin()
       batch = next(iterator)
       state, metrics = train_step(state, shard(batch, local), step_key)
       window.add(step, metrics)
-      bar.update(task, completed=step, status=window.status(config.data.batch_size))
+      bar.update(task, completed=step, status=window.status())
 
       last = step == config.steps
-      stop = stopped.is_set() or checkpoints.preempted(step)
+      stop = (stopped.is_set() or checkpoints.preempted(step)) and not last
       evaluating = step % config.eval_every == 0 or last
       saving = step % config.checkpoint_every == 0 or evaluating or stop
       # A window never spans a checkpoint: a resumed run starts with an empty one.
       if step % config.log_every == 0 or saving:
-        line = window.flush(config.data.batch_size)
+        line = window.flush()
         writer.write(step, config.data.train_split, {**line, "lr": float(schedule(step - 1))})
         if not CONSOLE.is_interactive:
-          bar.print(f"step {step}/{config.steps}  {window.status(config.data.batch_size)}")
+          CONSOLE.print(f"step {step}/{config.steps}  {window.status()}")
       if evaluating:
         started = time.perf_counter()
         scores = evaluate(state.variables())
         writer.write(step, config.data.eval_split, evaluation_line(scores, started))
-        bar.print(f"step {step}: validation mIoU {scores.miou:.4f}")
+        CONSOLE.print(f"step {step}: validation mIoU {scores.miou:.4f}")
         if jax.process_index() == 0:
-          save_evaluation(workdir, scores, names, step=step, split=config.data.eval_split)
-          draw_samples(workdir, step, segmenter, state.variables(), eval_source, config.samples)
+          save_evaluation(workdir, scores, names, split=config.data.eval_split, step=step)
           save_curves(workdir / METRICS_FILE, workdir / "curves.png")
+          draw_samples(workdir, step, segmenter, state.variables(), eval_source, config.samples)
       if saving:
-        checkpoints.save(
-          state, iterator.get_state(), scores.miou if evaluating and scores else None
-        )
-      if stop and not last:
-        checkpoints.close()
-        writer.close()
+        miou = scores.miou if evaluating and scores is not None else None
+        checkpoints.save(state, iterator.get_state(), miou)
+      if stop:
+        checkpoints.wait()
         CONSOLE.print(f"stopped; saved at step {step}. The same command goes on from there")
         return None
-  best = checkpoints.close()
-  writer.close()
-  assert scores is not None
+    checkpoints.wait()
+    best = checkpoints.best()
+
+  assert scores is not None, "the last step evaluates"
   CONSOLE.print(score_table(scores, names, f"{config.data.eval_split}, step {config.steps}"))
   CONSOLE.print(f"checkpoints: step {config.steps} is the latest, step {best} the best")
   CONSOLE.print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
@@ -164,7 +167,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
 
 def use_compilation_cache(config: Any) -> None:
   """Keeps compiled programs for the next start, unless JAX has been told where to already."""
-  if config.compilation_cache and not jax.config.jax_compilation_cache_dir:
+  if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = pathlib.Path(config.compilation_cache).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -203,8 +206,9 @@ class Window:
     InputError: from any method, as soon as a loss is seen that isn't finite.
   """
 
-  def __init__(self, num_classes: int):
+  def __init__(self, num_classes: int, batch_size: int):
     self._num_classes = num_classes
+    self._batch_size = batch_size
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
     self._last: dict[str, float] = {}
     self._reset()
@@ -214,7 +218,12 @@ class Window:
     self._norms: list[float] = []
     self._valid: list[float] = []
     self._counts = ConfusionState.empty(self._num_classes)
-    self._started = time.perf_counter()
+    self._started: float | None = None
+
+  def begin(self) -> None:
+    """Starts the clock of a new window; not earlier, as evaluation lies between two windows."""
+    if self._started is None:
+      self._started = time.perf_counter()
 
   def add(self, step: int, metrics: dict[str, Any]) -> None:
     """Takes the metrics of a step that may still be running."""
@@ -236,8 +245,8 @@ class Window:
     self._valid.append(float(metrics["valid"]))
     self._counts = self._counts.update(metrics["confusion"])
 
-  def _line(self, batch_size: int) -> dict[str, float]:
-    if not self._losses:
+  def _line(self) -> dict[str, float]:
+    if not self._losses or self._started is None:
       return self._last
     valid = np.asarray(self._valid)
     self._last = {
@@ -245,21 +254,23 @@ class Window:
       "loss": float((np.asarray(self._losses) * valid).sum() / max(valid.sum(), 1.0)),
       "miou": self._counts.compute().miou,
       "grad_norm": float(np.mean(self._norms)),
-      "images_per_second": batch_size * len(self._losses) / (time.perf_counter() - self._started),
+      "images_per_second": self._batch_size
+      * len(self._losses)
+      / (time.perf_counter() - self._started),
     }
     return self._last
 
-  def flush(self, batch_size: int) -> dict[str, float]:
+  def flush(self) -> dict[str, float]:
     """Waits for all steps, returns the window's means and begins a new one."""
     while self._pending:
       self._fetch()
-    line = self._line(batch_size)
+    line = self._line()
     self._reset()
     return line
 
-  def status(self, batch_size: int) -> str:
+  def status(self) -> str:
     """One line for the progress bar."""
-    line = self._line(batch_size)
+    line = self._line()
     if not line:
       return "compiling"
     return (
@@ -330,7 +341,8 @@ def draw_samples(
     return
   folder = workdir / "samples"
   folder.mkdir(exist_ok=True)
-  segmenter.variables = variables
+  # One device does it: elsewhere the copies stay idle.
+  segmenter.variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
   rows = []
   for index in range(min(count, len(source))):
     record = source[index]

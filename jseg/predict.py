@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jseg.data import ClassInfo
 from jseg.nn import resize_to
 from jseg.report import legend, overlay
 from jseg.step import label_at_full_size
-from jseg.types import Array
+from jseg.types import Array, Outputs
 
 _BUCKET = 128
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
@@ -99,8 +99,8 @@ class Segmenter:
 
     @functools.partial(jax.jit, static_argnames="canvas")
     def forward(variables, image, size, full_size, canvas):
-      outputs = model.apply(variables, data.prepare(image[None], size[None]), train=False)
-      logits = outputs.logits[0]
+      image = data.prepare(image[None], size[None])
+      logits = cast(Outputs, model.apply(variables, image, train=False)).logits[0]
       return logits, label_at_full_size(logits, size, full_size, canvas).astype(jnp.uint8)
 
     self._forward = forward

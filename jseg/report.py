@@ -162,10 +162,8 @@ def save_samples(
         axes.set_title(heading, fontsize=10)
   figure.suptitle(title, fontsize=11)
   figure.legend(
-    handles=[
-      Patch(facecolor=np.asarray(colour) / 255, edgecolor="grey", label=name)
-      for name, colour in zip([*names, "void"], [*palette, _VOID], strict=True)
-    ],
+    _patches([*palette, _VOID]),
+    [*names, "void"],
     loc="outside lower center",
     ncols=min(len(names) + 1, 8),
     fontsize=9,
@@ -217,18 +215,18 @@ def legend(shares: Mapping[str, float], palette: np.ndarray) -> Image.Image:
   entries = [entry for entry in entries if entry[0] > 0]
   figure = _figure(3.4, 0.4 + 0.28 * len(entries))
   figure.legend(
-    handles=[
-      Patch(
-        facecolor=np.asarray(colour) / 255, edgecolor="grey", label=f"{name}  {_percent(share)}"
-      )
-      for share, name, colour in entries
-    ],
+    _patches([colour for _, _, colour in entries]),
+    [f"{name}  {_percent(share)}" for share, name, _ in entries],
     loc="center left",
     frameon=False,
   )
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _patches(palette: Iterable[Sequence[int] | np.ndarray]) -> list[Patch]:
+  return [Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor="grey") for r, g, b in palette]
 
 
 def progress(items: Iterable[_T], description: str, total: int) -> Iterable[_T]:

@@ -56,4 +56,7 @@ def create_train_state(
       ema=jax.tree.map(jnp.copy, params) if ema else {},
     )
 
-  return jax.jit(init)(key)
+  # XLA unrolls the random numbers of small kernels so far that LLVM's full optimisation takes a
+  # minute over a program that runs once, for milliseconds.
+  options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+  return jax.jit(init, compiler_options=options)(key)

@@ -5,14 +5,16 @@ GPUs or a pod slice. State goes in and comes out replicated (`in_axes=None`, `ou
 comes out is device 0's value, so everything returned has been reduced before.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jseg.losses import mean_over_devices
 from jseg.metrics import confusion
@@ -24,12 +26,24 @@ Augment = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 Loss = Callable[[Outputs, Array], tuple[Array, Array]]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
+_Tree = TypeVar("_Tree")
+
 _ROWS = 128  # rows of a full-size prediction that exist at one time
 
 
 def shard(batch: Mapping[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
   """Splits the first axis over the local devices: [b ...] -> [devices b/devices ...]."""
   return {k: v.reshape(devices, v.shape[0] // devices, *v.shape[1:]) for k, v in batch.items()}
+
+
+def replicate(tree: _Tree) -> _Tree:
+  """Copies a pytree to every device, laid out as the steps return it.
+
+  Otherwise a step would be compiled twice: for what init or a checkpoint gave, and for its own
+  results.
+  """
+  mesh = Mesh(np.array(jax.devices()), (AXIS,))
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def make_train_step(
@@ -93,7 +107,8 @@ def make_train_step(
       # held back by the initial values.
       decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
       average = optax.incremental_update(params, state.ema, 1.0 - decay)
-    state = state.replace(
+    state = dataclasses.replace(
+      state,
       step=state.step + 1,
       params=params,
       batch_stats=batch_stats,
@@ -102,7 +117,7 @@ def make_train_step(
     )
     metrics = {
       "loss": mean_loss,
-      "grad_norm": optax.global_norm(grads),
+      "grad_norm": optax.tree.norm(grads),
       "valid": valid,
       "confusion": jax.lax.psum(matrix, AXIS),
     }
@@ -138,7 +153,8 @@ def label_at_full_size(
 
 def count_example(logits: Array, size: Array, label: Array, label_size: Array) -> Array:
   """Confusion matrix int32 [k k] of one image, at the size of its label [LH LW]."""
-  prediction = label_at_full_size(logits, size, label_size, label.shape)
+  height, width = label.shape
+  prediction = label_at_full_size(logits, size, label_size, (height, width))
   return confusion(prediction, label, logits.shape[-1])
 
 
@@ -169,7 +185,8 @@ def make_eval_step(
   """
 
   def step(variables: Any, batch: Batch) -> Array:
-    outputs = model.apply(variables, prepare(batch["image"], batch["size"]), train=False)
+    image = prepare(batch["image"], batch["size"])
+    outputs = cast(Outputs, model.apply(variables, image, train=False))
     return jax.lax.psum(count_batch(outputs.logits, batch), AXIS)
 
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)

@@ -56,7 +56,8 @@ def test_latest_and_best_are_kept_also_by_the_next_start(tmp_path):
   checkpoints = save_all(tmp_path, {60: 0.4, 70: 0.1}, keep=2)
   assert checkpoints.steps() == [20, 60, 70]
   assert checkpoints.latest() == 70
-  assert checkpoints.close() == 20
+  assert checkpoints.best() == 20
+  checkpoints.close()
 
 
 def test_picking(tmp_path):

@@ -16,7 +16,7 @@ from tiny import tiny_config
 
 import jseg
 from jseg import cli
-from jseg.checkpoint import Checkpoints, load_model
+from jseg.checkpoint import checkpoint_step, load_model
 from jseg.data import normalize
 from jseg.evaluate import evaluate_run
 from jseg.loop import train
@@ -64,7 +64,7 @@ def test_a_run_directory_holds_what_the_readme_says(run):
     assert (run / name).is_file(), name
   assert sorted(p.name for p in (run / "samples").iterdir()) == ["0000006.png", "0000012.png"]
   assert any((run / "tensorboard").iterdir())
-  assert Checkpoints(run, read_only=True).latest() == 12
+  assert checkpoint_step(run, "latest") == 12
 
 
 def test_a_finished_run_is_not_trained_again(run, data_dir):
@@ -225,7 +225,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_terminated_one_saves(tmp_path, d
   target = int(np.random.default_rng().integers(7, 24))
   wait_for(lambda: last_step(killed) >= target, process)
   process.kill()
-  process.wait()
+  process.communicate()
   reached = last_step(killed)
   assert reached < 30
   process = start(killed, data_dir)
@@ -242,4 +242,4 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_terminated_one_saves(tmp_path, d
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 0, output
   assert "saved at step" in output
-  assert Checkpoints(stopped, read_only=True).latest() == last_step(stopped) < 30
+  assert checkpoint_step(stopped, "latest") == last_step(stopped) < 30

@@ -11,7 +11,10 @@ from jseg.nn import Conv, UpConv, conv
 
 def reference(x, kernel, *, strides=1, padding="SAME", dilation=1):
   rank = x.ndim - 2
-  per = lambda v: (v,) * rank if isinstance(v, int) else v
+
+  def per(v):
+    return (v,) * rank if isinstance(v, int) else v
+
   pads = [(padding, padding)] * rank if isinstance(padding, int) else padding
   spatial = "DHW"[-rank:]
   return lax.conv_general_dilated(
@@ -100,7 +103,7 @@ def test_the_form_follows_shape_and_platform():
     def f(x, kernel):
       if not gradient:
         return conv(x, kernel, **settings)
-      return jax.vjp(lambda k: conv(x, k, **settings), kernel)[1](jnp.ones(shape[:-1] + (8,)))[0]
+      return jax.vjp(lambda k: conv(x, k, **settings), kernel)[1](jnp.ones((*shape[:-1], 8)))[0]
 
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, kernel_shape)]
     text = jax.export.export(jax.jit(f), platforms=[platform])(*args).mlir_module()
@@ -124,7 +127,10 @@ def test_the_form_follows_shape_and_platform():
 
 def test_conv_under_vmap_and_pmap():
   x, kernel = arrays((4, 2, 5, 6, 16), (3, 3, 16, 4))
-  loss = lambda kernel, x: jnp.sin(conv(x, kernel)).sum()
+
+  def loss(kernel, x):
+    return jnp.sin(conv(x, kernel)).sum()
+
   expected = [jax.grad(loss)(kernel, x[i]) for i in range(4)]
   for mapped in (jax.vmap(jax.grad(loss), (None, 0)), jax.pmap(jax.grad(loss), in_axes=(None, 0))):
     np.testing.assert_allclose(mapped(kernel, x), expected, atol=1e-4)

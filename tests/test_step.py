@@ -31,11 +31,11 @@ def make_batch(seed, batch=8):
 
 def make_parts(**augment):
   model = models.create("unet", K, widths=(4, 8), norm="batch")
-  optimizer = make_optimizer(optax.constant_schedule(0.05), momentum=0.9, weight_decay=1e-3)
+  optimizer = make_optimizer(optax.constant_schedule(0.1), momentum=0.9, weight_decay=1e-3)
   step = make_train_step(
     model,
     optimizer,
-    data.make_augment(size=SIZE, **augment),
+    data.make_augment(size=SIZE, scale=(1.0, 1.0), **augment),
     lambda outputs, label: semantic.loss(outputs, label, {}),
     semantic.training_counts,
     ema=0.9,
@@ -46,6 +46,8 @@ def make_parts(**augment):
 
 def run(devices, steps=10):
   _, step, state = make_parts(brightness=0.2)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+  state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
   matrix = ConfusionState.empty(K)
   losses = []
   for i in range(steps):
