@@ -3,7 +3,7 @@
   python train.py --config=configs/isbi2012.py --config.data.root=isbi2012 --workdir=runs/isbi2012
 
 `isbi2012` is a folder data set: classes.json and {train,val}/{images,masks}. It trains on crops
-and evaluates whole slices. This is the padded, batch-normed U-Net; the paper's own recipe is another one.
+and evaluates whole slices. This is the padded, batch-normed U-Net; the paper's recipe is another.
 """
 
 import jseg.config

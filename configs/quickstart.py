@@ -11,7 +11,7 @@ def get_config():
   config = jseg.config.default("unet", widths=(16, 32, 64, 128))
   config.steps = 600
   config.data.name = "shapes"
-  config.data.size = (128, 128)
+  config.data.size = (96, 96)
   config.data.batch_size = 16
   config.data.eval_batch_size = 20
   config.augment.scale = (0.8, 1.25)
