@@ -161,7 +161,7 @@ def compare_models() -> None:
       updates, opt_state = optimizer.update(grads, opt_state)
       return optax.apply_updates(params, updates), stats, opt_state
 
-    def forward(variables: Any, image: Array, model: nn.Module = model) -> Array:
+    def forward(variables: Any, image: Array, model: Any = model) -> Array:
       return model.apply(variables, image).logits
 
     params = variables["params"]
