@@ -5,7 +5,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("checkpoint", "config", "data", "evaluate", "losses", "metrics", "models", "nn", "predict")
+_MODULES = (
+  "checkpoint",
+  "config",
+  "data",
+  "evaluate",
+  "losses",
+  "metrics",
+  "models",
+  "nn",
+  "predict",
+)
 
 
 def __getattr__(name: str) -> Any:

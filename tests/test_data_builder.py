@@ -23,8 +23,8 @@ def test_examples_come_back_as_they_were_drawn(shapes):
   assert shapes.splits == {"train": 5, "val": 3}
   source = shapes.source("val")
   assert len(source) == 3
-  drawn = data.shapes.ShapesItem(32, 0, 1, 2)
-  image, label, _ = data.shapes.draw(np.random.default_rng((0, 1, 2)), 32)
+  drawn = data.shapes.ShapesItem(32, 0, 1, 2, 0.95)
+  image, label, _ = data.shapes.draw(np.random.default_rng((0, 1, 2)), 32, 0.95)
   for _ in range(2):  # decoded, then kept
     example = source[2]
     np.testing.assert_array_equal(example["image"], image)
@@ -216,6 +216,6 @@ def test_instance_ids_are_stored(tmp_path):
   dataset = data.load("shapes", data_dir=tmp_path, options=SHAPES | {"val": 0})
   (path,) = tmp_path.glob("jseg_shapes/*/*")
   record = tfds.builder_from_directory(path).as_data_source("train")[1]
-  _, _, instance = data.shapes.draw(np.random.default_rng((0, 0, 1)), 32)
+  _, _, instance = data.shapes.draw(np.random.default_rng((0, 0, 1)), 32, 0.95)
   np.testing.assert_array_equal(record["instance"][..., 0], instance)
   assert dataset.splits == {"train": 5}

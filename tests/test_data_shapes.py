@@ -10,12 +10,12 @@ from jseg.types import IGNORE, InputError
 
 
 def pictures(count, size=64):
-  return [shapes.draw(np.random.default_rng(i), size) for i in range(count)]
+  return [shapes.draw(np.random.default_rng(i), size, 0.9) for i in range(count)]
 
 
 def test_a_picture_is_a_function_of_seed_split_and_index():
   def data(**changes):
-    item = shapes.ShapesItem(**{"size": 48, "seed": 1, "split": 0, "index": 5} | changes)
+    item = shapes.ShapesItem(**{"size": 48, "seed": 1, "split": 0, "index": 5, "hints": 0.9} | changes)
     return item.load().image
 
   assert data() == data()
@@ -24,7 +24,7 @@ def test_a_picture_is_a_function_of_seed_split_and_index():
 
 
 def test_examples_agree_with_what_is_drawn():
-  example = shapes.ShapesItem(48, 0, 0, 3).load()
+  example = shapes.ShapesItem(48, 0, 0, 3, 0.9).load()
   label, instance = decode_raw(example.label), decode_raw(example.instance)
   assert decode_image(example.image).shape == (48, 48, 3)
   assert example.counts.sum() == 48 * 48
