@@ -13,7 +13,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from jseg.cli import run_or_exit
+from jseg.cli import run_or_exit, use_cpu_cores
 from jseg.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,6 +27,8 @@ def main(_: list[str]) -> None:
   """Trains."""
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
+  else:
+    use_cpu_cores(_CONFIG.value.data.batch_size)
   run_or_exit(lambda: train(_CONFIG.value, _WORKDIR.value))
 
 

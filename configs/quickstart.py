@@ -8,19 +8,19 @@ import jseg.config
 
 def get_config():
   """The configuration."""
-  config = jseg.config.default("unet", widths=(16, 32, 64, 128))
-  config.steps = 600
+  config = jseg.config.default("unet", widths=(12, 24, 48, 96))
+  config.steps = 560
   config.data.name = "shapes"
   config.data.size = (96, 96)
-  config.data.batch_size = 16
+  config.data.batch_size = 8
   config.data.eval_batch_size = 20
   config.augment.scale = (0.8, 1.25)
   config.augment.brightness = 0.1
   config.augment.contrast = 0.1
   config.optim.optimizer = "adamw"
-  config.optim.lr = 3e-3
+  config.optim.lr = 5e-3
   config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
-  config.eval_every = 200
-  config.checkpoint_every = 100
+  config.eval_every = 280
+  config.checkpoint_every = 140
   return config

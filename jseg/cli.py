@@ -1,10 +1,12 @@
 """The `jseg` command."""
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -21,6 +23,22 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
   arguments = _parser().parse_args(argv)
   run_or_exit(lambda: arguments.run(arguments))
+
+
+def use_cpu_cores(batch_size: int | None = None) -> None:
+  """Makes a CPU look like several devices, so that a batch is spread over its cores.
+
+  XLA computes convolutions of 64 channels or fewer on one core. It changes nothing where there is an
+  accelerator, or where JAX_NUM_CPU_DEVICES says how many there are to be. Call it before JAX has
+  looked for devices.
+
+  Args:
+    batch_size: which the number of devices divides; None where any does.
+  """
+  if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    devices = [n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)]
+    fitting = [n for n in devices if batch_size is None or batch_size % n == 0]
+    jax.config.update("jax_num_cpu_devices", fitting[-1])
 
 
 def run_or_exit(run: Callable[[], object]) -> None:
@@ -111,6 +129,7 @@ def _check_data(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+  use_cpu_cores()
   result = evaluate_run(
     arguments.run_directory,
     split=arguments.split,
