@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def use_cpu_cores(batch_size: int | None = None) -> None:
   """Makes a CPU look like several devices, so that a batch is spread over its cores.
 
-  XLA computes convolutions of 64 channels or fewer on one core. It changes nothing where there is an
-  accelerator, or where JAX_NUM_CPU_DEVICES says how many there are to be. Call it before JAX has
-  looked for devices.
+  XLA computes convolutions of 64 channels or fewer on one core. It changes nothing where there is
+  an accelerator, or where JAX_NUM_CPU_DEVICES says how many there are to be. Call it before JAX
+  has looked for devices.
 
   Args:
     batch_size: which the number of devices divides; None where any does.

@@ -52,7 +52,7 @@ def make_schedule(
     if schedule == "cosine":
       return (1.0 + jnp.cos(jnp.pi * t)) / 2.0
     if schedule == "step":
-      return decay ** sum((t >= m).astype(jnp.float32) for m in milestones)
+      return decay ** jnp.sum(t >= jnp.asarray(milestones))
     return jnp.ones_like(t)
 
   def rate(step: Array | int) -> Array:

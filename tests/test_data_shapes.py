@@ -1,4 +1,4 @@
-"""The generated data set: deterministic, and only shape tells the classes apart."""
+"""The generated data set: deterministic, and without hints only shape tells classes apart."""
 
 import cv2
 import numpy as np
@@ -9,14 +9,14 @@ from jseg.data.images import decode_image, decode_raw
 from jseg.types import IGNORE, InputError
 
 
-def pictures(count, size=64):
-  return [shapes.draw(np.random.default_rng(i), size, 0.9) for i in range(count)]
+def pictures(count, size=64, hints=0.9):
+  return [shapes.draw(np.random.default_rng(i), size, hints) for i in range(count)]
 
 
 def test_a_picture_is_a_function_of_seed_split_and_index():
   def data(**changes):
-    item = shapes.ShapesItem(**{"size": 48, "seed": 1, "split": 0, "index": 5, "hints": 0.9} | changes)
-    return item.load().image
+    fields = {"size": 48, "seed": 1, "split": 0, "index": 5, "hints": 0.9} | changes
+    return shapes.ShapesItem(**fields).load().image
 
   assert data() == data()
   others = {data(seed=2), data(split=1), data(index=6)}
@@ -51,15 +51,17 @@ def test_no_object_is_buried():
     assert (np.bincount(instance.ravel())[1:] > 10).all()
 
 
-def test_classes_are_balanced_and_their_mean_colours_alike():
+@pytest.mark.parametrize(("hints", "alike"), [(0.0, True), (1.0, False)])
+def test_classes_are_balanced_and_colours_tell_as_much_as_is_asked(hints, alike):
   colors, counts = {i: [] for i in range(1, 5)}, np.zeros(5)
-  for image, label, _ in pictures(150):
+  for image, label, _ in pictures(150, hints=hints):
     for i in colors:
       counts[i] += (label == i).any()
       colors[i].append(image[label == i].mean(0) if (label == i).any() else [np.nan] * 3)
   assert (counts[1:] > 60).all()
   means = np.array([np.nanmean(colors[i], 0) for i in colors])
-  assert np.ptp(means, 0).max() < 30  # of 255, where single objects differ by a hundred
+  # Of 255, where single objects differ by a hundred.
+  assert np.ptp(means, 0).max() < 30 if alike else np.ptp(means, 0).min() > 60
 
 
 def test_discs_are_round_and_rectangles_fill_their_hull():

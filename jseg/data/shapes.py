@@ -221,7 +221,7 @@ def _paint(
 def _texture(
   rng: np.random.Generator, u: np.ndarray, v: np.ndarray, radius: float, pattern: int
 ) -> np.ndarray:
-  """How much of the second colour each pixel has, 0..1: one of six patterns, 1 to 4 the classes'."""
+  """How much of the second colour each pixel has, 0..1; patterns 1 to 4 are the classes'."""
   period = radius * rng.uniform(0.3, 0.7)
   wave, crisp = np.float32(2 * np.pi / period), np.float32(period / 4)
   cos, sin = _direction(rng)
