@@ -10,7 +10,7 @@ start it on each with --distributed.
 """
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jseg.cli import run_or_exit, use_cpu_cores
@@ -25,6 +25,7 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "take part in a run on se
 
 def main(_: list[str]) -> None:
   """Trains."""
+  logging.set_verbosity(logging.ERROR)  # of libraries; what we have to say is printed
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
   else:

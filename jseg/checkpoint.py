@@ -47,7 +47,9 @@ class Checkpoints:
     directory = self.run / "checkpoints"
     if read_only and not directory.is_dir():
       raise InputError(f"{run} has no checkpoints yet; train first, or name another run directory")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in ten lines
+    # Orbax tells every save in ten lines; and what its tasks fail with is raised here anyway.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     metric = operator.itemgetter(METRIC)
     best = _policy.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
@@ -149,10 +151,10 @@ class Checkpoints:
     )
     cause = "the disk is full" if full else text.strip().splitlines()[0]
     kept = ", ".join(map(str, self.steps())) or "none"
+    remedy = "Free some space" if full else "Mend that"
     return InputError(
       f"a checkpoint could not be saved in {self.run}: {cause}. Finished checkpoints are untouched "
-      f"(steps: {kept}). Free some space, then start the same command again: it resumes from the "
-      "last one"
+      f"(steps: {kept}). {remedy}, then start the same command again: it resumes from the last one"
     )
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -23,7 +23,14 @@ from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_run, save_run
 from jseg.evaluate import make_evaluator, save_evaluation
 from jseg.metrics import ConfusionState, Scores
 from jseg.predict import Segmenter
-from jseg.report import CONSOLE, save_curves, save_samples, score_table
+from jseg.report import (
+  CONSOLE,
+  Sample,
+  save_curves,
+  save_samples,
+  score_table,
+  terminal_samples,
+)
 from jseg.state import create_train_state
 from jseg.step import make_train_step, replicate, shard
 from jseg.tasks import semantic
@@ -119,7 +126,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
     bar = stack.enter_context(progress_bar())
 
     # Train.
-    scores = None
+    scores, rows = None, []
     window = Window(len(names), config.data.batch_size)
     task = bar.add_task("training", total=config.steps, completed=first, status="compiling")
     for step in range(first + 1, config.steps + 1):
@@ -147,7 +154,8 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
         if jax.process_index() == 0:
           save_evaluation(workdir, scores, names, split=config.data.eval_split, step=step)
           save_curves(workdir / METRICS_FILE, workdir / "curves.png")
-          draw_samples(workdir, step, segmenter, state.variables(), eval_source, config.samples)
+          rows = make_samples(segmenter, state.variables(), eval_source, config.samples)
+          draw_samples(workdir, step, rows, dataset.classes)
       if saving:
         miou = scores.miou if evaluating and scores is not None else None
         checkpoints.save(state, iterator.get_state(), miou)
@@ -159,6 +167,9 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
     best = checkpoints.best()
 
   assert scores is not None, "the last step evaluates"
+  if rows and CONSOLE.is_terminal:
+    CONSOLE.print("image, truth, prediction:")
+    CONSOLE.print(terminal_samples(rows[:3], dataset.classes.palette, min(CONSOLE.width, 120)))
   CONSOLE.print(score_table(scores, names, f"{config.data.eval_split}, step {config.steps}"))
   CONSOLE.print(f"checkpoints: step {config.steps} is the latest, step {best} the best")
   CONSOLE.print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
@@ -328,19 +339,10 @@ def evaluation_line(scores: Scores, started: float) -> dict[str, float]:
   return {k: getattr(scores, k) for k in means} | {"seconds": time.perf_counter() - started}
 
 
-def draw_samples(
-  workdir: pathlib.Path,
-  step: int,
-  segmenter: Segmenter,
-  variables: dict[str, Any],
-  source: Sequence[Any],
-  count: int,
-) -> None:
-  """Writes `samples/STEP.png`: the first images of a split, their truth, what the network says."""
-  if not count:
-    return
-  folder = workdir / "samples"
-  folder.mkdir(exist_ok=True)
+def make_samples(
+  segmenter: Segmenter, variables: dict[str, Any], source: Sequence[Any], count: int
+) -> list[Sample]:
+  """The first images of a split: (image, truth, what the network says)."""
   # One device does it: elsewhere the copies stay idle.
   segmenter.variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
   rows = []
@@ -348,8 +350,17 @@ def draw_samples(
     record = source[index]
     prediction = segmenter(record["image"])
     rows.append((prediction.image, record["label"], prediction.mask))
-  classes = segmenter.classes
-  save_samples(rows, classes.names, classes.palette, folder / f"{step:07d}.png", f"step {step}")
+  return rows
+
+
+def draw_samples(
+  workdir: pathlib.Path, step: int, rows: Sequence[Sample], classes: data.ClassInfo
+) -> None:
+  """Writes `samples/STEP.png`."""
+  if rows:
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    save_samples(rows, classes.names, classes.palette, folder / f"{step:07d}.png", f"step {step}")
 
 
 @contextlib.contextmanager

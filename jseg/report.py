@@ -22,6 +22,9 @@ from jseg.types import IGNORE
 
 CONSOLE = Console()
 
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Image uint8 [h w c], truth uint8 [h w], prediction uint8 [h w]."""
+
 _T = TypeVar("_T")
 _VOID = (224, 224, 224)
 
@@ -123,7 +126,7 @@ def save_curves(metrics: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def save_samples(
-  rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+  rows: Sequence[Sample],
   names: Sequence[str],
   palette: np.ndarray,
   path: pathlib.Path,
@@ -132,7 +135,7 @@ def save_samples(
   """Draws image | truth | prediction, a row each, with a legend.
 
   Args:
-    rows: (image uint8 [h w c], truth uint8 [h w], prediction uint8 [h w]).
+    rows: the samples; the first one's height and width shape the grid.
     names: of the classes.
     palette: uint8 [k 3].
     path: PNG to write.
@@ -172,13 +175,11 @@ def save_samples(
   figure.savefig(path)
 
 
-def terminal_samples(
-  rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], palette: np.ndarray, width: int
-) -> Text:
+def terminal_samples(rows: Sequence[Sample], palette: np.ndarray, width: int) -> Text:
   """The sample pictures as text: two pixels a character, one above the other.
 
   Args:
-    rows: (image, truth, prediction) as for `save_samples`, all of one height and width.
+    rows: the samples.
     palette: uint8 [k 3].
     width: characters in a line.
   """
