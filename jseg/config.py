@@ -48,7 +48,7 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
   known = models.knobs(model)
   for knob in knobs:
     if knob not in known:
-      raise InputError(_unknown(f"model.{knob}", [f"model.{k}" for k in known]))
+      raise InputError(unknown_key(f"model.{knob}", [f"model.{k}" for k in known]))
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.steps = 1000
@@ -104,7 +104,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if key not in expected:
       if key.startswith(("data.options.", "data.fields.", "aux_weights.")):
         continue
-      raise InputError(_unknown(key, list(expected)))
+      raise InputError(unknown_key(key, list(expected)))
     if not _same_kind(value, expected[key]):
       raise InputError(f"{key}: {value!r} must be of the kind of its default, {expected[key]!r}")
   for key in expected.keys() - given.keys():
@@ -212,7 +212,8 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
   ]
 
 
-def _unknown(key: str, known: list[str]) -> str:
+def unknown_key(key: str, known: list[str]) -> str:
+  """Says that there is no such key, with those that are like it or stand beside it."""
   close = difflib.get_close_matches(key, known, n=3)
   section = key.rpartition(".")[0]
   siblings = [k for k in known if k.rpartition(".")[0] == section] or known

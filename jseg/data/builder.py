@@ -266,10 +266,12 @@ def _make_source(
     )
   if "root" not in parameters:
     if root is not None:
-      raise InputError(f"root: {name} is generated and reads no folder; leave root out")
+      raise InputError(f"data.root: {name} is generated and reads no folder; leave root out")
     return make(**options), builder_class
   if root is None and parameters["root"].default is inspect.Parameter.empty:
-    raise InputError(f"root: {name} is read from a folder; give it as root")
+    raise InputError(
+      f"data.root is missing: {name} is read from a folder; give it as --config.data.root=FOLDER"
+    )
   return make(root, **options), builder_class
 
 
