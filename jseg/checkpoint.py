@@ -48,7 +48,7 @@ class Checkpoints:
     if read_only and not directory.is_dir():
       raise InputError(f"{run} has no checkpoints yet; train first, or name another run directory")
     # Orbax tells every save in ten lines; and what its tasks fail with is raised here anyway.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     metric = operator.itemgetter(METRIC)
     best = _policy.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)

@@ -46,6 +46,7 @@ def run_or_exit(run: Callable[[], object]) -> None:
   try:
     run()
   except InputError as error:
+    sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind
     sys.exit(f"error: {error}")
 
 
