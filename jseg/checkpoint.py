@@ -7,6 +7,7 @@ that evaluation reads; `training` (optimizer state, step); `data` (state of the 
 import contextlib
 import errno
 import logging
+import math
 import operator
 import pathlib
 from collections.abc import Mapping
@@ -104,15 +105,14 @@ class Checkpoints:
       f"{', '.join(map(str, steps))}"
     )
 
-  def save(
-    self, state: TrainState, iterator_state: Mapping[str, Any], miou: float | None = None
-  ) -> None:
+  def save(self, state: TrainState, position: Mapping[str, Any], miou: float | None = None) -> None:
     """Starts to save; returns as soon as the state is copied, so that training can go on.
 
     Args:
       state: of the run; its step names the checkpoint.
-      iterator_state: of the data iterator, as JSON.
+      position: in the data, as JSON.
       miou: validation mIoU at this step, if it was evaluated; the highest is kept as the best.
+        NaN counts as not evaluated.
 
     Raises:
       InputError: this save or the one before it could not be written.
@@ -125,9 +125,9 @@ class Checkpoints:
         args=ocp.args.Composite(
           model=ocp.args.PyTreeSave(model),
           training=ocp.args.PyTreeSave(training),
-          data=ocp.args.JsonSave(dict(iterator_state)),
+          data=ocp.args.JsonSave(dict(position)),
         ),
-        metrics=None if miou is None else {METRIC: miou},
+        metrics=None if miou is None or math.isnan(miou) else {METRIC: miou},
       )
     except (OSError, ValueError, RuntimeError) as error:
       raise self._save_error(error) from error
@@ -158,7 +158,7 @@ class Checkpoints:
     )
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The latest state and the data iterator's.
+    """The latest state and the position in the data that was saved with it.
 
     Args:
       template: a state of the same shapes; its values are not used.

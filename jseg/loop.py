@@ -71,6 +71,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   # Data.
   dataset = configs.load_dataset(config)
   names = dataset.classes.names
+  open_run(workdir, config, dataset.classes)
   train_source = dataset.source(config.data.train_split)
   eval_source = dataset.source(config.data.eval_split)
   iterator = data.train_iterator(
@@ -102,13 +103,16 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   evaluate = make_evaluator(model, dataset, config.data.eval_split, config)
   segmenter = Segmenter(model, {}, dataset.classes, config.data.size, config.data.channels)
 
-  # The run directory.
-  open_run(workdir, config, dataset.classes)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.keep)))
     if checkpoints.latest() is not None:
-      state, iterator_state = checkpoints.restore(state)
-      iterator.set_state(iterator_state)
+      state, position = checkpoints.restore(state)
+      if position["fingerprint"] != dataset.fingerprint:
+        raise InputError(
+          f"the data set has changed since the run in {workdir} began; name another --workdir to "
+          "train on what it is now, or put back what it was to resume"
+        )
+      iterator.set_state(position["iterator"])
     first = int(state.step)
     state = replicate(state)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
@@ -157,8 +161,8 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
           rows = make_samples(segmenter, state.variables(), eval_source, config.samples)
           draw_samples(workdir, step, rows, dataset.classes)
       if saving:
-        miou = scores.miou if evaluating and scores is not None else None
-        checkpoints.save(state, iterator.get_state(), miou)
+        position = {"iterator": iterator.get_state(), "fingerprint": dataset.fingerprint}
+        checkpoints.save(state, position, scores.miou if evaluating and scores else None)
       if stop:
         checkpoints.wait()
         CONSOLE.print(f"stopped; saved at step {step}. The same command goes on from there")

@@ -1,5 +1,6 @@
 """Train, kill, resume, evaluate, predict: the whole way on generated data."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -77,6 +78,14 @@ def test_a_finished_run_is_not_trained_again(run, data_dir):
 def test_another_configuration_is_refused(run, data_dir):
   with pytest.raises(InputError, match=r"another configuration \(optim.lr: was 0.05, is 0.1\)"):
     train(tiny_config(data_dir, optim__lr=0.1), run)
+
+
+def test_a_run_is_not_resumed_on_other_data(run, data_dir, monkeypatch):
+  config = tiny_config(data_dir)
+  changed = dataclasses.replace(jseg.config.load_dataset(config), fingerprint="another")
+  monkeypatch.setattr(jseg.config, "load_dataset", lambda _: changed)
+  with pytest.raises(InputError, match=r"the data set has changed since the run .* began"):
+    train(config, run)
 
 
 def test_a_batch_must_divide_over_the_devices(tmp_path, data_dir):
