@@ -11,14 +11,14 @@ import jseg.config
 
 def get_config():
   """The configuration."""
-  config = jseg.config.default("unet", widths=(16, 32, 64, 128, 256))
-  config.steps = 600
+  config = jseg.config.default("unet", widths=(16, 32, 64, 128))
+  config.steps = 400
   config.data.name = "folder"
   config.data.size = (512, 512)
   config.data.channels = 1
   config.data.batch_size = 4
   config.data.eval_batch_size = 2
-  config.augment.crop = (256, 256)
+  config.augment.crop = (192, 192)
   config.augment.scale = (0.9, 1.1)
   config.augment.flip_vertical = 0.5
   config.augment.rotation = 180.0
@@ -26,7 +26,7 @@ def get_config():
   config.augment.brightness = 0.1
   config.augment.contrast = 0.2
   config.optim.optimizer = "adamw"
-  config.optim.lr = 1e-3
+  config.optim.lr = 3e-3
   config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
   config.samples = 4

@@ -1,6 +1,7 @@
 """The `jseg` command."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -11,7 +12,9 @@ import numpy as np
 from rich.table import Table
 
 from jseg import data, models
+from jseg.checkpoint import load_run
 from jseg.evaluate import evaluate_run
+from jseg.loop import use_compilation_cache
 from jseg.predict import Segmenter
 from jseg.report import CONSOLE, progress, score_table
 from jseg.types import InputError
@@ -29,8 +32,8 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
   """Makes a CPU look like several devices, so that a batch is spread over its cores.
 
   XLA computes convolutions of 64 channels or fewer on one core. It changes nothing where there is
-  an accelerator, or where JAX_NUM_CPU_DEVICES says how many there are to be. Call it before JAX
-  has looked for devices.
+  an accelerator, where JAX_NUM_CPU_DEVICES says how many there are to be, or once JAX has looked
+  for devices.
 
   Args:
     batch_size: which the number of devices divides; None where any does.
@@ -38,7 +41,8 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
   if "JAX_NUM_CPU_DEVICES" not in os.environ:
     devices = [n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)]
     fitting = [n for n in devices if batch_size is None or batch_size % n == 0]
-    jax.config.update("jax_num_cpu_devices", fitting[-1])
+    with contextlib.suppress(RuntimeError):  # too late
+      jax.config.update("jax_num_cpu_devices", fitting[-1])
 
 
 def run_or_exit(run: Callable[[], object]) -> None:
@@ -131,6 +135,7 @@ def _check_data(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
   use_cpu_cores()
+  use_compilation_cache(load_run(arguments.run_directory)[0])
   result = evaluate_run(
     arguments.run_directory,
     split=arguments.split,
@@ -145,6 +150,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
   files = _image_files(arguments.images)
+  use_compilation_cache(load_run(arguments.run_directory)[0])
   segmenter = Segmenter.from_run(arguments.run_directory, arguments.checkpoint)
   total = np.zeros(len(segmenter.classes.names))
   for file in progress(files, "predicting", len(files)):

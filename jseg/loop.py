@@ -346,11 +346,12 @@ def evaluation_line(scores: Scores, started: float) -> dict[str, float]:
 def make_samples(
   segmenter: Segmenter, variables: dict[str, Any], source: Sequence[Any], count: int
 ) -> list[Sample]:
-  """The first images of a split: (image, truth, what the network says)."""
+  """Images from all over a split: (image, truth, what the network says)."""
   # One device does it: elsewhere the copies stay idle.
   segmenter.variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
   rows = []
-  for index in range(min(count, len(source))):
+  # The first ones of a video would all be the same.
+  for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist():
     record = source[index]
     prediction = segmenter(record["image"])
     rows.append((prediction.image, record["label"], prediction.mask))

@@ -145,7 +145,8 @@ def save_samples(
   columns = 3 * -(-len(rows) // max(pairs, 1))
   height, width = rows[0][0].shape[:2]
   cell = 2.0
-  figure = _figure(cell * columns * width / max(height, width), cell * pairs + 1.0)
+  longest = max(height, width)
+  figure = _figure(cell * columns * width / longest, cell * pairs * height / longest + 1.0)
   grid = figure.subplots(pairs, columns, squeeze=False)
   for axes in grid.flat:
     axes.set_axis_off()
