@@ -171,7 +171,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
     best = checkpoints.best()
 
   assert scores is not None, "the last step evaluates"
-  if rows and CONSOLE.is_terminal:
+  if rows and CONSOLE.is_terminal and CONSOLE.color_system in ("256", "truecolor"):
     CONSOLE.print("image, truth, prediction:")
     CONSOLE.print(terminal_samples(rows[:3], dataset.classes.palette, min(CONSOLE.width, 120)))
   CONSOLE.print(score_table(scores, names, f"{config.data.eval_split}, step {config.steps}"))
