@@ -11,6 +11,7 @@ def get_config():
   config = jseg.config.default("unet", widths=(12, 24, 48, 96))
   config.steps = 560
   config.data.name = "shapes"
+  config.data.options = {"size": 96, "train": 1000, "val": 100, "test": 100, "hints": 0.98}
   config.data.size = (96, 96)
   config.data.batch_size = 8
   config.data.eval_batch_size = 20
