@@ -56,7 +56,7 @@ def test_unknown_names_list_the_choices(shapes, tmp_path):
     data.load("shape", data_dir=tmp_path)
   with pytest.raises(InputError, match=r"shapes has no option colour; it has size, train"):
     data.load("shapes", options={"colour": 1})
-  with pytest.raises(InputError, match=r"folder is read from a folder; give it as --config.data.root"):
+  with pytest.raises(InputError, match=r"folder is read from a folder; give it as --config.data"):
     data.load("folder")
   with pytest.raises(InputError, match=r"shapes is generated and reads no folder"):
     data.load("shapes", root=tmp_path)
