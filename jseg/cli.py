@@ -19,7 +19,8 @@ from jseg.predict import Segmenter
 from jseg.report import CONSOLE, progress, score_table
 from jseg.types import InputError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,16 +96,25 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--split", help="default: the validation split of the run")
   evaluate.add_argument("--root", help="where the data set's files are, if they have moved")
   evaluate.add_argument("--batch-size", type=int, help="over all devices")
+  evaluate.add_argument("--boundary", action="store_true", help="the IoU of boundaries too")
+  evaluate.add_argument(
+    "--rand", metavar="CLASS", help="the Rand score too, objects being the parts of this class"
+  )
 
   predict = command(
     "predict",
     _predict,
-    "segment images: class indices, overlay and legend, each a PNG",
-    "  jseg predict runs/mine photo.jpg --out out\n  jseg predict runs/mine photos/ --out out",
+    "segment images or NIfTI volumes: class indices, overlay and legend",
+    "  jseg predict runs/mine photo.jpg --out out\n  jseg predict runs/mine photos/ --out out\n"
+    "  jseg predict runs/hippocampus scans/ --out out",
   )
   _add_run(predict)
   predict.add_argument("images", nargs="+", type=pathlib.Path, help="image files or folders")
   predict.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
+  predict.add_argument(
+    "--tile", action="store_true", help="cut large images into overlapping tiles, don't shrink them"
+  )
+  predict.add_argument("--margin", type=int, help="pixels that tiles overlap on every side")
   return parser
 
 
@@ -142,20 +152,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     checkpoint=arguments.checkpoint,
     root=arguments.root,
     batch_size=arguments.batch_size,
+    boundary=arguments.boundary,
+    rand=arguments.rand,
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(score_table(result.scores, result.names, title))
+  for key, what in (("boundary_miou", "mean boundary IoU"), ("rand", "Rand score")):
+    if result.extra.get(key) is not None:
+      CONSOLE.print(f"{what}: {100 * result.extra[key]:.1f} %")
   CONSOLE.print(f"written to {pathlib.Path(arguments.run_directory) / 'evaluation'}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-  files = _image_files(arguments.images)
-  use_compilation_cache(load_run(arguments.run_directory)[0])
-  segmenter = Segmenter.from_run(arguments.run_directory, arguments.checkpoint)
+  config = load_run(arguments.run_directory)[0]
+  volumes = models.ndim(config.model.name) == 3
+  files = _input_files(arguments.images, VOLUME_SUFFIXES if volumes else IMAGE_SUFFIXES)
+  use_compilation_cache(config)
+  segmenter = Segmenter.from_run(
+    arguments.run_directory, arguments.checkpoint, tile=arguments.tile, margin=arguments.margin
+  )
   total = np.zeros(len(segmenter.classes.names))
   for file in progress(files, "predicting", len(files)):
-    prediction = segmenter(data.read_image(file))
-    prediction.save(arguments.out, file.stem)
+    prediction = segmenter(data.read_volume(file) if volumes else data.read_image(file))
+    prediction.save(arguments.out, _stem(file), like=file)
     total += list(prediction.shares().values())
   table = Table("class", "mean share", title=f"{len(files)} image(s)", title_justify="left")
   for name, share in zip(segmenter.classes.names, total / len(files), strict=True):
@@ -164,13 +183,13 @@ def _predict(arguments: argparse.Namespace) -> None:
   CONSOLE.print(f"written to {arguments.out}")
 
 
-def _image_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+def _input_files(paths: Sequence[pathlib.Path], suffixes: Sequence[str]) -> list[pathlib.Path]:
   files: list[pathlib.Path] = []
   for path in paths:
     if path.is_dir():
-      found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+      found = sorted(p for p in path.iterdir() if p.name.lower().endswith(tuple(suffixes)))
       if not found:
-        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{path} holds no file of {', '.join(suffixes)}")
       files += found
     elif path.is_file():
       files.append(path)
@@ -179,10 +198,15 @@ def _image_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
   # Outputs are named by the stem, and one must not overwrite another.
   stems: dict[str, pathlib.Path] = {}
   for file in files:
-    if file.stem in stems:
+    stem = _stem(file)
+    if stem in stems:
       raise InputError(
-        f"{stems[file.stem]} and {file} would be written to the same {file.stem}.png; "
+        f"{stems[stem]} and {file} would be written to the same name, {stem}; "
         "predict them in two calls with two --out folders"
       )
-    stems[file.stem] = file
+    stems[stem] = file
   return files
+
+
+def _stem(path: pathlib.Path) -> str:
+  return path.name.removesuffix(".gz").rpartition(".")[0] or path.name

@@ -1,8 +1,8 @@
 """The configuration of a run: every key there is, its default, and what values it can have.
 
 A file in `configs/` starts from `default()` and changes what its recipe needs. Keys of `model`,
-`augment` and `optim` are the arguments of the network, of `make_augment`, `make_schedule` and
-`make_optimizer`: their defaults live there and nowhere else.
+`augment`, `loss` and `optim` are the arguments of the network, of `make_augment`, `make_loss`,
+`make_schedule` and `make_optimizer`: their defaults live there and nowhere else.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
-from jseg import data, models, optim
+from jseg import data, losses, models, optim
 from jseg.types import InputError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -63,17 +63,27 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
     "train_split": "train",
     "eval_split": "val",
     "size": (256, 256),  # larger images are shrunk to fit (height, width), smaller ones padded
-    "channels": 3,
+    # volumes: (depth, height, width), at least that of the largest one
+    "channels": 3,  # 1: grey; of volumes, as many as they have
     "batch_size": 8,  # over all devices
     "eval_batch_size": 8,
     "threads": 2,
   }
-  config.augment = {"crop": (0, 0), **_arguments(data.make_augment, "size")}  # (0, 0) is data.size
+  config.augment = {"crop": (), **_arguments(data.make_augment, "size")}  # () is data.size
+  config.loss = {
+    **_arguments(losses.make_loss),
+    "balance": "none",  # or "median": classes weigh median frequency / frequency
+    "class_weights": (),  # or one number a class
+    "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
+    "border_sigma": 5.0,  # and its sigma, in pixels
+  }
   config.aux_weights = {}  # of auxiliary outputs, by name
   config.optim = {
     **_arguments(optim.make_schedule, "steps"),
     **_arguments(optim.make_optimizer, "schedule"),
   }
+  config.init_from = ""  # a run directory or a .safetensors file to take parameters from
+  config.precise_bn_batches = 0  # over which norms' statistics are recomputed to evaluate; 0: off
   config.ema = 0.0  # decay of the moving average of the parameters; 0 is off
   config.log_every = 20
   config.eval_every = 200
@@ -111,21 +121,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise InputError(f"{key} is missing; start the config from jseg.config.default()")
   _at_least(given, 1, "steps", "log_every", "eval_every", "checkpoint_every", "keep")
   _at_least(given, 1, "data.batch_size", "data.eval_batch_size", "data.threads")
-  _at_least(given, 0, "seed", "samples")
+  _at_least(given, 0, "seed", "samples", "precise_bn_batches")
+  ndim = models.ndim(config.model.name)
+  axes = "(height, width)" if ndim == 2 else "(depth, height, width)"
   for key in ("data.size", "augment.crop"):
-    if len(given[key]) != 2 or not all(isinstance(n, int) for n in given[key]):
-      raise InputError(f"{key}: {given[key]} must be two whole numbers (height, width)")
-  if min(config.data.size) < 1:
-    raise InputError(f"data.size: {config.data.size} must be at least (1, 1)")
+    size = given[key]
+    if key == "augment.crop" and not size:
+      continue
+    if len(size) != ndim or not all(isinstance(n, int) and n > 0 for n in size):
+      raise InputError(f"{key}: {size} must be {ndim} whole numbers above 0, {axes}")
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
-  if config.data.channels not in (1, 3):
+  if config.data.channels < 1 or (ndim == 2 and config.data.channels not in (1, 3)):
     raise InputError(f"data.channels: {config.data.channels} must be 3 (RGB) or 1 (grey)")
   if not 0 <= config.ema < 1:
     raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
   # The parts check their own values.
   make_model(config, num_classes=2)
   make_augment(config)
+  make_loss(config)
   make_optimizer(config)
 
 
@@ -140,7 +154,28 @@ def make_augment(config: ml_collections.ConfigDict) -> Callable:
   """The augmentation of a configuration."""
   knobs = dict(config.augment)
   crop = tuple(knobs.pop("crop"))
-  return data.make_augment(size=crop if any(crop) else tuple(config.data.size), **knobs)
+  return data.make_augment(size=crop or tuple(config.data.size), **knobs)
+
+
+def make_loss(config: ml_collections.ConfigDict) -> losses.Loss:
+  """The loss of a configuration, before weights."""
+  knobs = {k: config.loss[k] for k in _arguments(losses.make_loss)}
+  balance, weights = config.loss.balance, config.loss.class_weights
+  if balance not in ("none", "median"):
+    raise InputError(f"loss.balance: {balance!r} is unknown; choose none or median")
+  if balance != "none" and weights:
+    raise InputError("loss.balance and loss.class_weights both give weights; leave one out")
+  if not all(isinstance(w, int | float) and w >= 0 for w in weights):
+    raise InputError(f"loss.class_weights: {weights} must be numbers of at least 0, one a class")
+  if config.loss.border_weight < 0 or config.loss.border_sigma <= 0:
+    raise InputError("loss.border_weight must be at least 0 (off), loss.border_sigma above 0")
+  if config.loss.border_weight and models.ndim(config.model.name) == 3:
+    raise InputError("loss.border_weight: the weight map is for images; set it to 0 for volumes")
+  if config.loss.name in losses.SET_LOSSES and (
+    weights or balance != "none" or config.loss.border_weight
+  ):
+    raise InputError(f"loss.name: {config.loss.name} takes no weights; use cross_entropy+dice")
+  return losses.make_loss(**knobs)
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> tuple[Any, Callable]:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,8 @@ import jax
 from jseg import config as configs
 from jseg import data
 from jseg.checkpoint import checkpoint_step, load_model, load_run
-from jseg.metrics import ConfusionState, Scores
+from jseg.metrics import BoundaryState, ConfusionState, Scores, none_if_nan, rand_score
+from jseg.predict import Segmenter
 from jseg.report import progress, save_confusion_plot
 from jseg.step import make_eval_step, replicate, shard
 from jseg.types import InputError
@@ -27,12 +29,14 @@ class Evaluation:
     step: of the checkpoint.
     scores: the measures.
     names: of the classes.
+    extra: measures that were asked for besides: `boundary_miou`, `boundary_iou` by class, `rand`.
   """
 
   split: str
   step: int
   scores: Scores
   names: Sequence[str]
+  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def make_evaluator(
@@ -86,6 +90,8 @@ def evaluate_run(
   checkpoint: str | int = "best",
   root: str | None = None,
   batch_size: int | None = None,
+  boundary: bool = False,
+  rand: str | None = None,
 ) -> Evaluation:
   """Evaluates a checkpoint and writes `evaluation/SPLIT.json` and the confusion matrix as a plot.
 
@@ -95,9 +101,13 @@ def evaluate_run(
     checkpoint: "best", "latest" or a step.
     root: where the data set's files are now, if they have moved.
     batch_size: over all devices; that of the configuration if None.
+    boundary: whether to measure the IoU of the regions' boundaries too (`BoundaryState`).
+    rand: the class whose connected parts are objects, to measure the foreground-restricted Rand
+      score too (`rand_score`), the mean over the images that have any.
 
   Raises:
-    InputError: no such run, checkpoint or split; or the data set has other classes than the run's.
+    InputError: no such run, checkpoint, split or class; the data set has other classes than the
+      run's; or boundaries or objects are asked of volumes.
   """
   run = pathlib.Path(run)
   config, classes = load_run(run)
@@ -113,19 +123,59 @@ def evaluate_run(
       f"{run} was trained on the classes {', '.join(classes.names)}, but {config.data.name} "
       f"has {', '.join(dataset.classes.names)}; evaluate on a set with the same classes"
     )
+  if rand is not None and rand not in classes.names:
+    raise InputError(f"there is no class {rand!r}; choose from {', '.join(classes.names)}")
+  if (boundary or rand) and dataset.ndim == 3:
+    raise InputError("boundary IoU and the Rand score are for images; leave them out for volumes")
   step = checkpoint_step(run, checkpoint)
   model, variables = load_model(run, step)
   scores = make_evaluator(model, dataset, split, config)(replicate(variables))
-  save_evaluation(run, scores, classes.names, split=split, step=step)
-  return Evaluation(split, step, scores, classes.names)
+  extra = {}
+  if boundary or rand:
+    segmenter = Segmenter(model, variables, classes, config.data.size, config.data.channels)
+    extra = measure_regions(segmenter, dataset.source(split), boundary=boundary, rand=rand)
+  save_evaluation(run, scores, classes.names, split=split, step=step, extra=extra)
+  return Evaluation(split, step, scores, classes.names, extra)
+
+
+def measure_regions(
+  segmenter: Segmenter, source: data.Examples, *, boundary: bool, rand: str | None
+) -> dict[str, Any]:
+  """Measures that look at whole regions: `boundary_miou`, `boundary_iou` by class, and `rand`."""
+  names = segmenter.classes.names
+  state = BoundaryState.empty(len(names))
+  scores = []
+  for index in progress(range(len(source)), "regions", len(source)):
+    example = source[index]
+    mask, label = segmenter(example["image"]).mask, example["label"]
+    if boundary:
+      state = state.update(mask, label)
+    if rand is not None:
+      scores.append(rand_score(mask, label, names.index(rand)))
+  extra: dict[str, Any] = {}
+  if boundary:
+    result = state.compute()
+    by_class = dict(zip(names, map(none_if_nan, result.iou), strict=True))
+    extra |= {"boundary_miou": none_if_nan(result.miou), "boundary_iou": by_class}
+  if rand is not None:
+    known = [score for score in scores if not math.isnan(score)]
+    extra["rand"] = sum(known) / len(known) if known else None
+  return extra
 
 
 def save_evaluation(
-  run: pathlib.Path, scores: Scores, names: Sequence[str], *, split: str, step: int
+  run: pathlib.Path,
+  scores: Scores,
+  names: Sequence[str],
+  *,
+  split: str,
+  step: int,
+  extra: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes `evaluation/SPLIT.json` and the plot `evaluation/SPLIT_confusion.png` of a run."""
   folder = run / "evaluation"
   folder.mkdir(exist_ok=True)
   result = {"split": split, "step": step, "resolution": "original", **scores.to_dict(names)}
+  result |= extra or {}
   (folder / f"{split}.json").write_text(json.dumps(result, indent=2) + "\n")
   save_confusion_plot(scores, names, folder / f"{split}_confusion.png")

@@ -1,6 +1,7 @@
 """Training from top to bottom."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -13,16 +14,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from jseg import config as configs
-from jseg import data
-from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_run, save_run
+from jseg import data, models
+from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_model, load_run, save_run
 from jseg.evaluate import make_evaluator, save_evaluation
 from jseg.metrics import ConfusionState, Scores
-from jseg.predict import Segmenter
+from jseg.predict import Segmenter, flatten_volume
 from jseg.report import (
   CONSOLE,
   Sample,
@@ -31,10 +33,11 @@ from jseg.report import (
   score_table,
   terminal_samples,
 )
-from jseg.state import create_train_state
-from jseg.step import make_train_step, replicate, shard
+from jseg.state import TrainState, create_train_state
+from jseg.step import average_moments, make_moments_step, make_train_step, replicate, shard
 from jseg.tasks import semantic
-from jseg.types import InputError
+from jseg.types import Array, InputError
+from jseg.weights import foreign_variables, read_tensors, transfer
 
 METRICS_FILE = "metrics.jsonl"
 _IN_FLIGHT = 2  # steps the host may be ahead of the device
@@ -71,19 +74,26 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   # Data.
   dataset = configs.load_dataset(config)
   names = dataset.classes.names
+  check_fit(config, dataset)
   open_run(workdir, config, dataset.classes)
   train_source = dataset.source(config.data.train_split)
   eval_source = dataset.source(config.data.eval_split)
-  iterator = data.train_iterator(
-    train_source,
-    size=tuple(config.data.size),
-    batch_size=config.data.batch_size,
-    seed=config.seed,
-    channels=config.data.channels,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    threads=config.data.threads,
-  )
+  border = (config.loss.border_weight, config.loss.border_sigma)
+
+  def batches(seed: int) -> Any:
+    return data.train_iterator(
+      train_source,
+      size=tuple(config.data.size),
+      batch_size=config.data.batch_size,
+      seed=seed,
+      channels=config.data.channels,
+      border=border if config.loss.border_weight else None,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      threads=config.data.threads,
+    )
+
+  iterator = batches(config.seed)
 
   # Model, optimizer, step.
   model = configs.make_model(config, len(names))
@@ -92,14 +102,13 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   init_key, step_key = jax.random.split(key)
   shape = (*config.data.size, config.data.channels)
   state = create_train_state(model, optimizer, init_key, shape, ema=config.ema > 0)
+  augment = configs.make_augment(config)
+  class_weights = make_class_weights(config, dataset)
+  loss = semantic.make_task_loss(configs.make_loss(config), config.aux_weights, class_weights)
   train_step = make_train_step(
-    model,
-    optimizer,
-    configs.make_augment(config),
-    lambda outputs, label: semantic.loss(outputs, label, config.aux_weights),
-    semantic.training_counts,
-    ema=config.ema,
+    model, optimizer, augment, loss, semantic.training_counts, ema=config.ema
   )
+  moments_step = make_moments_step(model, augment)
   evaluate = make_evaluator(model, dataset, config.data.eval_split, config)
   segmenter = Segmenter(model, {}, dataset.classes, config.data.size, config.data.channels)
 
@@ -113,6 +122,8 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
           "train on what it is now, or put back what it was to resume"
         )
       iterator.set_state(position["iterator"])
+    elif config.init_from:
+      state = initialise(state, config.init_from)
     first = int(state.step)
     state = replicate(state)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
@@ -152,6 +163,11 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
           CONSOLE.print(f"step {step}/{config.steps}  {window.status()}")
       if evaluating:
         started = time.perf_counter()
+        if config.precise_bn_batches and state.batch_stats:
+          # The same batches every time, so that a resumed run has the same statistics.
+          again = batches(config.seed + 1)
+          stats = recompute_statistics(moments_step, state, again, step_key, config)
+          state = dataclasses.replace(state, batch_stats=stats)
         scores = evaluate(state.variables())
         writer.write(step, config.data.eval_split, evaluation_line(scores, started))
         CONSOLE.print(f"step {step}: validation mIoU {scores.miou:.4f}")
@@ -178,6 +194,71 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   CONSOLE.print(f"checkpoints: step {config.steps} is the latest, step {best} the best")
   CONSOLE.print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
   return scores
+
+
+def check_fit(config: Any, dataset: data.Dataset) -> None:
+  """Refuses a data set and a configuration that aren't of the same kind.
+
+  Raises:
+    InputError: volumes for a network of images or the reverse, volumes that the canvas can't hold,
+      or not one class weight a class.
+  """
+  kinds = {2: "images", 3: "volumes"}
+  wanted = models.ndim(config.model.name)
+  if dataset.ndim != wanted:
+    fitting = [name for name in models.names() if models.ndim(name) == dataset.ndim]
+    raise InputError(
+      f"model.name: {config.model.name} takes {kinds[wanted]}, but {config.data.name} holds "
+      f"{kinds[dataset.ndim]}; choose from {', '.join(fitting)}"
+    )
+  if dataset.ndim == 3:
+    for split in (config.data.train_split, config.data.eval_split):
+      data.check_canvas(dataset.max_size(split), tuple(config.data.size))
+  weights = config.loss.class_weights
+  if weights and len(weights) != len(dataset.classes.names):
+    raise InputError(
+      f"loss.class_weights: {len(weights)} numbers, but {config.data.name} has "
+      f"{len(dataset.classes.names)} classes ({', '.join(dataset.classes.names)}); give one each"
+    )
+
+
+def make_class_weights(config: Any, dataset: data.Dataset) -> Array | None:
+  """What each class weighs in the loss: float32 [k], or None where all weigh the same."""
+  if config.loss.balance == "median":
+    return jnp.asarray(dataset.median_frequency_weights(config.data.train_split), jnp.float32)
+  return jnp.asarray(config.loss.class_weights, jnp.float32) if config.loss.class_weights else None
+
+
+def initialise(state: TrainState, path: str) -> TrainState:
+  """Takes parameters from another run or from a file of weights, and says what became of each.
+
+  Raises:
+    InputError: it can't be read, or nothing in it fits.
+  """
+  if pathlib.Path(path).expanduser().is_dir():
+    source, what = load_model(path)[1], "a run"
+    unused: list[str] = []
+  else:
+    source, unused, what = foreign_variables(read_tensors(path), path)
+  variables, report = transfer(
+    {"params": state.params, "batch_stats": state.batch_stats}, source, path
+  )
+  report = dataclasses.replace(report, unused=[*report.unused, *unused])
+  CONSOLE.print(f"initialised from {path} ({what}): {report}", highlight=False)
+  params = variables["params"]
+  ema = jax.tree.map(jnp.copy, params) if state.ema else state.ema
+  return dataclasses.replace(state, ema=ema, **variables)
+
+
+def recompute_statistics(
+  step: Any, state: TrainState, batches: Any, key: Array, config: Any
+) -> Any:
+  """Running statistics of the norms over the first `precise_bn_batches` training batches."""
+  local = jax.local_device_count()
+  # Keys of steps that no run reaches.
+  keys = [jax.random.fold_in(key, 2**31 - 1 - i) for i in range(config.precise_bn_batches)]
+  moments = [step(state, shard(next(batches), local), key) for key in keys]
+  return {**state.batch_stats, **average_moments(moments)}
 
 
 def use_compilation_cache(config: Any) -> None:
@@ -339,7 +420,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 def evaluation_line(scores: Scores, started: float) -> dict[str, float]:
   """What the log says of an evaluation."""
-  means = ("miou", "macc", "pixel_accuracy", "fwiou")
+  means = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
   return {k: getattr(scores, k) for k in means} | {"seconds": time.perf_counter() - started}
 
 
@@ -354,7 +435,8 @@ def make_samples(
   for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist():
     record = source[index]
     prediction = segmenter(record["image"])
-    rows.append((prediction.image, record["label"], prediction.mask))
+    image, label, mask = flatten_volume(prediction.image, record["label"], prediction.mask)
+    rows.append((image, label, mask))
   return rows
 
 

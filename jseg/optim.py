@@ -69,6 +69,19 @@ def decayed(params: Any) -> Any:
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def scale_by_group(head_lr: float, bias_lr: float) -> optax.GradientTransformation:
+  """Multiplies updates: by `head_lr` outside of the scope "backbone", by `bias_lr` for biases.
+
+  The factors of both multiply, as Caffe's `lr_mult` in the published networks.
+  """
+
+  def scale(path: Any, update: Array) -> Array:
+    head = head_lr if path[0].key != "backbone" else 1.0
+    return update * head * (bias_lr if path[-1].key == "bias" else 1.0)
+
+  return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+
+
 def make_optimizer(
   schedule: Callable[[Array | int], Array],
   *,
@@ -77,6 +90,8 @@ def make_optimizer(
   nesterov: bool = False,
   weight_decay: float = 1e-4,
   clip_norm: float = 0.0,
+  head_lr: float = 1.0,
+  bias_lr: float = 1.0,
 ) -> optax.GradientTransformation:
   """Gradients to updates.
 
@@ -88,6 +103,8 @@ def make_optimizer(
     nesterov: of "sgd".
     weight_decay: for kernels only; biases and norms are left out.
     clip_norm: largest global norm of the gradient; 0 is no limit.
+    head_lr: factor of the learning rate of what is not the backbone, new when fine-tuning.
+    bias_lr: factor of the learning rate of biases; 2 in Caffe's recipes.
 
   Raises:
     InputError: a value is impossible.
@@ -102,11 +119,17 @@ def make_optimizer(
     raise InputError(f"optim.weight_decay: {weight_decay} must be at least 0")
   if clip_norm < 0:
     raise InputError(f"optim.clip_norm: {clip_norm} must be above 0, or 0 for no limit")
+  for key, value in {"head_lr": head_lr, "bias_lr": bias_lr}.items():
+    if not value > 0:
+      raise InputError(f"optim.{key}: {value} must be above 0; 1 is the same rate as the others'")
   clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  groups = [scale_by_group(head_lr, bias_lr)] if (head_lr, bias_lr) != (1, 1) else []
   if optimizer == "adamw":
-    return optax.chain(*clip, optax.adamw(schedule, weight_decay=weight_decay, mask=decayed))
+    adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    return optax.chain(*clip, adamw, *groups)
   return optax.chain(
     *clip,
     optax.add_decayed_weights(weight_decay, mask=decayed),
     optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
+    *groups,
   )

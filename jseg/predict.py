@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,7 +19,7 @@ from jseg.data import ClassInfo
 from jseg.nn import resize_to
 from jseg.report import legend, overlay
 from jseg.step import label_at_full_size
-from jseg.types import Array, Outputs
+from jseg.types import Array, InputError, Outputs
 
 _BUCKET = 128
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
@@ -27,61 +28,104 @@ _BUCKET = 128
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The segmentation of one image, at the image's own size.
+  """The segmentation of one image or volume, at its own size.
 
   Attributes:
-    image: uint8 [h w 3] or [h w 1], as given.
-    mask: uint8 [h w], the class of every pixel.
+    image: uint8 [h w 3] or [h w 1], as given; a volume float32 [d h w c].
+    mask: uint8 [h w] or [d h w], the class of every pixel.
     classes: names and colours.
   """
 
   image: np.ndarray
   mask: np.ndarray
   classes: ClassInfo
-  _logits: Array
-  _size: np.ndarray
+  _logits: Array | np.ndarray
+  _size: tuple[int, ...]
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
-    """float32 [h w k], summing to 1; computed when first asked for, as it is large."""
+    """float32 [... k] on the mask, summing to 1; computed when first asked for, as it is large."""
     shape = self.mask.shape
-    logits = resize_to(self._logits, jnp.array(self._size), jnp.array(shape), shape)
-    return np.asarray(jax.nn.softmax(logits, -1))
+    logits = jnp.asarray(self._logits)
+    if self._size != shape:
+      logits = resize_to(logits, jnp.array(self._size), jnp.array(shape), shape)
+    return np.asarray(jax.nn.softmax(logits[tuple(map(slice, shape))], -1))
 
   def overlay(self, alpha: float = 0.55) -> np.ndarray:
-    """uint8 [h w 3], the image under the classes' colours."""
-    return overlay(self.image, self.mask, self.classes.palette, alpha)
+    """uint8 [h w 3], the image under the classes' colours; of a volume, its middle slice."""
+    image, mask = flatten_volume(self.image, self.mask)
+    return overlay(image, mask, self.classes.palette, alpha)
 
   def shares(self) -> dict[str, float]:
-    """Share of the image's pixels, by class name."""
+    """Share of the pixels, by class name."""
     counts = np.bincount(self.mask.ravel(), minlength=len(self.classes.names))
     return dict(zip(self.classes.names, (counts / self.mask.size).tolist(), strict=True))
 
-  def save(self, out: str | pathlib.Path, stem: str) -> list[pathlib.Path]:
-    """Writes STEM.png (class indices with a palette), STEM_overlay.png and STEM_legend.png."""
+  def save(
+    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+  ) -> list[pathlib.Path]:
+    """Writes the mask, STEM_overlay.png and STEM_legend.png.
+
+    Args:
+      out: folder; made if it isn't there.
+      stem: of the files' names.
+      like: of a volume, the NIfTI file that it was read from.
+
+    Returns:
+      Their paths. The mask is STEM.png, class indices with a palette; of a volume STEM.nii.gz with
+      the mask values of the data set, in the orientation of `like`.
+    """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{stem}.png", out / f"{stem}_overlay.png", out / f"{stem}_legend.png"]
-    mask = Image.fromarray(self.mask, mode="P")
-    mask.putpalette(np.asarray(self.classes.palette, np.uint8).ravel().tolist())
-    mask.save(paths[0])
+    if self.mask.ndim == 3:
+      if like is None:
+        raise InputError("a volume's mask is written like the file it came from; give its path")
+      paths[0] = out / f"{stem}.nii.gz"
+      data.write_mask(paths[0], np.array(self.classes.values)[self.mask].astype(np.uint16), like)
+    else:
+      mask = Image.fromarray(self.mask, mode="P")
+      mask.putpalette(np.asarray(self.classes.palette, np.uint8).ravel().tolist())
+      mask.save(paths[0])
     Image.fromarray(self.overlay()).save(paths[1])
     legend(self.shares(), self.classes.palette).save(paths[2])
     return paths
 
 
+def flatten_volume(image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
+  """A picture of an image and its masks: of a volume [d h w c], the middle slice, head up.
+
+  Intensities from two standard deviations below the mean to four above become 0..255; of several
+  channels the first is shown.
+  """
+  if image.ndim == 3:
+    return image, *masks
+  middle = image.shape[0] // 2
+  # Rows of a volume run from back to front, rows of a picture downwards.
+  picture, *flat = (a[middle, ::-1] for a in (image[..., :1], *masks))
+  return np.clip(255 * (picture + 2) / 6, 0, 255).astype(np.uint8), *flat
+
+
 class Segmenter:
-  """Segments images of any size with a trained network.
+  """Segments images of any size, or volumes, with a trained network.
 
   Images larger than the network's canvas are shrunk to fit it, smaller ones padded, as in training;
-  the result is brought back to the image's own size before the classes are decided.
+  the result is brought back to the image's own size before the classes are decided. Volumes, and
+  images too with `tile`, keep their pixels: what doesn't fit is worked through in overlapping tiles
+  surrounded by the image's mirror image (Ronneberger et al. 2015, figure 2).
 
   Args:
     model: the network.
     variables: its parameters and statistics.
     classes: names and colours.
-    size: canvas (height, width) of the network.
-    channels: 3 (RGB) or 1 (grey).
+    size: canvas (height, width) of the network, or (depth, height, width).
+    channels: 3 (RGB) or 1 (grey); of volumes, as many as they have.
+    tile: whether large images are tiled and not shrunk.
+    margin: pixels on every side of a tile that are not used, but give the others their context;
+      None: a quarter of the canvas. Rounded down to a multiple of 32, or 8 in volumes.
+
+  Raises:
+    InputError: the margins leave nothing of a tile.
   """
 
   def __init__(
@@ -91,51 +135,113 @@ class Segmenter:
     classes: ClassInfo,
     size: Sequence[int],
     channels: int = 3,
+    *,
+    tile: bool = False,
+    margin: int | None = None,
   ):
     self.variables = variables
     self.classes = classes
-    self._size = (int(size[0]), int(size[1]))
+    self._size = tuple(int(n) for n in size)
     self._channels = channels
+    self._tile = tile
+    # Pooling must fall on the same grid in every tile.
+    grid = 32 if len(self._size) == 2 else 8
+    self._margins = [(n // 4 if margin is None else margin) // grid * grid for n in self._size]
+    self._steps = [
+      (n - 2 * m) // grid * grid or n - 2 * m
+      for n, m in zip(self._size, self._margins, strict=True)
+    ]
+    if margin is not None and min(self._steps) < 1:
+      raise InputError(
+        f"margin: {margin} pixels on both sides leave nothing of tiles of {self._size}; "
+        f"take at most {(min(self._size) - grid) // 2}"
+      )
 
     @functools.partial(jax.jit, static_argnames="canvas")
     def forward(variables, image, size, full_size, canvas):
-      image = data.prepare(image[None], size[None])
-      logits = cast(Outputs, model.apply(variables, image, train=False)).logits[0]
+      logits = self._logits(model, variables, image, size)
       return logits, label_at_full_size(logits, size, full_size, canvas).astype(jnp.uint8)
 
     self._forward = forward
+    self._forward_tile = jax.jit(functools.partial(self._logits, model))
+
+  @staticmethod
+  def _logits(model: nn.Module, variables: Any, image: Array, size: Array) -> Array:
+    image = data.prepare(image[None], size[None])
+    return cast(Outputs, model.apply(variables, image, train=False)).logits[0]
 
   @classmethod
-  def from_run(cls, run: str | pathlib.Path, checkpoint: str | int = "best") -> "Segmenter":
+  def from_run(
+    cls, run: str | pathlib.Path, checkpoint: str | int = "best", **options: Any
+  ) -> "Segmenter":
     """The network of a run directory.
 
     Args:
       run: the run directory.
       checkpoint: "best", "latest" or a step.
+      **options: `tile` and `margin`.
 
     Raises:
       InputError: nothing was trained there, or the checkpoint is of another network.
     """
     config, classes = load_run(run)
     model, variables = load_model(run, checkpoint)
-    return cls(model, variables, classes, config.data.size, config.data.channels)
+    return cls(model, variables, classes, config.data.size, config.data.channels, **options)
 
   def __call__(self, image: np.ndarray) -> Prediction:
     """Segments one image.
 
     Args:
-      image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (grey).
+      image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (grey); a volume float32 [d h w c] as
+        `jseg.data.read_volume` gives it.
 
     Raises:
       InputError: it is of another type or shape.
     """
     image = data.as_channels(image, self._channels)
-    height, width = image.shape[:2]
+    shape = image.shape[:-1]
+    if len(shape) != len(self._size):
+      kinds = {2: "images", 3: "volumes"}
+      raise InputError(
+        f"this network takes {kinds[len(self._size)]}, not an array of shape {image.shape}"
+      )
+    larger = any(n > m for n, m in zip(shape, self._size, strict=True))
+    if len(shape) == 3 or (self._tile and larger):
+      logits = self._by_tiles(image) if larger else self._padded(image)
+      mask = logits.argmax(-1).astype(np.uint8)
+      return Prediction(image, mask, self.classes, logits, shape)
     canvas_image, size = data.fit(image, self._size)
-    canvas = (-(-height // _BUCKET) * _BUCKET, -(-width // _BUCKET) * _BUCKET)
+    canvas = tuple(-(-n // _BUCKET) * _BUCKET for n in shape)
     logits, mask = self._forward(
-      self.variables, canvas_image, np.array(size, np.int32), np.array([height, width]), canvas
+      self.variables, canvas_image, np.array(size, np.int32), np.array(shape), canvas
     )
-    return Prediction(
-      image, np.asarray(mask)[:height, :width], self.classes, logits, np.array(size, np.int32)
-    )
+    mask = np.asarray(mask)[: shape[0], : shape[1]]
+    return Prediction(image, mask, self.classes, logits, tuple(size))
+
+  def _padded(self, image: np.ndarray) -> np.ndarray:
+    canvas, size = data.fit(image, self._size)
+    logits = self._forward_tile(self.variables, canvas, np.array(size, np.int32))
+    return np.asarray(logits)[tuple(map(slice, size))]
+
+  def _by_tiles(self, image: np.ndarray) -> np.ndarray:
+    """Logits float32 [... k] of an image of any size."""
+    shape, steps, margins = image.shape[:-1], self._steps, self._margins
+    counts = [-(-n // step) for n, step in zip(shape, steps, strict=True)]
+    edges = [
+      (margin, (count - 1) * step + size - margin - n)
+      for n, count, step, size, margin in zip(
+        shape, counts, steps, self._size, margins, strict=True
+      )
+    ]
+    padded = np.pad(image, [*edges, (0, 0)], mode="reflect")
+    size = np.array(self._size, np.int32)
+    result = np.empty((*shape, len(self.classes.names)), np.float32)
+    for index in itertools.product(*map(range, counts)):
+      first = [i * step for i, step in zip(index, steps, strict=True)]
+      window = tuple(slice(f, f + n) for f, n in zip(first, self._size, strict=True))
+      logits = np.asarray(self._forward_tile(self.variables, padded[window], size))
+      target = result[tuple(slice(f, f + step) for f, step in zip(first, steps, strict=True))]
+      target[...] = logits[
+        tuple(slice(m, m + n) for m, n in zip(margins, target.shape[:-1], strict=True))
+      ]
+    return result

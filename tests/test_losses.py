@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jseg.losses import cross_entropy, mean_over_devices
-from jseg.types import IGNORE
+from jseg.losses import (
+  PIXEL_LOSSES,
+  SET_LOSSES,
+  cross_entropy,
+  focal,
+  lovasz_softmax,
+  make_loss,
+  mean_over_devices,
+  ohem,
+  soft_dice,
+)
+from jseg.types import IGNORE, InputError
+
+NAMES = [*PIXEL_LOSSES, *SET_LOSSES, "cross_entropy+dice", "ohem+lovasz"]
+
+
+def example(seed, shape=(2, 3, 4), k=3):
+  """Logits [b h w k] and a label with every class and void."""
+  rng = np.random.default_rng(seed)
+  label = rng.choice([*range(k), IGNORE], shape)
+  label.reshape(-1)[: k + 1] = [*range(k), IGNORE]
+  return rng.normal(size=(*shape, k)).astype(np.float32) * 2, label
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def two_classes(*p):
+  """Logits whose probabilities of class 1 are p."""
+  p = np.array(p)
+  return jnp.array(np.stack([np.log(1 - p), np.log(p)], -1), jnp.float32)
 
 
 def test_hand_worked():
@@ -57,3 +90,268 @@ def test_sums_are_reduced_before_the_division():
   )
   np.testing.assert_allclose(mean, [0.19, 0.19], rtol=1e-6)
   np.testing.assert_allclose(count, [10.0, 10.0])
+
+
+def test_no_weight_is_lost_below_a_count_of_one():
+  mean, _ = jax.pmap(lambda t, c: mean_over_devices(t, c, "batch"), axis_name="batch")(
+    jnp.array([0.1, 0.0]), jnp.array([0.2, 0.05])
+  )
+  np.testing.assert_allclose(mean, [0.4, 0.4], rtol=1e-6)
+
+
+def test_class_weights_divide_the_mean_and_pixel_weights_do_not():
+  # Losses ln 4 (class 0), ln 4/3 (class 1), void.
+  logits, label = two_classes(0.75, 0.75, 0.5), jnp.array([0, 1, IGNORE])
+  a, b = np.log(4.0), np.log(4 / 3)
+  by_class, by_pixel = jnp.array([0.5, 3.0]), jnp.array([10.0, 1.0, jnp.nan])
+  results = [
+    cross_entropy(logits, label, class_weights=by_class),
+    cross_entropy(logits, label, pixel_weights=by_pixel),
+    cross_entropy(logits, label, class_weights=by_class, pixel_weights=by_pixel),
+  ]
+  expected = [(0.5 * a + 3 * b, 3.5), (10 * a + b, 2.0), (5 * a + 3 * b, 3.5)]
+  np.testing.assert_allclose(results, expected, rtol=1e-6)
+
+
+def test_focal_hand_worked():
+  # p of the truth 1/4 and 3/4: (3/4)^2 ln 4 + (1/4)^2 ln 4/3.
+  total, count = focal(two_classes(0.75, 0.75, 0.5), jnp.array([0, 1, IGNORE]))
+  assert float(total) == pytest.approx(9 / 16 * np.log(4.0) + np.log(4 / 3) / 16, rel=1e-6)
+  assert float(count) == 2.0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_of_certain_pixels(gamma):
+  # p = 1 exactly, where (1 - p)^gamma has no finite slope below gamma 1; p = 0; p = 1/2.
+  logits = jnp.array([[1e4, 0.0], [-1e4, 0.0], [0.0, 0.0]])
+  label = jnp.zeros(3, jnp.int32)
+  gradient = jax.grad(lambda x: focal(x, label, gamma=gamma)[0])(logits)
+  assert np.isfinite(gradient).all()
+  np.testing.assert_allclose(gradient[:2], [[0.0, 0.0], [-1.0, 1.0]], atol=1e-6)
+  # d/dp of -(1-p)^g ln p, times dp/dx = p (1 - p) = 1/4.
+  slope = 0.25 * (gamma * 0.5 ** (gamma - 1) * np.log(0.5) - 0.5**gamma / 0.5)
+  np.testing.assert_allclose(gradient[2], [slope, -slope], rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [{}, {"class_weights": np.array([0.5, 1.0, 2.0])}])
+def test_focal_and_ohem_contain_cross_entropy(weights):
+  logits, label = map(jnp.array, example(0))
+  expected = cross_entropy(logits, label, **weights)
+  np.testing.assert_allclose(focal(logits, label, gamma=0.0, **weights), expected, rtol=1e-6)
+  np.testing.assert_allclose(ohem(logits, label, hardest=1.0, **weights), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("hardest", "threshold", "kept"),
+  [
+    (0.0, 0.5, [0.1, 0.4]),  # the threshold alone
+    (0.6, 0.0, [0.1, 0.4, 0.6]),  # 3 of the 5 valid pixels, not of all 7
+    (0.5, 0.0, [0.1, 0.4, 0.6]),  # 2.5 is rounded up
+    (0.2, 0.5, [0.1, 0.4]),  # the share is met by the threshold
+    (0.8, 0.5, [0.1, 0.4, 0.6, 0.8]),  # and here it isn't
+    (0.0, 0.05, []),
+  ],
+)
+def test_ohem_keeps_the_hardest(hardest, threshold, kept):
+  logits = two_classes(0.6, 0.001, 0.1, 0.9, 0.4, 0.999, 0.8)
+  label = jnp.array([1, IGNORE, 1, 1, 1, IGNORE, 1])
+  total, count = jax.jit(lambda x, y: ohem(x, y, hardest=hardest, threshold=threshold))(
+    logits, label
+  )
+  assert float(count) == len(kept)
+  assert float(total) == pytest.approx(-np.log(kept).sum(), rel=1e-5)
+  gradient = jax.grad(lambda x: ohem(x, label, hardest=hardest, threshold=threshold)[0])(logits)
+  assert (np.abs(gradient[:, 0]) > 0).sum() == len(kept)
+
+
+def valid_images(p, label):
+  """(probabilities [n k], truth [n]) of the valid pixels of each image that has any."""
+  pairs = [(image[y != IGNORE], y[y != IGNORE]) for image, y in zip(p, label, strict=True)]
+  return [pair for pair in pairs if pair[1].size]
+
+
+def dice_by_formula(image, truth, classes, smooth):
+  return 1 - np.mean(
+    [
+      (2 * image[truth == c, c].sum() + smooth) / (image[:, c].sum() + (truth == c).sum() + smooth)
+      for c in classes
+    ]
+  )
+
+
+def lovasz_by_formula(image, target, classes):
+  """Equation 9 by its sets: the Jaccard loss of the j largest errors less that of j - 1."""
+
+  def jaccard_loss(truth, wrong):
+    return len(wrong) / len(truth | wrong) if wrong else 0.0
+
+  losses = []
+  for c in classes:
+    truth = set(np.flatnonzero(target == c))
+    errors = np.abs((target == c) - image[:, c])
+    order = np.argsort(-errors, kind="stable").tolist()
+    steps = np.diff([jaccard_loss(truth, set(order[:j])) for j in range(len(order) + 1)])
+    losses.append(np.dot(errors[order], steps))
+  return np.mean(losses)
+
+
+@pytest.mark.parametrize(("classes", "shape"), [("present", (3, 4, 5)), ("all", (3, 2, 3, 2))])
+def test_set_losses_equal_their_formulas(classes, shape):
+  logits, label = example(1, shape, k=4)
+  label[label == 3] = 2  # absent
+  label[0] = np.where(label[0] == 1, 0, label[0])  # absent from one image
+  label[-1] = IGNORE  # an image without one valid pixel
+  images = valid_images(softmax(logits), label)
+  of = [np.unique(y) if classes == "present" else range(4) for _, y in images]
+  assert len(images) == 2
+  for smooth in (0.0, 1.0):
+    dice = jax.jit(functools.partial(soft_dice, classes=classes, smooth=smooth))
+    total, count = dice(logits, label)
+    expected = sum(dice_by_formula(*i, c, smooth) for i, c in zip(images, of, strict=True))
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(count) == 2.0
+  total, count = jax.jit(functools.partial(lovasz_softmax, classes=classes))(logits, label)
+  expected = sum(lovasz_by_formula(*i, c) for i, c in zip(images, of, strict=True))
+  assert float(total) == pytest.approx(expected, rel=1e-5)
+  assert float(count) == 2.0
+
+
+def test_dice_hand_worked():
+  # Class 1: 2 (.8) / (.8 + .4 + 1); class 0: 2 (.6) / (.2 + .6 + 1); the third pixel is void.
+  loss, images = soft_dice(
+    two_classes(0.8, 0.4, 0.9)[None], jnp.array([[1, 0, IGNORE]]), smooth=0.0
+  )
+  assert float(loss) == pytest.approx(1 - (8 / 11 + 2 / 3) / 2, rel=1e-5)
+  assert float(images) == 1.0
+
+
+@jax.jit
+def costs(logits, label):
+  return lovasz_softmax(logits, label)[0], soft_dice(logits, label, smooth=0.0)[0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_certain_predictions_cost_one_minus_iou_and_one_minus_dice(seed):
+  _, label = example(seed, (1, 4, 5))
+  guess = np.random.default_rng(seed).integers(0, 3, label.shape)
+  logits = jnp.array(np.where(guess[..., None] == np.arange(3), 1e3, 0.0), jnp.float32)
+  valid = label != IGNORE
+  sizes = [((label == c) & valid, (guess == c) & valid) for c in range(3)]
+  iou = np.mean([(t & g).sum() / (t | g).sum() for t, g in sizes])
+  dice = np.mean([2 * (t & g).sum() / (t.sum() + g.sum()) for t, g in sizes])
+  lovasz, overlap = costs(logits, label)
+  assert float(lovasz) == pytest.approx(1 - iou, abs=1e-5)
+  assert float(overlap) == pytest.approx(1 - dice, abs=1e-5)
+
+
+def test_lovasz_gradient_is_the_steps():
+  # Class 1 of errors .7 (true), .6 (not true), .1 (true): the Jaccard loss goes 0, 1/2, 2/3, 1.
+  label = jnp.array([[1, 0, 1]])
+  logits = two_classes(0.3, 0.6, 0.9)[None]
+  p = np.array([0.3, 0.6, 0.9])
+  # Class 0 has errors .7, .6 (true), .1: the loss goes 0, 1/2 (one false), 1, 1.
+  steps = np.array([-1 / 2 - 1 / 2, 1 / 6 + 1 / 2, -1 / 3]) / 2
+  gradient = jax.jit(jax.grad(lambda x: lovasz_softmax(x, label)[0]))(logits)
+  np.testing.assert_allclose(gradient[0, :, 1], steps * p * (1 - p), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss(name):
+  loss = make_loss(name=name)
+  logits, label = example(2)
+  void = (label == IGNORE)[..., None]
+
+  def run(logits, label):
+    (total, count), pull = jax.vjp(lambda x: loss(x, label), logits)
+    return total, count, pull((jnp.ones(()), jnp.zeros(())))[0]
+
+  assert "scatter" not in str(jax.make_jaxpr(run)(logits, label))
+  run = jax.jit(run)
+  total, count, gradient = run(logits, label)
+  assert total.dtype == count.dtype == jnp.float32
+  assert np.abs(gradient).max() > 1e-3
+  assert (np.asarray(gradient)[np.broadcast_to(void, gradient.shape)] == 0).all()
+  # Nothing under void matters.
+  other = run(np.where(void, 77.0, logits).astype(np.float32), label)
+  for a, b in zip((total, count, gradient), other, strict=True):
+    np.testing.assert_array_equal(a, b)
+  # Certain predictions, right and wrong, are no NaN.
+  for value in run(np.sign(logits) * np.float32(1e4), label):
+    assert np.isfinite(value).all()
+  # No valid pixel: no loss, no gradient.
+  for value in run(logits, np.full_like(label, IGNORE)):
+    assert (np.asarray(value) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["focal", "dice", "cross_entropy+dice", "ohem+lovasz"])
+def test_halves_of_the_batch_add_up(name):
+  loss = jax.jit(make_loss(name=name))
+  logits, label = example(3)
+  parts = [loss(logits[i : i + 1], label[i : i + 1]) for i in range(2)]
+  np.testing.assert_allclose(loss(logits, label), np.sum(parts, 0), rtol=1e-5)
+
+
+def test_a_sum_is_the_sum_of_the_means_where_images_are_equally_valid():
+  logits, label = example(4)
+  label = jnp.array(label % 3)
+  weights = {"class_weights": jnp.ones(3), "pixel_weights": jnp.full(label.shape, 2.0)}
+  loss = jax.jit(make_loss(name="cross_entropy+dice", set_weight=0.5))
+  total, count = loss(logits, label, **weights)
+  cross, pixels = cross_entropy(logits, label, **weights)
+  dice, images = soft_dice(logits, label)
+  assert float(count) == float(pixels) == 24.0
+  assert float(total / count) == pytest.approx(
+    float(cross / pixels + 0.5 * dice / images), rel=1e-5
+  )
+
+
+def test_options_reach_their_losses():
+  logits, label = example(5, k=4)
+  label[label == 3] = 2
+  options = {"gamma": 1.0, "hardest": 0.5, "threshold": 0.1, "classes": "all", "smooth": 0.5}
+
+  @jax.jit
+  def direct(logits, label):
+    return {
+      "focal": focal(logits, label, gamma=1.0),
+      "ohem": ohem(logits, label, hardest=0.5, threshold=0.1),
+      "dice": soft_dice(logits, label, classes="all", smooth=0.5),
+      "lovasz": lovasz_softmax(logits, label, classes="all"),
+    }
+
+  @jax.jit
+  def made(logits, label):
+    return {
+      name: (make_loss(name=name, **options)(logits, label), make_loss(name=name)(logits, label))
+      for name in ("focal", "ohem", "dice", "lovasz")
+    }
+
+  expected = direct(logits, label)
+  for name, (with_options, without) in made(logits, label).items():
+    np.testing.assert_allclose(with_options, expected[name], rtol=1e-6)
+    assert abs(float(with_options[0]) - float(without[0])) > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"name": "x"}, r"loss\.name: 'x' is unknown; choose from cross_entropy, focal, .*lovasz"),
+    ({"name": "dice+lovasz"}, r"'dice\+lovasz' is unknown"),
+    ({"name": "focal+"}, r"'focal\+' is unknown"),
+    ({"classes": "some"}, r"loss\.classes: 'some' is unknown; choose from present, all"),
+    ({"gamma": -1.0}, r"loss\.gamma: -1\.0 must be at least 0"),
+    ({"smooth": float("nan")}, r"loss\.smooth: nan must be at least 0"),
+    ({"hardest": 1.5}, r"loss\.hardest: 1\.5 must be from 0 to 1"),
+    ({"hardest": 0.0, "threshold": 0.0}, "both 0, which keeps no pixel; raise one"),
+  ],
+)
+def test_impossible_options(options, message):
+  with pytest.raises(InputError, match=message):
+    make_loss(**options)
+
+
+def test_weights_for_a_loss_that_has_no_use_for_them():
+  logits, label = example(6)
+  with pytest.raises(InputError, match=r"'dice' takes no weights .* alone or \+ dice"):
+    make_loss(name="dice")(logits, label, class_weights=jnp.ones(3))

@@ -9,7 +9,7 @@ from jax import lax
 from jseg.nn import Conv, UpConv, conv
 
 
-def reference(x, kernel, *, strides=1, padding="SAME", dilation=1):
+def reference(x, kernel, *, strides=1, padding="SAME", dilation=1, groups=1):
   rank = x.ndim - 2
 
   def per(v):
@@ -23,6 +23,7 @@ def reference(x, kernel, *, strides=1, padding="SAME", dilation=1):
     per(strides),
     pads,
     rhs_dilation=per(dilation),
+    feature_group_count=groups,
     dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
     precision=lax.Precision.HIGHEST,
   )
@@ -167,6 +168,40 @@ def test_conv_module():
   )
   np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.1)
   assert "bias" not in Conv(4, (3, 3), use_bias=False).init(jax.random.key(0), x)["params"]
+
+
+@pytest.mark.parametrize(
+  ("groups", "features", "settings"),
+  [(2, 6, {}), (4, 4, {"dilation": 2}), (8, 16, {"strides": 2, "padding": 1})],
+)
+def test_groups_equal_xla(groups, features, settings):
+  x, kernel = arrays((2, 6, 7, 8), (3, 3, 8 // groups, features))
+  module = Conv(features, (3, 3), groups=groups, **settings)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+  assert shapes["kernel"].shape == kernel.shape
+  bias = jnp.arange(float(features))
+
+  def ours(x, kernel):
+    return module.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+  def theirs(x, kernel):
+    y = reference(x, kernel, groups=groups, **settings)
+    return y + bias[None, None, None]
+
+  @jax.jit
+  def both(x, kernel, dy):
+    pulls = [jax.vjp(f, x, kernel) for f in (ours, theirs)]
+    return [(y, *pull(dy)) for y, pull in pulls]
+
+  dy, _ = arrays(jax.eval_shape(theirs, x, kernel).shape, (), seed=1)
+  for a, b in zip(*both(x, kernel, dy), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
+
+
+def test_he_initialisation_with_groups():
+  # Each output sees the channels of its group alone.
+  kernel = Conv(512, (3, 3), groups=2).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))
+  assert abs(kernel["params"]["kernel"].std() / np.sqrt(2 / (9 * 32)) - 1) < 0.01
 
 
 def test_he_initialisation():

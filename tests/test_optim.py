@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -45,6 +46,42 @@ def test_adamw_leaves_out_biases_from_decay():
   assert float(updates["bias"][0]) == 0.0
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rates_of_head_and_biases(optimizer):
+  def layer():
+    return {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0), "scale": jnp.full(1, 2.0)}
+
+  params = {"backbone": {"conv": layer()}, "classifier": layer(), "block": {"backbone": layer()}}
+  grads = jax.tree.map(lambda p: p / 4, params)
+
+  def updates(**factors):
+    chain = make_optimizer(lambda _: 0.1, optimizer=optimizer, weight_decay=0.01, **factors)
+    return chain.update(grads, chain.init(params), params)[0]
+
+  plain = updates()
+  if optimizer == "sgd":  # the kernel is decayed; the bias isn't, whatever its rate
+    assert float(plain["classifier"]["kernel"][0, 0]) == pytest.approx(-0.1 * (0.5 + 0.02))
+    assert float(plain["classifier"]["bias"][0]) == pytest.approx(-0.1 * 0.5)
+  factors = jax.tree.map(jnp.divide, updates(head_lr=10.0, bias_lr=2.0), plain)
+  backbone, head = ({"kernel": k, "bias": 2 * k, "scale": k} for k in (1.0, 10.0))
+  # Only the outermost scope decides.
+  expected = {"backbone": {"conv": backbone}, "classifier": head, "block": {"backbone": head}}
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(factors), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=str(path))
+
+
+def test_momentum_gathers_in_the_head_as_elsewhere():
+  optimizer = make_optimizer(lambda _: 0.1, momentum=0.5, weight_decay=0.0, head_lr=10.0)
+  params = {"fc": {"kernel": jnp.zeros((1, 1))}}
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, state = optimizer.update(grads, optimizer.init(params), params)
+  assert float(updates["fc"]["kernel"][0, 0]) == pytest.approx(-1.0)
+  updates, _ = optimizer.update(grads, state, params)
+  assert float(updates["fc"]["kernel"][0, 0]) == pytest.approx(-1.5)
+
+
 def test_clipping():
   optimizer = make_optimizer(lambda _: 1.0, momentum=0.0, weight_decay=0.0, clip_norm=1.0)
   params = {"kernel": jnp.zeros((1, 2))}
@@ -64,6 +101,8 @@ def test_clipping():
     (make_optimizer, {"momentum": 1.0}, r"optim.momentum: 1.0 must"),
     (make_optimizer, {"weight_decay": -1.0}, r"optim.weight_decay: -1.0 must"),
     (make_optimizer, {"clip_norm": -1.0}, r"optim.clip_norm: -1.0 must"),
+    (make_optimizer, {"head_lr": 0.0}, r"optim.head_lr: 0.0 must be above 0"),
+    (make_optimizer, {"bias_lr": float("nan")}, r"optim.bias_lr: nan must be above 0"),
   ],
 )
 def test_impossible_values(make, knobs, match):

@@ -1,5 +1,6 @@
 """The pmapped steps: devices, void pixels, exact counting."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +8,21 @@ import optax
 import pytest
 
 from jseg import data, models
+from jseg.losses import make_loss
 from jseg.metrics import ConfusionState, confusion
-from jseg.nn import AXIS
+from jseg.nn import AXIS, Conv, Norm
 from jseg.optim import make_optimizer
 from jseg.state import create_train_state
-from jseg.step import count_batch, make_eval_step, make_train_step, shard
+from jseg.step import (
+  average_moments,
+  count_batch,
+  make_eval_step,
+  make_moments_step,
+  make_train_step,
+  shard,
+)
 from jseg.tasks import semantic
-from jseg.types import IGNORE
+from jseg.types import IGNORE, Outputs
 
 K = 3
 SIZE = (16, 16)
@@ -36,7 +45,7 @@ def make_parts(**augment):
     model,
     optimizer,
     data.make_augment(size=SIZE, scale=(1.0, 1.0), **augment),
-    lambda outputs, label: semantic.loss(outputs, label, {}),
+    semantic.make_task_loss(make_loss(), {}),
     semantic.training_counts,
     ema=0.9,
   )
@@ -179,3 +188,61 @@ def test_eval_step_ignores_what_is_outside_the_image():
   batch["image"][1, 9:], batch["image"][1, :, 12:] = 255, 255
   np.testing.assert_array_equal(clean, np.asarray(step(state.variables(), shard(batch, 1))))
   assert clean.sum() == (batch["label"] != IGNORE).sum()
+
+
+class TwoNorms(nn.Module):
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    x = Norm("batch", name="first")(image, train=train)
+    x = Norm("batch", name="second")(3 * x + 1, train=train)
+    return Outputs(Conv(K, (1, 1))(x))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_recomputed_statistics_are_those_of_all_the_batches(devices):
+  model = TwoNorms()
+  augment = data.make_augment(size=SIZE, scale=(1.0, 1.0), flip=0.0)
+  state = create_train_state(model, make_optimizer(lambda _: 0.1), jax.random.key(0), (*SIZE, 3))
+  step = make_moments_step(model, augment)
+  batches = [make_batch(seed) for seed in range(3)]
+  for batch in batches:
+    batch["label"][:] = 0
+  stats = average_moments(
+    [step(state, shard(batch, devices), jax.random.key(1)) for batch in batches]
+  )
+  images = np.concatenate([data.normalize(b["image"]) for b in batches]).reshape(-1, 3)
+  np.testing.assert_allclose(stats["first"]["mean"], images.mean(0), atol=1e-5)
+  np.testing.assert_allclose(stats["first"]["var"], images.var(0), rtol=1e-4)
+  # The second sees what the first made of each batch: mean 0, variance 1, times 3, plus 1.
+  np.testing.assert_allclose(stats["second"]["mean"], np.ones(3), atol=1e-4)
+  np.testing.assert_allclose(stats["second"]["var"], np.full(3, 9.0), rtol=1e-3)
+
+
+def test_labels_and_weights_go_with_the_image():
+  # The unpadded U-Net is compared in the middle; a weight of 5 on its left half adds 5 times its
+  # cross-entropy there.
+  model = models.create("unet", K, widths=(2, 4), padding="VALID", norm="none")
+  size = (24, 24)  # gives 8 x 8
+
+  def loss_with(weight):
+    step = make_train_step(
+      model,
+      make_optimizer(optax.constant_schedule(0.1)),
+      data.make_augment(size=size, scale=(1.0, 1.0), flip=0.0),
+      semantic.make_task_loss(make_loss(), {}),
+      semantic.training_counts,
+    )
+    state = create_train_state(model, make_optimizer(lambda _: 0.1), jax.random.key(0), (*size, 3))
+    image = np.random.default_rng(0).integers(0, 255, (1, *size, 3)).astype(np.uint8)
+    label = np.zeros((1, *size), np.uint8)
+    label[:, :, 12:] = IGNORE
+    batch = {"image": image, "label": label, "size": np.array([size], np.int32)}
+    if weight is not None:
+      batch["weight"] = np.full((1, *size), weight, np.float32)
+    _, metrics = step(state, shard(batch, 1), jax.random.key(0))
+    assert float(metrics["valid"]) == 8 * 4
+    return float(metrics["loss"])
+
+  plain = loss_with(None)
+  assert plain > 0
+  np.testing.assert_allclose(loss_with(5.0), 6 * plain, rtol=1e-5)

@@ -4,16 +4,19 @@ import pathlib
 import sys
 
 import jseg.config
+import jseg.models
 
 
-def tiny_config(data_dir, **changes):
+def tiny_config(data_dir, model="unet", knobs=None, **changes):
   """A configuration that trains in seconds: U-Net of 3 levels on 24 shapes of 32 x 32.
 
   Args:
     data_dir: where the prepared set is kept.
+    model: name of another network.
+    knobs: of the network, beside its tiny preset.
     **changes: values by dotted key, with "__" for the dot.
   """
-  config = jseg.config.default("unet", widths=(4, 8, 16))
+  config = jseg.config.default(model, **{**jseg.models.tiny(model), **(knobs or {})})
   config.steps = 12
   config.data.data_dir = str(data_dir)
   config.data.options = {"size": 32, "train": 24, "val": 7, "test": 5}

@@ -7,7 +7,8 @@ from jseg.data.classes import ClassInfo, voc_colormap
 from jseg.data.files import FileError
 from jseg.data.images import read_image
 from jseg.data.normalize import normalize, prepare
-from jseg.data.pipeline import as_channels, eval_batches, fit, train_iterator
+from jseg.data.pipeline import as_channels, check_canvas, eval_batches, fit, train_iterator
+from jseg.data.volumes import read_volume, write_mask
 
 __all__ = [
   "ClassInfo",
@@ -15,6 +16,7 @@ __all__ = [
   "Examples",
   "FileError",
   "as_channels",
+  "check_canvas",
   "check_folder",
   "contact_sheet",
   "eval_batches",
@@ -24,6 +26,8 @@ __all__ = [
   "normalize",
   "prepare",
   "read_image",
+  "read_volume",
   "train_iterator",
   "voc_colormap",
+  "write_mask",
 ]

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from jseg.data import colour, resample
+from jseg.data.augment3d import make_volume_augment
 from jseg.data.normalize import normalize
 from jseg.types import IGNORE, InputError
 
-Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Augment = Callable[..., tuple[jax.Array, ...]]
 
 # The largest value of each knob and what it is; all begin at 0, which switches them off.
 _KNOBS = {
@@ -44,11 +45,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _check(size: Any, scale: Any, knobs: dict[str, Any]) -> None:
-  pair = isinstance(size, Sequence) and len(size) == 2
-  if not pair or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
+  known = isinstance(size, Sequence) and len(size) in (2, 3)
+  if not known or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
     raise InputError(
       f"augment.size = {size!r} must be two positive whole numbers, the height and width of the "
-      "crop in pixels; for example (256, 256)"
+      "crop in pixels; for example (256, 256). Volumes have three: depth, height and width"
     )
   pair = isinstance(scale, Sequence) and len(scale) == 2
   if not pair or not all(map(_is_number, scale)) or not 0 < scale[0] <= scale[1]:
@@ -63,6 +64,8 @@ def _check(size: Any, scale: Any, knobs: dict[str, Any]) -> None:
       raise InputError(
         f"augment.{name} = {value!r} must be a number {rule}, {meaning}; 0 switches it off"
       )
+    if value and len(size) == 3 and name in ("saturation", "hue"):
+      raise InputError(f"augment.{name} = {value!r} must be 0: volumes have no colours")
 
 
 def make_augment(
@@ -91,25 +94,40 @@ def make_augment(
     size   int32 [2], the rows and columns from the top left that the example covers; the rest
            of the canvas is never read.
 
+  With `weight` float32 [H W] after `size` it returns that as a third, [h w]: read as the label is,
+  0 outside. Not for volumes.
+
   An image larger than the crop is cropped at random; a smaller one is placed in it at random.
   Where there is no image, the label is IGNORE and the image 0, the mean colour. Labels are read
   by nearest: at scale 1 they are exact.
 
+  A size of three numbers makes the augmentation of volumes: image float32 [D H W c], already
+  normalised, -> float32 [d h w c]; label [D H W] -> int32 [d h w]; size int32 [3]. Where knobs mean
+  something else for volumes, it says so below; see `jseg.data.augment3d`.
+
   Args:
-    size: height and width of the crop in pixels.
+    size: height and width of the crop in pixels; or its depth, height and width in voxels.
     scale: smallest and largest factor of the image's size, drawn uniformly. Shrinking filters.
     flip: probability of a left-right flip.
-    flip_vertical: probability of a top-bottom flip.
-    rotation: largest angle, to either side, about the middle of the crop, in degrees.
+    flip_vertical: probability of a top-bottom flip; in volumes along h, front to back.
+    rotation: largest angle, to either side, about the middle of the crop, in degrees; in volumes
+      within the slices, about the axis d.
     elastic: standard deviation, in pixels of the crop, of the displacements on a coarse 3x3 grid
       over the crop, with cubic interpolation between (Ronneberger et al. 2015, arXiv:1505.04597,
-      section 3.1, where it is 10). Above a tenth of the crop's side, the image folds.
+      section 3.1, where it is 10). Above a tenth of the crop's side, the image folds. In volumes
+      the grid has a spacing of 32 voxels (Cicek et al. 2016, arXiv:1606.06650, section 3.2, where
+      the deviation is 4).
     blur: largest standard deviation of a Gaussian blur, in pixels.
-    brightness: the factor of all values is drawn from 1 +- this.
-    contrast: the factor of the distance to the image's mean luma is drawn from 1 +- this.
-    saturation: the factor of the distance to grey is drawn from 1 +- this. Not on grey images.
-    hue: the turn of the colours is drawn from +- this, in whole turns. Not on grey images.
-    noise: largest standard deviation of Gaussian noise, as a share of the full range 0..255.
+    brightness: the factor of all values is drawn from 1 +- this. In volumes a shift, drawn from
+      +- this, in standard deviations of the whole volume.
+    contrast: the factor of the distance to the image's mean luma is drawn from 1 +- this; in
+      volumes, of the distance to the volume's mean.
+    saturation: the factor of the distance to grey is drawn from 1 +- this. Not on grey images;
+      volumes refuse it.
+    hue: the turn of the colours is drawn from +- this, in whole turns. Not on grey images; volumes
+      refuse it.
+    noise: largest standard deviation of Gaussian noise, as a share of the full range 0..255; in
+      volumes, of the volume's standard deviation.
 
   Raises:
     InputError: a knob is out of its range; the message names it as `augment.KNOB`.
@@ -127,11 +145,13 @@ def make_augment(
     "noise": noise,
   }
   _check(size, scale, knobs)
+  if len(size) == 3:
+    return make_volume_augment([int(n) for n in size], scale, knobs)
   height, width = int(size[0]), int(size[1])
 
   def augment(
-    key: jax.Array, image: jax.Array, label: jax.Array, size: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+    key: jax.Array, image: jax.Array, label: jax.Array, size: jax.Array, *weight: jax.Array
+  ) -> tuple[jax.Array, ...]:
     chex.assert_rank([image, label, size], [3, 2, 1])
     chex.assert_equal_shape_prefix([image, label], 2)
     key_draws, key_elastic, key_noise = jax.random.split(key, 3)
@@ -158,6 +178,8 @@ def make_augment(
     where = resample.to_source(where, offset, ratio)
     inside = resample.inside(where, size)
     label = resample.read_nearest(label, where, size).astype(jnp.int32)
+    label = jnp.where(inside, label, IGNORE)
+    weight = tuple(jnp.where(inside, resample.read_nearest(a, where, size), 0.0) for a in weight)
     # Affine in colour, so before resampling is as good as after it, and there it fuses for free:
     # after a warp, XLA would repeat the reads by pixel for every channel and for the mean.
     if brightness or contrast or saturation or hue:
@@ -177,6 +199,6 @@ def make_augment(
       # Drawn flat: the generator counts faster along one axis than along three.
       image = image + level * jax.random.normal(key_noise, (image.size,)).reshape(image.shape)
     image = normalize(jnp.clip(image, 0.0, 255.0))
-    return jnp.where(inside[..., None], image, 0.0), jnp.where(inside, label, IGNORE)
+    return jnp.where(inside[..., None], image, 0.0), label, *weight
 
   return augment

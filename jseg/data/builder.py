@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,11 @@ from jseg.data.layouts import cityscapes_source, oxford_iiit_pet_source, voc_sou
 from jseg.data.masks import check_binary
 from jseg.data.shapes import shapes_source
 from jseg.data.source import Example, Item, Source
-from jseg.types import InputError
+from jseg.data.volumes import volumes_source
+from jseg.types import IGNORE, InputError
 
 _KEEP_BYTES = 512 << 20  # a split that decodes to at most this stays in memory
-_CHUNK = 64  # examples read ahead of the writer
+_CHUNK = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -39,19 +41,21 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
   again beside the old one, which stays until it is deleted.
   """
 
-  VERSION = tfds.core.Version("1.0.0")  # of the canonical form: raise it when reading changes
+  VERSION = tfds.core.Version("1.1.0")  # of the canonical form: raise it when reading changes
 
   def __init__(self, source: Source, fingerprint: str, data_dir: str | os.PathLike | None):
     self._source = source
     super().__init__(config=tfds.core.BuilderConfig(name=fingerprint), data_dir=data_dir)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-    features = {
-      "image": tfds.features.Image(shape=(None, None, None)),
-      "label": mask,
-      "name": tfds.features.Text(),
-    }
+    if self._source.ndim == 2:
+      image = tfds.features.Image(shape=(None, None, None))
+      label = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+    else:
+      # Masks shrink to nothing; images to half at best, and unpacking would slow every reading.
+      image = tfds.features.Tensor(shape=(None,) * 4, dtype=np.float16, encoding="bytes")
+      label = tfds.features.Tensor(shape=(None,) * 3, dtype=np.uint8, encoding="zlib")
+    features = {"image": image, "label": label, "name": tfds.features.Text()}
     if self._source.has_instances:
       features["instance"] = tfds.features.Image(
         shape=(None, None, 1), dtype=np.uint16, encoding_format="png"
@@ -61,6 +65,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
       "palette": self._source.classes.palette.tolist(),
       "max_size": {},
       "pixel_counts": {},
+      "pixels_where_present": {},
     }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -75,17 +80,23 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
     items, classes = self._source.splits[split], self._source.classes
-    counts, largest = np.zeros(256, np.int64), np.zeros(2, np.int64)
+    largest = np.zeros(self._source.ndim, np.int64)
+    counts, where_present = np.zeros((2, 256), np.int64)
     console = Console(stderr=True)
-    examples = track(_load_all(items), f"Preparing {split}", len(items), console=console)
+    loaded = _load_all(items, _CHUNK[self._source.ndim])
+    examples = track(loaded, f"Preparing {split}", len(items), console=console)
     for i, example in enumerate(examples):
       counts += example.counts
+      valid = example.counts.sum() - example.counts[IGNORE]
+      where_present += np.where(example.counts > 0, valid, 0)
       largest = np.maximum(largest, example.size)
       record = {"image": example.image, "label": example.label, "name": items[i].name}
       yield i, record | ({"instance": example.instance} if self._source.has_instances else {})
     check_binary(counts, classes, f"split {split}")
     self.info.metadata["max_size"][split] = largest.tolist()
-    self.info.metadata["pixel_counts"][split] = counts[: len(classes.names)].tolist()
+    k = len(classes.names)
+    self.info.metadata["pixel_counts"][split] = counts[:k].tolist()
+    self.info.metadata["pixels_where_present"][split] = where_present[:k].tolist()
 
   def _log_download_bytes(self) -> None:
     """Says nothing: the progress bar does."""
@@ -100,6 +111,10 @@ class JsegShapes(_Builder):
 
 class JsegFolder(_Builder):
   """`folder`."""
+
+
+class JsegVolumes(_Builder):
+  """`volumes`."""
 
 
 class JsegVoc(_Builder):
@@ -121,6 +136,7 @@ class JsegTfds(_Builder):
 _SOURCES: dict[str, tuple[Callable[..., Source], type[_Builder]]] = {
   "shapes": (shapes_source, JsegShapes),
   "folder": (folder_source, JsegFolder),
+  "volumes": (volumes_source, JsegVolumes),
   "voc": (voc_source, JsegVoc),
   "cityscapes": (cityscapes_source, JsegCityscapes),
   "oxford_iiit_pet": (oxford_iiit_pet_source, JsegOxfordIiitPet),
@@ -130,8 +146,9 @@ _SOURCES: dict[str, tuple[Callable[..., Source], type[_Builder]]] = {
 class Examples(Sequence[dict[str, Any]]):
   """Random access to the decoded examples of a split.
 
-  Item i is a dict: `image` uint8 [h w c] (c is 3 or 1), `label` uint8 [h w], `name` str. Do not
-  write into the arrays: examples of splits that fit are kept in memory once they are decoded.
+  Item i is a dict: `image` uint8 [h w c] (c is 3 or 1), `label` uint8 [h w], `name` str. Of a
+  volume, `image` is float32 [d h w c], normalised, and `label` [d h w]. Do not write into the
+  arrays: examples of splits that fit are kept in memory once they are decoded.
   """
 
   def __init__(self, records: Any, keep: bool):
@@ -147,11 +164,12 @@ class Examples(Sequence[dict[str, Any]]):
     if self._kept is not None and index in self._kept:
       return self._kept[index]
     record = self._records[index]
-    example = {
-      "image": decode_image(record["image"]),
-      "label": decode_raw(record["label"]),
-      "name": record["name"].decode(),
-    }
+    image, label = record["image"], record["label"]
+    if isinstance(image, bytes):
+      image, label = decode_image(image), decode_raw(label)
+    else:
+      image = image.astype(np.float32)
+    example = {"image": image, "label": label, "name": record["name"].decode()}
     if self._kept is not None:
       self._kept[index] = example
     return example
@@ -174,25 +192,48 @@ class Dataset:
   fingerprint: str
   _builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
 
+  @property
+  def ndim(self) -> int:
+    """2 for images, 3 for volumes."""
+    return len(self._builder.info.features["image"].shape) - 1
+
   def source(self, split: str) -> Examples:
     """Random access to a split, or to several joined as in "train+val"."""
     self._parts(split)  # raises for unknown splits
-    skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
-    if "instance" in self._builder.info.features:
-      skip["instance"] = tfds.decode.SkipDecoding()
+    images = [
+      key
+      for key, feature in self._builder.info.features.items()
+      if isinstance(feature, tfds.features.Image)
+    ]
+    skip = {key: tfds.decode.SkipDecoding() for key in images}
     records = self._builder.as_data_source(split, decoders=skip)
-    height, width = self.max_size(split)
-    return Examples(records, keep=4 * len(records) * height * width <= _KEEP_BYTES)
+    # What a pixel takes once decoded: three bytes of colour, or floats, and the label.
+    width = 4 if self.ndim == 2 else 1 + 4 * records[0]["image"].shape[-1]
+    return Examples(records, width * len(records) * math.prod(self.max_size(split)) <= _KEEP_BYTES)
 
-  def max_size(self, split: str) -> tuple[int, int]:
-    """Largest height and largest width in a split."""
+  def max_size(self, split: str) -> tuple[int, ...]:
+    """Largest height and largest width in a split; of volumes, depth, height and width."""
     sizes = [self._builder.info.metadata["max_size"][part] for part in self._parts(split)]
-    height, width = np.max(sizes, 0).tolist()
-    return height, width
+    return tuple(np.max(sizes, 0).tolist())
 
   def pixel_counts(self, split: str) -> np.ndarray:
     """Pixels of each class in a split: int64 [k]. Void is not counted."""
-    counts = self._builder.info.metadata["pixel_counts"]
+    return self._total("pixel_counts", split)
+
+  def median_frequency_weights(self, split: str) -> np.ndarray:
+    """Weights that make rare classes count: float64 [k], median frequency / frequency.
+
+    The frequency of a class is its share of the valid pixels of the images it occurs in (Eigen &
+    Fergus 2015, arXiv:1411.4734, section 6.3.2; SegNet, section 4.1). Classes that never occur
+    weigh 0.
+    """
+    counts = self._total("pixel_counts", split)
+    frequency = counts / np.maximum(self._total("pixels_where_present", split), 1)
+    median = np.median(frequency[counts > 0])
+    return np.where(counts > 0, median / np.maximum(frequency, 1e-12), 0.0)
+
+  def _total(self, key: str, split: str) -> np.ndarray:
+    counts = self._builder.info.metadata[key]
     return np.array([counts[part] for part in self._parts(split)], np.int64).sum(0)
 
   def _parts(self, split: str) -> list[str]:
@@ -214,7 +255,8 @@ def load(
   """Loads a data set, preparing it first if its source is new or has changed.
 
   Args:
-    name: shapes, folder, voc, cityscapes, oxford_iiit_pet; or the name of a TFDS set, with fields.
+    name: shapes, folder, volumes, voc, cityscapes, oxford_iiit_pet; or the name of a TFDS set,
+      with fields.
     root: folder of the source, where it has one.
     data_dir: where prepared data are kept; None is TFDS's default, ~/tensorflow_datasets.
     options: the source's own, such as size and counts of shapes; see the *_source functions.
@@ -287,11 +329,11 @@ def _prepare(builder: _Builder) -> None:
       ) from error
 
 
-def _load_all(items: Sequence[Item]) -> Iterator[Example]:
+def _load_all(items: Sequence[Item], ahead: int) -> Iterator[Example]:
   """Loads in threads, in order, a bounded number ahead: encoded files can outgrow memory."""
   with ThreadPoolExecutor() as pool:
-    for start in range(0, len(items), _CHUNK):
-      yield from pool.map(lambda item: item.load(), items[start : start + _CHUNK])
+    for start in range(0, len(items), ahead):
+      yield from pool.map(lambda item: item.load(), items[start : start + ahead])
 
 
 @contextlib.contextmanager

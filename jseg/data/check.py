@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -19,12 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from jseg.data.classes import ClassInfo
-from jseg.data.files import FileError, read_bytes
-from jseg.data.folder import folder_source
-from jseg.data.images import canonical_image, decode_image, decode_raw
+from jseg.data.files import FileError
+from jseg.data.folder import folder_source, holds_volumes
+from jseg.data.images import decode_image, decode_raw
 from jseg.data.layouts import voc_source
-from jseg.data.masks import check_binary, make_label, read_mask
-from jseg.data.source import Pair, Source, check_sizes
+from jseg.data.masks import check_binary
+from jseg.data.source import Example, Pair, Source
+from jseg.data.volumes import VolumePair, volumes_source
 from jseg.types import IGNORE
 
 _MOST_PROBLEMS = 20  # shown of each kind
@@ -36,13 +37,13 @@ class SplitReport:
 
   Attributes:
     count: pairs of image and mask.
-    sizes: how many images of each (height, width).
+    sizes: how many images of each (height, width), or (depth, height, width).
     pixels: int64 [256], pixels of each train id; pixels[IGNORE] is void.
     images_with: int64 [256], in how many masks each train id occurs.
   """
 
   count: int
-  sizes: collections.Counter[tuple[int, int]] = dataclasses.field(
+  sizes: collections.Counter[tuple[int, ...]] = dataclasses.field(
     default_factory=collections.Counter
   )
   pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
@@ -76,10 +77,12 @@ class Report:
 
   def _splits_table(self) -> Table:
     table = Table(title=str(self.root), title_justify="left")
-    for column in ("split", "images", "sizes (width x height)", "void"):
+    volumes = any(len(size) == 3 for report in self.splits.values() for size in report.sizes)
+    axes = f"sizes (width x height{' x depth' if volumes else ''})"
+    for column in ("split", "images", axes, "void"):
       table.add_column(column, justify="right" if column in ("images", "void") else "left")
     for split, report in self.splits.items():
-      sizes = [f"{w}x{h} ({n})" for (h, w), n in report.sizes.most_common(3)]
+      sizes = [f"{'x'.join(map(str, s[::-1]))} ({n})" for s, n in report.sizes.most_common(3)]
       more = len(report.sizes) - 3
       text = ", ".join(sizes) + (f" and {more} more" if more > 0 else "")
       total = max(1, report.pixels.sum())
@@ -120,7 +123,7 @@ def check_folder(root: str | os.PathLike) -> Report:
   """Reads every file of a data folder and reports all that is wrong.
 
   Args:
-    root: a folder in the layouts of `folder_source` or `voc_source`.
+    root: a folder in the layouts of `folder_source`, `volumes_source` or `voc_source`.
 
   Raises:
     InputError: if there is nothing to check: no such folder, no layout, no readable classes.json.
@@ -141,7 +144,7 @@ def check_folder(root: str | os.PathLike) -> Report:
 def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
   """Writes a PNG of up to 16 images with their masks laid over them, and a legend.
 
-  Void is hatched. Images that cannot be read are left out.
+  Void is hatched. Images that cannot be read are left out. A volume shows its middle slice.
 
   Args:
     root: as for `check_folder`.
@@ -155,8 +158,7 @@ def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
   for split, pair in _spread(source, 16):
     example, failed = _attempt(pair.load)
     if not failed:
-      image, label = decode_image(example.image), decode_raw(example.label)
-      tiles.append(_tile(image, label, source.classes, f"{split}/{pair.name}"))
+      tiles.append(_tile(*_picture(example), source.classes, f"{split}/{pair.name}"))
   if tiles:
     _compose(tiles, source.classes).save(path)
   return bool(tiles)
@@ -165,25 +167,27 @@ def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
 def _source(root: str | os.PathLike) -> Source:
   path = Path(root).expanduser()
   is_voc = any(any(path.glob(f"{up}SegmentationClass")) for up in ("", "VOC20*/", "VOCdevkit/*/"))
-  return voc_source(path) if is_voc else folder_source(path)
+  if is_voc:
+    return voc_source(path)
+  return volumes_source(path) if holds_volumes(path) else folder_source(path)
 
 
-def _pairs(source: Source) -> Mapping[str, Sequence[Pair]]:
-  # Both layouts are made of file pairs; `Source` promises less.
-  return cast(Mapping[str, Sequence[Pair]], source.splits)
+def _pairs(source: Source) -> Mapping[str, Sequence[Pair | VolumePair]]:
+  # All layouts are made of file pairs; `Source` promises less.
+  return cast(Mapping[str, Sequence[Pair | VolumePair]], source.splits)
 
 
-def _check_pair(pair: Pair, report: SplitReport) -> list[FileError]:
+def _check_pair(pair: Any, report: SplitReport) -> list[FileError]:
   """Checks image, mask, sizes and values on their own, so that one problem hides no other."""
-  image, problems = _attempt(lambda: canonical_image(read_bytes(pair.image), pair.image))
-  raw, found = _attempt(lambda: read_mask(read_bytes(pair.mask), pair.mask))
+  image, problems = _attempt(pair.read_image)
+  raw, found = _attempt(pair.read_mask)
   problems += found
   if image is not None:
     report.sizes[image.size] += 1
   if image is not None and raw is not None:
-    problems += _attempt(check_sizes, image, pair.image, raw, pair.mask)[1]
+    problems += _attempt(pair.check, image, raw)[1]
   if raw is not None:
-    label, found = _attempt(make_label, raw, pair.classes, pair.table, pair.mask)
+    label, found = _attempt(pair.make_label, raw)
     problems += found
     if label is not None:
       counts = np.bincount(label.ravel(), minlength=256)
@@ -200,7 +204,19 @@ def _attempt(function, *args):
     return None, [problem]
 
 
-def _spread(source: Source, count: int) -> list[tuple[str, Pair]]:
+def _picture(example: Example) -> tuple[np.ndarray, np.ndarray]:
+  """Image uint8 [h w c] and label [h w]; of a volume, the middle slice with its front up."""
+  image, label = example.image, example.label
+  if isinstance(image, bytes) and isinstance(label, bytes):
+    return decode_image(image), decode_raw(label)
+  middle = len(image) // 2
+  image, label = np.asarray(image)[middle, ::-1, :, :1], np.asarray(label)[middle, ::-1]
+  low, high = np.percentile(image.astype(np.float32), (0.5, 99.5))
+  image = (image.astype(np.float32) - low) * 255 / max(high - low, 1e-3)
+  return image.clip(0, 255).astype(np.uint8), label
+
+
+def _spread(source: Source, count: int) -> list[tuple[str, Pair | VolumePair]]:
   """Up to `count` pairs, evenly over all splits."""
   everything = [(split, pair) for split, pairs in _pairs(source).items() for pair in pairs]
   if len(everything) <= count:

@@ -120,12 +120,15 @@ class ClassInfo:
     return table
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> "ClassInfo":
+  def load(
+    cls, path: str | os.PathLike, tasks: Sequence[str] = ("semantic", "instance")
+  ) -> "ClassInfo":
     """Reads a classes.json.
 
     Args:
       path: the file; keys `classes` (required), `palette`, `ignore_label` (255 if absent),
-        `ignore_color`, `mask_values`, `task` ("semantic" or "instance"). Other keys are for people.
+        `ignore_color`, `mask_values`, `task` (one of `tasks`). Other keys are for people.
+      tasks: what the data can be for; the first is the default.
 
     Raises:
       InputError: if it is missing, malformed or contradicts itself.
@@ -142,9 +145,11 @@ class ClassInfo:
     for key in content.keys() - set(_KEYS):
       if close := difflib.get_close_matches(key, _KEYS, n=1):
         raise InputError(f'{path}: unknown key "{key}"; did you mean "{close[0]}"?')
-    task = content.get("task", "semantic")
-    if task not in ("semantic", "instance"):
-      raise InputError(f'{path}: task "{task}" is not for images; choose "semantic" or "instance"')
+    task = content.get("task", tasks[0])
+    if task not in tasks:
+      kind = "volumes" if "semantic3d" in tasks else "images"
+      choices = " or ".join(f'"{choice}"' for choice in tasks)
+      raise InputError(f'{path}: task "{task}" is not for {kind}; choose {choices}')
     try:
       ignore_color = content.get("ignore_color")
       mask_values = content.get("mask_values")

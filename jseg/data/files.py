@@ -8,6 +8,7 @@ from pathlib import Path
 from jseg.types import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 class FileError(InputError):

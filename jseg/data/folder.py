@@ -5,13 +5,14 @@ ROOT/{train,val,test}/images/NAME.ext    ROOT/images/NAME.ext
 ROOT/{train,val,test}/masks/NAME.png     ROOT/masks/NAME.png    (split at random)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jseg.data.classes import ClassInfo
-from jseg.data.files import IMAGE_SUFFIXES, FileError, fingerprint
+from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError, fingerprint
 from jseg.data.source import Pair, Source
 from jseg.types import InputError
 
@@ -36,14 +37,38 @@ def folder_source(
   Raises:
     InputError: if the folder, its classes or its layout are missing.
   """
+  source = paired_folder(root, fractions, seed, IMAGE_SUFFIXES, Pair, ("semantic", "instance"))
+  if not any(source.splits.values()) and holds_volumes(root):
+    raise InputError(f'{root} holds volumes: give "volumes" as data.name instead of "folder"')
+  return source
+
+
+def holds_volumes(root: str | Path) -> bool:
+  """Whether the images of a folder are NIfTI files."""
+  patterns = [f"{split}images/*{end}" for split in ("", "*/") for end in NIFTI_SUFFIXES]
+  return any(any(Path(root).expanduser().glob(pattern)) for pattern in patterns)
+
+
+def paired_folder(
+  root: str | Path,
+  fractions: Mapping[str, float] | None,
+  seed: int,
+  suffixes: Sequence[str],
+  make_pair: Callable[..., Any],
+  tasks: Sequence[str],
+) -> Source:
+  """A folder in the layout above, for files that end in `suffixes`; see `folder_source`.
+
+  `make_pair` is `Pair` or a class with its fields and methods; for `tasks` see `ClassInfo.load`.
+  """
   root = existing_folder(root)
   if not any((root / s).is_dir() for s in SPLITS) and not (root / "images").is_dir():
     inside = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise InputError(f"{root} holds no data set ({inside} found). {_LAYOUT}")
-  classes = ClassInfo.load(root / "classes.json")
+  classes = ClassInfo.load(root / "classes.json", tasks)
   plain = not any((root / split).is_dir() for split in SPLITS)
   if plain:
-    pairs, problems = _find_pairs(root, classes)
+    pairs, problems = _find_pairs(root, classes, suffixes, make_pair)
     splits = split_pairs(pairs, fractions or {"train": 0.8, "val": 0.2}, seed) if pairs else {}
   else:
     if fractions:
@@ -51,7 +76,7 @@ def folder_source(
     splits, problems = {}, _stray_splits(root)
     for split in SPLITS:
       if (root / split).is_dir():
-        splits[split], found = _find_pairs(root / split, classes)
+        splits[split], found = _find_pairs(root / split, classes, suffixes, make_pair)
         problems += found
   return pair_source(root, classes, splits, problems)
 
@@ -115,10 +140,12 @@ def split_pairs(
   return splits
 
 
-def _find_pairs(folder: Path, classes: ClassInfo) -> tuple[list[Pair], list[FileError]]:
+def _find_pairs(
+  folder: Path, classes: ClassInfo, suffixes: Sequence[str], make_pair: Callable[..., Any]
+) -> tuple[list[Any], list[FileError]]:
   """Pairs of `folder`/images and `folder`/masks by stem, and what lacks a partner."""
   problems: list[FileError] = []
-  images, masks = (_by_stem(folder / kind, problems) for kind in ("images", "masks"))
+  images, masks = (_by_stem(folder / kind, suffixes, problems) for kind in ("images", "masks"))
   for stem in sorted(images.keys() ^ masks.keys()):
     lone = images.get(stem) or masks[stem]
     other = "mask" if stem in images else "image"
@@ -128,21 +155,23 @@ def _find_pairs(folder: Path, classes: ClassInfo) -> tuple[list[Pair], list[File
     problems.append(FileError("layout", folder, "is empty", f"{_LAYOUT}; or remove the folder"))
   table = classes.table()
   both = sorted(images.keys() & masks.keys())
-  return [Pair(stem, images[stem], masks[stem], classes, table) for stem in both], problems
+  return [make_pair(stem, images[stem], masks[stem], classes, table) for stem in both], problems
 
 
-def _by_stem(folder: Path, problems: list[FileError]) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: Sequence[str], problems: list[FileError]) -> dict[str, Path]:
   files: dict[str, Path] = {}
   if not folder.is_dir():
     problems.append(FileError("layout", folder, "is missing", _LAYOUT))
     return files
   for path in sorted(folder.iterdir()):
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+    suffix = next((s for s in suffixes if path.name.lower().endswith(s)), None)
+    if suffix is None or path.name.startswith("."):
       continue
-    if path.stem in files:
+    stem = path.name[: -len(suffix)]
+    if stem in files:
       fix = "Keep one of the two, or rename the other with its mask"
-      problems.append(FileError("partner", path, f"{files[path.stem]} has the same name", fix))
-    files[path.stem] = path
+      problems.append(FileError("partner", path, f"{files[stem]} has the same name", fix))
+    files[stem] = path
   return files
 
 

@@ -43,26 +43,28 @@ def normalize(image: jax.Array | np.ndarray) -> jax.Array:
 
 
 def denormalize(image: jax.Array | np.ndarray) -> jax.Array:
-  """Inverse of `normalize`, for pictures: float [... c] -> uint8 [... c], rounded and clipped.
+  """Inverse of `normalize`: float [... c] -> float32 [... c] in 0..255.
 
   Raises:
     ValueError: c is neither 3 nor 1.
   """
   mean, std = _mean_std(image)
-  values = jnp.asarray(image, jnp.float32) * std + mean
-  return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
+  return jnp.asarray(image, jnp.float32) * std + mean
 
 
 def prepare(image: jax.Array, size: jax.Array) -> jax.Array:
   """Evaluation's counterpart of augmentation: normalises, and sets the padding to 0.
 
   Args:
-    image: uint8 or float [b h w c] in 0..255, covering its canvas from the top left.
+    image: uint8 or float [b h w c] in 0..255, covering its canvas from the top left. Volumes
+      [b d h w c] stay as they are: they were normalised when prepared, and their padding is 0.
     size: int32 [b 2], rows and columns that the image covers.
 
   Returns:
     float32 [b h w c]. Padding is the mean colour, as in training.
   """
+  if image.ndim == 5:
+    return image.astype(jnp.float32)
   _, height, width, _ = image.shape
   rows = jnp.arange(height)[None, :] < size[:, :1]
   columns = jnp.arange(width)[None, :] < size[:, 1:]

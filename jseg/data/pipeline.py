@@ -1,6 +1,7 @@
 """From examples to batches of one static size: Grain shuffles, threads decode, all of it resumes.
 
 A batch holds numpy arrays; see `train_iterator` and `eval_batches` for their names and shapes.
+Everything works for images [h w c] and for volumes [d h w c]: sizes then have three numbers.
 """
 
 import functools
@@ -11,9 +12,10 @@ import cv2
 import grain
 import numpy as np
 
+from jseg.data.border import border_weights
 from jseg.types import IGNORE, Batch, InputError
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
 
 
 class RandomAccess(Protocol):
@@ -31,6 +33,7 @@ def train_iterator(
   batch_size: int,
   seed: int,
   channels: int = 3,
+  border: tuple[float, float] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -42,12 +45,14 @@ def train_iterator(
   iterator's `get_state` and `set_state` resume it exactly.
 
   Args:
-    source: random access to examples: `image` uint8 [h w c], `label` uint8 [h w].
+    source: random access to examples: `image` uint8 [h w c], `label` uint8 [h w]; of volumes,
+      `image` float32 [d h w c], normalised, and `label` uint8 [d h w].
     size: (H, W) of the canvas. Larger images are shrunk to fit with their aspect kept, smaller
-      ones are only padded.
+      ones are only padded. (D, H, W) for volumes, which are never shrunk: it holds the largest.
     batch_size: of the global batch, over all processes.
     seed: of the shuffle.
-    channels: 3 (RGB) or 1 (grey); images are converted.
+    channels: 3 (RGB) or 1 (grey), to which images are converted; or those that volumes have.
+    border: weight and sigma of `border_weights`, for images; None is without.
     process_index: which of the processes this is.
     process_count: how many there are; divides batch_size.
     threads: that read and decode.
@@ -55,19 +60,21 @@ def train_iterator(
   Returns:
     Iterator over dicts with b = batch_size / process_count: `image` uint8 [b H W channels] and
     `label` uint8 [b H W], at the top left of the canvas (elsewhere 0 and IGNORE); `size` int32
-    [b 2], the rows and columns covered.
+    [b 2], the rows and columns covered. Of volumes: `image` float32 [b D H W channels], `label`
+    uint8 [b D H W], `size` int32 [b 3]. With `border` also `weight` float32 [b H W].
 
   Raises:
-    InputError: if the source is empty or the batch cannot be shared out.
+    InputError: if the source is empty or the batch cannot be shared out; from `next`, if an
+      example does not fit the canvas or the channels (see `fit` and `as_channels`).
   """
-  local = _local_batch(batch_size, process_count, channels)
+  local = _local_batch(batch_size, process_count, size, channels)
   if not len(source):
     raise InputError("the training split is empty; add images to it")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   examples = examples[process_index::process_count]
-  batches = examples.map(functools.partial(_train_example, size=size, channels=channels))
+  make = functools.partial(_train_example, size=size, channels=channels, border=border)
   # The stream has no end to drop; Grain's length of a batched one overflows otherwise.
-  batches = batches.batch(local, drop_remainder=True)
+  batches = examples.map(make).batch(local, drop_remainder=True)
   return iter(batches.to_iter_dataset(_read_options(threads)))
 
 
@@ -86,10 +93,10 @@ def eval_batches(
 
   Args:
     source: see `train_iterator`.
-    size: (H, W) of the image canvas, as in training.
-    label_size: (LH, LW) of the label canvas: the largest height and width in the split.
+    size: (H, W) of the image canvas, or (D, H, W), as in training.
+    label_size: (LH, LW) or (LD, LH, LW) of the label canvas: the largest of the split.
     batch_size: of the global batch.
-    channels: 3 (RGB) or 1 (grey).
+    channels: as in training.
     process_index: which of the processes this is.
     process_count: how many there are; all yield the same number of batches.
     threads: that read and decode.
@@ -98,11 +105,12 @@ def eval_batches(
     Sized iterable over dicts: `image`, `size` as in training; `label` uint8 [b LH LW], top left,
     IGNORE elsewhere; `label_size` int32 [b 2]; `index` int32 [b], the position in the split. The
     last batch is filled up with examples of index -1 that are IGNORE all over and of size (1, 1).
+    Of volumes, `label` is [b LD LH LW] and sizes are [b 3].
 
   Raises:
-    InputError: if the batch cannot be shared out.
+    InputError: as `train_iterator`, but for empty sources.
   """
-  local = _local_batch(batch_size, process_count, channels)
+  local = _local_batch(batch_size, process_count, size, channels)
   padded = -(-len(source) // batch_size) * batch_size
   indices = [i if i < len(source) else -1 for i in range(padded)]
   make = functools.partial(
@@ -129,13 +137,22 @@ def fit(image: np.ndarray, size: Size) -> tuple[np.ndarray, Size]:
   """Puts an image on a canvas, shrunk with its aspect kept if it is larger.
 
   Args:
-    image: uint8 [h w c].
-    size: (H, W) of the canvas.
+    image: uint8 [h w c], or a volume, float32 [d h w c].
+    size: (H, W) of the canvas, or (D, H, W).
 
   Returns:
     (uint8 [H W c], (rows, columns)): the canvas, 0 where the image does not reach, and what the
-    image covers from the top left.
+    image covers from the top left. Of a volume, (float32 [D H W c], (slices, rows, columns)).
+
+  Raises:
+    InputError: if a volume is larger than the canvas, or the size is not one for its axes.
   """
+  if image.ndim != len(size) + 1:
+    kind, axes = ("images", "two") if image.ndim == 3 else ("volumes", "three")
+    raise InputError(f"data.size: {size} must be {axes} numbers, because the data are {kind}")
+  if len(size) == 3:
+    check_canvas(image.shape[:3], size)
+    return _pad(image, size, 0), image.shape[:3]
   covered = _fitted(image.shape[:2], size)
   if covered != image.shape[:2]:
     image = cv2.resize(image, covered[::-1], interpolation=cv2.INTER_AREA)
@@ -143,19 +160,41 @@ def fit(image: np.ndarray, size: Size) -> tuple[np.ndarray, Size]:
   return _pad(image, size, 0), covered
 
 
+def check_canvas(largest: Size, size: Size) -> None:
+  """Refuses a canvas (D, H, W) that is too small for volumes of the size `largest`.
+
+  Raises:
+    InputError: naming both sizes and the one to use; volumes are never shrunk.
+  """
+  if any(n > m for n, m in zip(largest, size, strict=True)):
+    enough = tuple(max(n, m) for n, m in zip(largest, size, strict=True))
+    raise InputError(
+      f"data.size: {size} cannot hold a volume of {largest} voxels (depth, height, width), and "
+      f"voxels keep their size; raise data.size to {enough} or more, and crop by augment.crop"
+    )
+
+
 def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
   """Converts an image to the channels a network takes.
 
   Args:
-    image: uint8 [h w], [h w 1] (grey), [h w 3] (RGB) or [h w 4] (RGBA; alpha is dropped).
-    channels: 3 (RGB) or 1 (grey).
+    image: uint8 [h w], [h w 1] (grey), [h w 3] (RGB) or [h w 4] (RGBA; alpha is dropped); or a
+      volume, float32 [d h w channels].
+    channels: 3 (RGB) or 1 (grey); of a volume, those that it has.
 
   Returns:
-    uint8 [h w channels].
+    uint8 [h w channels]; volumes as they are.
 
   Raises:
-    InputError: if it is another kind of array.
+    InputError: if it is another kind of array, or a volume of other channels.
   """
+  if image.ndim == 4:
+    if image.shape[3] != channels:
+      raise InputError(
+        f"data.channels: {channels}, but a volume has {image.shape[3]}; "
+        f"set data.channels to {image.shape[3]}"
+      )
+    return image
   if image.ndim == 2:
     image = image[..., None]
   if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.dtype != np.uint8:
@@ -171,24 +210,31 @@ def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
   return np.repeat(image, 3, -1)
 
 
-def _train_example(example: dict[str, Any], *, size: Size, channels: int) -> Batch:
+def _train_example(
+  example: dict[str, Any], *, size: Size, channels: int, border: tuple[float, float] | None
+) -> Batch:
   image, covered = fit(as_channels(example["image"], channels), size)
   label = example["label"]
   if covered != label.shape:
     # The exact variant samples pixel centres, as AREA does; the plain one is half a pixel off.
     label = cv2.resize(label, covered[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-  return {
+  batch = {
     "image": image,
     "label": _pad(label, size, IGNORE),
     "size": np.array(covered, np.int32),
   }
+  if border is not None:
+    batch["weight"] = _pad(border_weights(label, *border), size, 0)
+  return batch
 
 
 def _eval_example(
   index: int, *, source: RandomAccess, size: Size, label_size: Size, channels: int
 ) -> Batch:
   if index < 0:
-    image, label = np.zeros((1, 1, channels), np.uint8), np.full((1, 1), IGNORE, np.uint8)
+    one = (1,) * len(size)
+    image = np.zeros((*one, channels), np.uint8 if len(size) == 2 else np.float32)
+    label = np.full(one, IGNORE, np.uint8)
   else:
     example = source[index]
     image, label = example["image"], example["label"]
@@ -213,19 +259,20 @@ def _fitted(shape: Size, size: Size) -> Size:
 
 
 def _pad(array: np.ndarray, size: Size, value: int) -> np.ndarray:
-  if array.shape[:2] == size:
+  shape = array.shape[: len(size)]
+  if shape == size:
     return array
-  canvas = np.full((*size, *array.shape[2:]), value, array.dtype)
-  canvas[: array.shape[0], : array.shape[1]] = array
+  canvas = np.full((*size, *array.shape[len(size) :]), value, array.dtype)
+  canvas[tuple(map(slice, shape))] = array
   return canvas
 
 
-def _local_batch(batch_size: int, process_count: int, channels: int) -> int:
+def _local_batch(batch_size: int, process_count: int, size: Size, channels: int) -> int:
   if batch_size < 1 or batch_size % process_count:
     raise InputError(
       f"batch size {batch_size} must be a multiple of the {process_count} processes that share it"
     )
-  if channels not in (1, 3):
+  if len(size) == 2 and channels not in (1, 3):
     raise InputError(f"channels {channels} must be 3 (RGB) or 1 (grey)")
   return batch_size // process_count
 

@@ -3,13 +3,17 @@
 Positions are continuous: pixel j has its centre at j and covers [j - 1/2, j + 1/2). They come
 as y [h 1] and x [1 w], a grid of rows and columns, until a rotation or a deformation makes both
 [h w]. `size` [2] is what the image covers of its canvas, from the top left. Nothing outside of it
-is ever read: beyond an edge, the edge goes on.
+is ever read: beyond an edge, the edge goes on. `to_source`, `inside` and `read_nearest` take
+volumes as well: positions are z, y, x then, and sizes have three numbers.
 """
+
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 
-Positions = tuple[jax.Array, jax.Array]
+Positions = tuple[jax.Array, ...]
 
 
 def grid(height: int, width: int) -> Positions:
@@ -50,26 +54,26 @@ def to_source(positions: Positions, offset: jax.Array, ratio: jax.Array) -> Posi
 
   Args:
     positions: in the output.
-    offset: [2], where the output begins in the scaled source; negative where padding does.
-    ratio: float32 [2], source pixels to a pixel of the scaled source; at 1 nothing is rounded.
+    offset: [2] or [3], where the output begins in the scaled source; negative where padding does.
+    ratio: float32, as long, source pixels to a pixel of the scaled source; at 1 nothing is rounded.
   """
-  y, x = ((p + 0.5 + o) * r - 0.5 for p, o, r in zip(positions, offset, ratio, strict=True))
-  return y, x
+  return tuple((p + 0.5 + o) * r - 0.5 for p, o, r in zip(positions, offset, ratio, strict=True))
 
 
 def inside(positions: Positions, size: jax.Array) -> jax.Array:
   """Whether each position lies within the image: bool [h w]."""
-  y, x = ((p >= -0.5) & (p < n - 0.5) for p, n in zip(positions, size, strict=True))
-  return y & x
+  along = ((p >= -0.5) & (p < n - 0.5) for p, n in zip(positions, size, strict=True))
+  return functools.reduce(operator.and_, along)
 
 
 def read_nearest(label: jax.Array, positions: Positions, size: jax.Array) -> jax.Array:
   """The value [h w] of the pixel of label [H W] that covers each position."""
-  row, column = (
-    jnp.clip(jnp.floor(p + 0.5).astype(jnp.int32), 0, n - 1)
-    for p, n in zip(positions, size, strict=True)
-  )
-  return label[row, column]
+  return label[
+    tuple(
+      jnp.clip(jnp.floor(p + 0.5).astype(jnp.int32), 0, n - 1)
+      for p, n in zip(positions, size, strict=True)
+    )
+  ]
 
 
 def linear_matrix(position: jax.Array, extent: int, size: jax.Array, ratio: jax.Array) -> jax.Array:

@@ -18,16 +18,17 @@ class Example:
   """One prepared example.
 
   Attributes:
-    image: encoded PNG or JPEG, RGB or grey, 8 bits, upright.
-    label: encoded single-channel 8-bit PNG of train ids.
-    size: (height, width).
+    image: encoded PNG or JPEG, RGB or grey, 8 bits, upright; of a volume, normalised float16
+      [d h w c].
+    label: encoded single-channel 8-bit PNG of train ids; of a volume, uint8 [d h w].
+    size: (height, width), or (depth, height, width).
     counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
     instance: encoded single-channel PNG of instance ids (0 is none), if the set has them.
   """
 
-  image: bytes
-  label: bytes
-  size: tuple[int, int]
+  image: bytes | np.ndarray
+  label: bytes | np.ndarray
+  size: tuple[int, ...]
   counts: np.ndarray
   instance: bytes | None = None
 
@@ -54,6 +55,7 @@ class Source:
     problems: what is wrong with the files as a whole (partners missing, empty splits); a source
       with problems can be inspected, not prepared.
     has_instances: its examples carry instance ids.
+    ndim: 2 for images, 3 for volumes.
   """
 
   classes: ClassInfo
@@ -61,6 +63,7 @@ class Source:
   fingerprint: Callable[[], str]
   problems: Sequence[FileError] = ()
   has_instances: bool = False
+  ndim: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +90,25 @@ class Pair:
     Raises:
       FileError: naming the file at fault.
     """
-    image = canonical_image(read_bytes(self.image), self.image)
-    raw = read_mask(read_bytes(self.mask), self.mask)
-    check_sizes(image, self.image, raw, self.mask)
+    image, raw = self.read_image(), self.read_mask()
+    self.check(image, raw)
     return make_example(image, raw, self.classes, self.table, self.mask)
+
+  def read_image(self) -> CanonicalImage:
+    """The image. Raises FileError."""
+    return canonical_image(read_bytes(self.image), self.image)
+
+  def read_mask(self) -> np.ndarray:
+    """The mask's raw values. Raises FileError."""
+    return read_mask(read_bytes(self.mask), self.mask)
+
+  def check(self, image: CanonicalImage, raw: np.ndarray) -> None:
+    """Raises FileError if the image and its raw mask do not cover each other."""
+    check_sizes(image, self.image, raw, self.mask)
+
+  def make_label(self, raw: np.ndarray) -> np.ndarray:
+    """Train ids of a raw mask: uint8 [h w]. Raises FileError."""
+    return make_label(raw, self.classes, self.table, self.mask)
 
 
 def check_sizes(

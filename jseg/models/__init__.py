@@ -11,9 +11,17 @@ import jax.numpy as jnp
 
 from jseg.types import IGNORE, InputError
 
-# name: "module:class". The module also holds TINY, the arguments of a small one for tests.
+# name: "module:class".
 _MODELS = {
+  "patch_classifier": "jseg.models.patch_classifier:PatchClassifier",
+  "fcn32s": "jseg.models.fcn:FCN32s",
+  "fcn16s": "jseg.models.fcn:FCN16s",
+  "fcn8s": "jseg.models.fcn:FCN8s",
+  "segnet": "jseg.models.segnet:SegNet",
+  "segnet_basic": "jseg.models.segnet:SegNetBasic",
   "unet": "jseg.models.unet:UNet",
+  "unet3d": "jseg.models.unet3d:UNet3D",
+  "deeplab_v1": "jseg.models.deeplab_v1:DeepLabV1",
 }
 # Arguments that are not the network's own: the data set and the run decide on them.
 _COMMON = ("num_classes", "dtype", "param_dtype", "parent", "name")
@@ -38,7 +46,7 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
   Raises:
     InputError: there is no such network or knob, or a value is impossible.
   """
-  model = _load(name)[0]
+  model = _load(name)
   unknown = [k for k in overrides if k not in knobs(name) and k not in ("dtype", "param_dtype")]
   if unknown:
     raise InputError(
@@ -59,13 +67,13 @@ def knobs(name: str) -> dict[str, Any]:
 
   The type of the computation isn't among them, as it belongs to the run.
   """
-  fields = dataclasses.fields(_load(name)[0])
+  fields = dataclasses.fields(_load(name))
   return {f.name: f.default for f in fields if f.init and f.name not in _COMMON}
 
 
 def tiny(name: str) -> dict[str, Any]:
   """Knobs of a network small enough for tests."""
-  return dict(_load(name)[1])
+  return dict(_load(name).TINY)
 
 
 def count_parameters(name: str, num_classes: int, channels: int = 3, **overrides: Any) -> int:
@@ -78,16 +86,19 @@ def count_parameters(name: str, num_classes: int, channels: int = 3, **overrides
     **overrides: as for `create`.
   """
   model = create(name, num_classes, **overrides)
-  # 572 pixels also fit the unpadded U-Net.
-  image = jax.ShapeDtypeStruct((1, 572, 572, channels), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, *(64,) * ndim(name), channels), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def _load(name: str) -> tuple[Any, dict[str, Any]]:
-  """The class and the small preset of a network; imported only now, so that start-up is quick."""
+def ndim(name: str) -> int:
+  """2 for a network of images, 3 for one of volumes."""
+  return getattr(_load(name), "ndim", 2)
+
+
+def _load(name: str) -> Any:
+  """The class of a network; imported only now, so that start-up is quick."""
   if name not in _MODELS:
     raise InputError(f"model {name!r} is unknown; choose from {', '.join(_MODELS)}")
   path, attribute = _MODELS[name].split(":")
-  module = importlib.import_module(path)
-  return getattr(module, attribute), module.TINY
+  return getattr(importlib.import_module(path), attribute)

@@ -5,31 +5,45 @@ convolutions are padded, so that the mask lies on the image pixel for pixel, and
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jseg.nn import Conv, Norm, UpConv, check_norm, max_pool
+from jseg.nn import (
+  Conv,
+  Norm,
+  UpConv,
+  centre,
+  check_norm,
+  check_unpadded_size,
+  max_pool,
+  mirror_to_cover,
+  unpadded_labels,
+)
 from jseg.types import Array, InputError, Outputs
-
-TINY = {"widths": (4, 8, 16)}
 
 
 class UNet(nn.Module):
-  """[b h w c] -> Outputs with logits [b h w k]; a smaller h and w where padding is "VALID".
+  """[b h w c] -> Outputs with logits [b h w k], for any h and w.
+
+  Unpadded, the network sees the mask of the middle of what it is fed: 572 pixels give 388. In
+  training that is what comes out, so a crop must fit, and is compared with the labels of the
+  middle. Otherwise the image is surrounded by its mirror image until the mask covers it, as the
+  paper does at the border (section 2, figure 2).
 
   Attributes:
     num_classes: k.
     widths: channels at each resolution, from the finest to the coarsest.
-    padding: "SAME": any image size; "VALID": no padding, as published. 572 pixels give 388, and
-      sizes must halve evenly all the way down.
+    padding: "SAME" or, as published, "VALID".
     norm: kind of normalisation after each 3x3 convolution (`jseg.nn.Norm`); "none" as published.
     dropout: rate at the end of the contracting path, which is its two coarsest resolutions.
     dtype: type of the computation; logits are float32.
     param_dtype: type of the parameters.
   """
+
+  TINY: ClassVar[dict[str, Any]] = {"widths": (4, 8, 16)}
 
   num_classes: int
   widths: Sequence[int] = (64, 128, 256, 512, 1024)
@@ -60,9 +74,10 @@ class UNet(nn.Module):
       # Below the image and to its right; cut off again from the logits.
       edges = [(0, -n % 2**depth) for n in (height, width)]
       x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
+    elif train:
+      check_unpadded_size((height, width), depth)
     else:
-      for name, n in (("height", height), ("width", width)):
-        _check_valid_size(name, n, depth)
+      x = mirror_to_cover(x, depth)
 
     def block(x: Array, features: int) -> Array:
       for _ in range(2):
@@ -79,41 +94,13 @@ class UNet(nn.Module):
     x = skips.pop()
     for features in reversed(self.widths[:-1]):
       x = UpConv(features, **types)(x)
-      x = jnp.concatenate([_centre(skips.pop(), x.shape[1:3]), x], axis=-1)
+      x = jnp.concatenate([centre(skips.pop(), x.shape[1:3]), x], axis=-1)
       x = block(x, features)
     logits = Conv(self.num_classes, (1, 1), **types)(x)
-    if self.padding == "SAME":
+    if self.padding == "SAME" or not train:
       logits = logits[:, :height, :width]
     return Outputs(logits.astype(jnp.float32))
 
-
-def _centre(x: Array, size: Sequence[int]) -> Array:
-  """The middle of x, [b h' w' c]."""
-  top, left = ((n - m) // 2 for n, m in zip(x.shape[1:3], size, strict=True))
-  return x[:, top : top + size[0], left : left + size[1]]
-
-
-def _valid_output(n: int, depth: int) -> int | None:
-  """Length of the unpadded network's output for n pixels, None where n doesn't fit."""
-  for _ in range(depth):
-    n -= 4
-    if n <= 0 or n % 2:
-      return None
-    n //= 2
-  for level in range(depth + 1):
-    n = n - 4 if level == 0 else 2 * n - 4
-    if n <= 0:
-      return None
-  return n
-
-
-def _check_valid_size(name: str, n: int, depth: int) -> None:
-  if _valid_output(n, depth) is not None:
-    return
-  below = next((m for m in range(n - 1, 0, -1) if _valid_output(m, depth)), None)
-  above = next(m for m in range(n + 1, n + 64 * 2**depth) if _valid_output(m, depth))
-  nearest = f"{above}" if below is None else f"{below} or {above}"
-  raise InputError(
-    f"{name} {n} does not fit U-Net with padding VALID, whose maps must halve evenly at each of "
-    f"{depth} levels; use {nearest}, or padding SAME, which takes any size"
-  )
+  def training_labels(self, label: Array) -> Array:
+    """The part of [b h w] labels or weights that training's logits are compared with."""
+    return label if self.padding == "SAME" else unpadded_labels(label, len(self.widths) - 1)

@@ -1,21 +1,43 @@
 """Blocks that networks are made of. Networks use these and never the framework's own."""
 
 from jseg.nn.conv import Conv, conv, he_normal
+from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import AXIS, Norm, check_norm
-from jseg.nn.pool import max_pool
+from jseg.nn.pool import avg_pool, max_pool, max_pool_with_indices, max_unpool
 from jseg.nn.resize import resize_bilinear, resize_nearest, resize_to
-from jseg.nn.upconv import UpConv
+from jseg.nn.unpadded import centre, check_unpadded_size, mirror_to_cover, unpadded_labels
+from jseg.nn.upsample import (
+  ConvTranspose,
+  UpConv,
+  bed_of_nails,
+  bilinear_kernel,
+  conv_transpose,
+  upsample_fixed,
+)
 
 __all__ = [
   "AXIS",
   "Conv",
+  "ConvTranspose",
   "Norm",
   "UpConv",
+  "avg_pool",
+  "bed_of_nails",
+  "bilinear_kernel",
+  "centre",
   "check_norm",
+  "check_unpadded_size",
   "conv",
+  "conv_transpose",
   "he_normal",
+  "local_response_norm",
   "max_pool",
+  "max_pool_with_indices",
+  "max_unpool",
+  "mirror_to_cover",
   "resize_bilinear",
   "resize_nearest",
   "resize_to",
+  "unpadded_labels",
+  "upsample_fixed",
 ]

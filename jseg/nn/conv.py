@@ -39,6 +39,8 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 # Below this share of work outside of padding, shifted products beat a dense convolution.
 _SPARSE = 0.7
+# Each tap is a product, a slice and a sum to compile.
+_MOST_TAPS = 9
 # With fewer input channels than this the columns are too narrow for a good matrix product.
 _NARROW = 16
 
@@ -53,8 +55,9 @@ class Conv(nn.Module):
     padding: "SAME" (output size is ceil(size / stride)), "VALID" (none), the same number of
       pixels on every side, or (before, after) per dimension.
     dilation: distance between taps (the rate of an atrous convolution).
+    groups: parts of the channels that are convolved each by itself; divides c and features.
     use_bias: whether to add a learnt bias. Leave it out before a norm, which has its own.
-    kernel_init: initialiser of `kernel` [kh kw c features].
+    kernel_init: initialiser of `kernel` [kh kw c/groups features].
     dtype: type of the computation and of the output; None: that of the input and parameters.
     param_dtype: type of the parameters.
   """
@@ -64,6 +67,7 @@ class Conv(nn.Module):
   strides: int | Sequence[int] = 1
   padding: Padding = "SAME"
   dilation: int | Sequence[int] = 1
+  groups: int = 1
   use_bias: bool = True
   kernel_init: Callable[..., Array] = he_normal
   dtype: jax.typing.DTypeLike | None = None
@@ -72,13 +76,20 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Convolves x and adds the bias."""
-    shape = (*self.kernel_size, x.shape[-1], self.features)
+    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
     bias = None
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    x = conv(x, kernel, strides=self.strides, padding=self.padding, dilation=self.dilation)
+    apply = functools.partial(
+      conv, strides=self.strides, padding=self.padding, dilation=self.dilation
+    )
+    if self.groups == 1:
+      x = apply(x, kernel)
+    else:  # few and wide, so each is worth a product of its own
+      parts = zip(*(jnp.split(a, self.groups, axis=-1) for a in (x, kernel)), strict=True)
+      x = jnp.concatenate([apply(*part) for part in parts], axis=-1)
     return x if bias is None else x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
@@ -127,7 +138,7 @@ def _pointwise(x: Array, kernel: Array, strides: Ints, pads: Pairs) -> Array:
 def _conv(x: Array, kernel: Array, strides: Ints, pads: Pairs, dilation: Ints) -> Array:
   """The convolution proper; strides, padding and dilation are given for each dimension."""
   geometry: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
-  if _share_outside_padding(x, kernel, **geometry) < _SPARSE:
+  if _is_sparse(x, kernel, **geometry):
     taps = functools.partial(_shifted_products, **geometry)
     dense = functools.partial(_dense, **geometry)
     return lax.platform_dependent(x, kernel, cpu=taps, tpu=taps, default=dense)
@@ -157,7 +168,7 @@ def _conv_backward(
     dkernel = _kernel_gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
     return dense(x, kernel, dy)[0], dkernel
 
-  if _share_outside_padding(x, kernel, **geometry) < _SPARSE:
+  if _is_sparse(x, kernel, **geometry):
     return lax.platform_dependent(x, kernel, dy, cpu=shifted, tpu=shifted, default=dense)
   if x.shape[-1] >= _NARROW:
     return lax.platform_dependent(x, kernel, dy, cpu=columns, default=dense)
@@ -309,15 +320,15 @@ def _cut_dead_taps(
   return kernel[tuple(cuts)], tuple(trimmed)
 
 
-def _share_outside_padding(
-  x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
-) -> float:
-  """The share of a dense convolution's multiplications that do not meet padding."""
+def _is_sparse(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints) -> bool:
+  """Whether a dense convolution would spend so much on padding that taps are better done singly."""
   rank = len(strides)
+  if math.prod(kernel.shape[:rank]) > _MOST_TAPS:
+    return False
   out = _output_size(x.shape[1:-1], kernel.shape[:rank], strides, pads, dilation)
   share = 1.0
   for axis, (lo, _) in enumerate(pads):
     taps, n, d, s = kernel.shape[axis], x.shape[1 + axis], dilation[axis], strides[axis]
     spans = [_covered(n, out[axis], t * d - lo, s) for t in range(taps)]
     share *= sum(max(0, last - first) for first, last in spans) / (taps * max(1, out[axis]))
-  return share
+  return share < _SPARSE

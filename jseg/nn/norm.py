@@ -94,6 +94,9 @@ class Norm(nn.Module):
       keep = self.momentum
       mean.value = keep * mean.value + (1 - keep) * pooled[0]
       variance.value = keep * variance.value + (1 - keep) * _variance(*pooled)
+      # For whoever recomputes the running statistics; nothing where nobody asked for it.
+      self.sow("moments", "mean", pooled[0])
+      self.sow("moments", "square", pooled[1])
     used = pooled if self.kind == "batch" else moments
     return used[0], _variance(*used)
 

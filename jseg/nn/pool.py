@@ -1,4 +1,4 @@
-"""Max pooling whose gradient is elementwise work.
+"""Pooling and its inverse, whose gradients are elementwise work.
 
 The gradient of XLA's own pooling is a select-and-scatter, some thirty times slower on CPU than
 the forward pass, and slow on TPU.
@@ -6,9 +6,13 @@ the forward pass, and slow on TPU.
 
 import functools
 import itertools
+import operator
+from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jseg.types import Array
@@ -34,23 +38,94 @@ def max_pool(
     window that would start beyond the map and its first padding is left out.
   """
   stride = window if stride is None else stride
-  edges, outs = [], []
-  for n in x.shape[1:-1]:
-    out = (n + 2 * padding - window + (stride - 1 if ceil else 0)) // stride + 1
-    if ceil and (out - 1) * stride >= n + padding:
-      out -= 1
-    outs.append(out)
-    edges.append((padding, (out - 1) * stride + window - n - padding, 0))
-  if any(lo or hi for lo, hi, _ in edges):
-    lowest = jnp.array(-jnp.inf, x.dtype)
-    x = lax.pad(x, lowest, [(0, 0, 0), *edges, (0, 0, 0)])
+  outs, edges = _windows(x.shape[1:-1], window, stride, padding, ceil)
+  x = _pad(x, -jnp.inf, edges)
+  return _tiled_max(x, window) if stride == window else _slide(jnp.maximum, x, outs, window, stride)
+
+
+def max_pool_with_indices(x: Array, window: int = 2, *, ceil: bool = False) -> tuple[Array, Array]:
+  """Maximum over windows that tile the map, and where in each window it lies.
+
+  The gradient goes to that pixel alone. In a tie the first pixel wins, as in PyTorch and Caffe
+  (`max_pool` lets all of them share).
+
+  Args:
+    x: [b h w c], or with any other number of spatial dimensions.
+    window: edge of the window in pixels, and the distance between windows.
+    ceil: whether a last window that hangs over the edge counts, as in Caffe and SegNet; what lies
+      beyond the edge is minus infinity. Without it odd rows and columns are dropped.
+
+  Returns:
+    The maxima [b h' w' c] with h' = floor or ceil(h / window), and their positions, uint8
+    [b h' w' c]: row by row, so 0 1 above 2 3 where the window is 2. `max_unpool` takes both.
+  """
+  chex.assert_scalar_in(window ** (x.ndim - 2), 1, 256)  # positions are uint8
+  _, edges = _windows(x.shape[1:-1], window, window, 0, ceil)
+  return _tiled_max_with_indices(_pad(x, -jnp.inf, edges), window)
+
+
+def max_unpool(
+  x: Array, indices: Array, size: Sequence[int] | None = None, *, window: int = 2
+) -> Array:
+  """Puts each value where its maximum was found, and zeros elsewhere (SegNet, arXiv:1511.00561).
+
+  Args:
+    x: [b h w c], or with any other number of spatial dimensions.
+    indices: uint8 of x's shape, from `max_pool_with_indices`.
+    size: (h', w') of the map that was pooled, if it isn't (window h, window w): where sizes were
+      odd the result is cropped, or filled up with zeros, below and to the right.
+    window: of the pooling.
+
+  Returns:
+    [b h' w' c].
+  """
+  chex.assert_equal_shape([x, indices])
+  rank = x.ndim - 2
+  inner = tuple(range(2, 2 * rank + 1, 2))
+  positions = np.arange(window**rank, dtype=np.uint8).reshape((1, *(1, window) * rank, 1))
+  here = jnp.expand_dims(indices, inner) == positions
+  y = jnp.where(here, jnp.expand_dims(x, inner), jnp.zeros((), x.dtype))
+  full = [n * window for n in x.shape[1:-1]]
+  y = y.reshape(x.shape[0], *full, x.shape[-1])
+  return _pad(y, 0, [(0, n - m) for n, m in zip(size or full, full, strict=True)])
+
+
+def avg_pool(
+  x: Array,
+  window: int,
+  stride: int = 1,
+  *,
+  padding: int = 0,
+  ceil: bool = False,
+  count_padding: bool = True,
+) -> Array:
+  """Mean over square (cubic) windows. Sizes are those of `max_pool`.
+
+  Args:
+    x: [b h w c], or with any other number of spatial dimensions.
+    window: edge of the window in pixels.
+    stride: distance between windows.
+    padding: zeros put on every side; at most half the window.
+    ceil: whether a last window that hangs over the edge counts.
+    count_padding: whether padding counts as pixels of value 0 (Caffe, and PyTorch's default), or
+      the mean is that of the pixels inside of the map. What hangs over the padding never counts.
+
+  Returns:
+    [b h' w' c] of x's type; computed in float32.
+  """
+  outs, edges = _windows(x.shape[1:-1], window, stride, padding, ceil)
+  y = _pad(x.astype(jnp.float32), 0, edges)
   if stride == window:
-    return _tiled_max(x, window)
-  for axis, out in enumerate(outs, 1):
-    last = (out - 1) * stride + 1
-    parts = [lax.slice_in_dim(x, offset, offset + last, stride, axis) for offset in range(window)]
-    x = functools.reduce(jnp.maximum, parts)
-  return x
+    y = _tiles(y, window).sum(tuple(range(2, 2 * (x.ndim - 2) + 1, 2)))
+  else:
+    y = _slide(operator.add, y, outs, window, stride)
+  border = padding if count_padding else 0
+  lengths = []
+  for n, out in zip(x.shape[1:-1], outs, strict=True):
+    first = np.arange(out) * stride - padding
+    lengths.append(np.minimum(first + window, n + border) - np.maximum(first, -border))
+  counts = functools.reduce(np.multiply.outer, lengths).astype(np.float32)
+  return (y / counts[None, ..., None]).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -74,6 +149,67 @@ def _tiled_max_backward(window: int, saved: tuple[Array, Array], dy: Array) -> t
 
 
 _tiled_max.defvjp(_tiled_max_forward, _tiled_max_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _tiled_max_with_indices(x: Array, window: int) -> tuple[Array, Array]:
+  """Maximum and its position over windows that tile x exactly."""
+  first, *others = (
+    x[(slice(None), *(slice(start, None, window) for start in offset))]
+    for offset in itertools.product(range(window), repeat=x.ndim - 2)
+  )
+  y, indices = first, jnp.zeros(first.shape, jnp.uint8)
+  for position, other in enumerate(others, 1):
+    indices = jnp.where(other > y, jnp.uint8(position), indices)
+    y = jnp.maximum(y, other)
+  return y, indices
+
+
+def _tiled_max_with_indices_forward(x: Array, window: int) -> tuple[tuple[Array, Array], Array]:
+  y, indices = _tiled_max_with_indices(x, window)
+  return (y, indices), indices
+
+
+def _tiled_max_with_indices_backward(
+  window: int, indices: Array, dy: tuple[Array, Array]
+) -> tuple[Array]:
+  return (max_unpool(dy[0], indices, window=window),)
+
+
+_tiled_max_with_indices.defvjp(_tiled_max_with_indices_forward, _tiled_max_with_indices_backward)
+
+
+def _windows(
+  size: Sequence[int], window: int, stride: int, padding: int, ceil: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+  """Number of windows along each dimension, and (before, after) of the pixels they need."""
+  outs, edges = [], []
+  for n in size:
+    out = (n + 2 * padding - window + (stride - 1 if ceil else 0)) // stride + 1
+    if ceil and (out - 1) * stride >= n + padding:
+      out -= 1
+    outs.append(out)
+    edges.append((padding, (out - 1) * stride + window - n - padding))
+  return outs, edges
+
+
+def _pad(x: Array, value: float, edges: Sequence[tuple[int, int]]) -> Array:
+  """Puts a value around x, or crops it where (before, after) are negative."""
+  if not any(lo or hi for lo, hi in edges):
+    return x
+  config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in edges), (0, 0, 0)]
+  return lax.pad(x, jnp.array(value, x.dtype), config)
+
+
+def _slide(
+  reduce: Callable[[Array, Array], Array], x: Array, outs: Sequence[int], window: int, stride: int
+) -> Array:
+  """Reduces over overlapping windows, one dimension after the other."""
+  for axis, out in enumerate(outs, 1):
+    last = (out - 1) * stride + 1
+    parts = [lax.slice_in_dim(x, offset, offset + last, stride, axis) for offset in range(window)]
+    x = functools.reduce(reduce, parts)
+  return x
 
 
 def _tiles(x: Array, window: int) -> Array:

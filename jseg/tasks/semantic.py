@@ -1,29 +1,53 @@
-"""Semantic segmentation of images: one class a pixel."""
+"""Segmentation of images and volumes: one class a pixel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from jseg.losses import cross_entropy
+from jseg.losses import Loss
 from jseg.metrics import confusion
 from jseg.types import Array, Outputs
 
 
-def loss(outputs: Outputs, label: Array, aux_weights: Mapping[str, float]) -> tuple[Array, Array]:
-  """Cross-entropy of the logits, plus each auxiliary output's times its weight.
+def make_task_loss(
+  loss: Loss, aux_weights: Mapping[str, float], class_weights: Array | None = None
+) -> Callable[[Outputs, Array, Array | None], tuple[Array, Array]]:
+  """Makes `(outputs, label, border) -> (sum, count)`.
 
   Args:
-    outputs: logits [b h w k] and named auxiliary logits of the same shape.
-    label: int32 [b h w], IGNORE where nothing is known.
-    aux_weights: by the names in `outputs.aux`.
+    loss: of logits and labels (`jseg.losses.make_loss`).
+    aux_weights: of the auxiliary outputs' losses, by name.
+    class_weights: float [k], or None.
 
   Returns:
-    (sum, count); the auxiliary losses share the count.
+    The loss of the logits, plus each auxiliary output's times its weight. Labels are int32 [b h w]
+    of the logits' size, IGNORE where nothing is known. `border` float32 [b h w] or None is added to
+    each pixel's class weight, as in U-Net's w = w_c + w_0 exp(...) (Ronneberger et al. 2015,
+    equation 2), whose loss is not divided by the weights.
   """
-  total, count = cross_entropy(outputs.logits, label)
-  for name, logits in outputs.aux.items():
-    total += aux_weights[name] * cross_entropy(logits, label)[0]
-  return total, count
+
+  def task_loss(outputs: Outputs, label: Array, border: Array | None = None) -> tuple[Array, Array]:
+    if border is None:
+      weights = {"class_weights": class_weights}
+    else:
+      weights = {"pixel_weights": border + _of_labels(class_weights, label)}
+    total, count = loss(outputs.logits, label, **weights)
+    for name, logits in outputs.aux.items():
+      extra, extra_count = loss(logits, label, **weights)
+      # Counts differ only where a loss picks its pixels by the logits.
+      share = count / jnp.where(extra_count > 0, extra_count, 1.0)
+      total += aux_weights[name] * extra * share
+    return total, count
+
+  return task_loss
+
+
+def _of_labels(class_weights: Array | None, label: Array) -> Array:
+  """The weight of each pixel's class."""
+  if class_weights is None:
+    return jnp.ones(label.shape)
+  hits = label[..., None] == jnp.arange(len(class_weights)).reshape((1,) * label.ndim + (-1,))
+  return jnp.where(hits, class_weights.reshape((1,) * label.ndim + (-1,)), 0.0).sum(-1)
 
 
 def training_counts(outputs: Outputs, label: Array) -> Array:

@@ -1,0 +1,25 @@
+"""FCN-8s with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
+
+python train.py --config=configs/fcn8s_voc.py --config.data.root=voc2012 \
+      --config.init_from=vgg16.safetensors --workdir=runs/fcn8s
+"""
+
+import jseg.config
+
+
+def get_config():
+  """The configuration."""
+  config = jseg.config.default("fcn8s", padding="same", at_once=True, fc=512)
+  config.steps = 160
+  config.data.name = "folder"
+  config.data.size = (128, 128)
+  config.data.batch_size = 8
+  config.augment.crop = (96, 96)
+  config.augment.scale = (0.8, 1.25)
+  config.optim.optimizer = "adamw"
+  config.optim.lr = 1e-4
+  config.optim.schedule = "poly"
+  config.optim.warmup_steps = 10
+  config.optim.head_lr = 10.0
+  config.eval_every = 80
+  return config

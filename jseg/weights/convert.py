@@ -1,0 +1,82 @@
+"""From PyTorch's layout to Flax's."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jseg.types import InputError
+
+# What PyTorch calls the tensors of a layer: where they go, and what we call them.
+_NORM = {
+  "weight": ("params", "scale"),
+  "bias": ("params", "bias"),
+  "running_mean": ("batch_stats", "mean"),
+  "running_var": ("batch_stats", "var"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """Where a foreign layer goes.
+
+  Attributes:
+    path: of the module in the network, "/" between names.
+    kind: "conv" (weight [f c ...]), "transposed" (weight [c f ...]), "norm", or "dense": a
+      fully connected layer [f c kh kw] whose input was a map of `window`, made a convolution.
+    window: (kh, kw) of "dense"; (1, 1) where its input was a vector.
+  """
+
+  path: str
+  kind: str = "conv"
+  window: tuple[int, int] = (1, 1)
+
+
+def convert(
+  tensors: Mapping[str, np.ndarray], layers: Mapping[str, Layer]
+) -> tuple[dict[str, Any], list[str]]:
+  """Renames and transposes.
+
+  Args:
+    tensors: by PyTorch's names, LAYER.weight, LAYER.bias, LAYER.running_mean, ...
+    layers: by PyTorch's names of layers.
+
+  Returns:
+    ({"params", "batch_stats"} as nested dicts of float32 arrays, the names that no layer claimed).
+
+  Raises:
+    InputError: a tensor has not the dimensions of its layer's kind.
+  """
+  variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+  unused = []
+  for name, tensor in tensors.items():
+    layer_name, _, leaf = name.rpartition(".")
+    layer = layers.get(layer_name)
+    if leaf == "num_batches_tracked":  # PyTorch's counter; no norm needs it
+      continue
+    if layer is None or (layer.kind == "norm" and leaf not in _NORM):
+      unused.append(name)
+      continue
+    value = np.asarray(tensor, np.float32)
+    if layer.kind == "norm":
+      collection, ours = _NORM[leaf]
+    else:
+      collection, ours = "params", "kernel" if leaf == "weight" else leaf
+      if leaf == "weight":
+        value = _kernel(name, value, layer)
+    target = variables[collection]
+    for part in layer.path.split("/"):
+      target = target.setdefault(part, {})
+    target[ours] = value
+  return variables, unused
+
+
+def _kernel(name: str, weight: np.ndarray, layer: Layer) -> np.ndarray:
+  if layer.kind == "dense" and weight.ndim == 2:
+    channels = weight.shape[1] // (layer.window[0] * layer.window[1])
+    weight = weight.reshape(weight.shape[0], channels, *layer.window)
+  if weight.ndim < 3:
+    raise InputError(f"{name}: a tensor of shape {weight.shape} is no convolution's kernel")
+  first = (0, 1) if layer.kind == "transposed" else (1, 0)
+  return np.ascontiguousarray(weight.transpose(*range(2, weight.ndim), *first))

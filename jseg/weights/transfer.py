@@ -1,0 +1,92 @@
+"""Puts weights into a network that need not have all of the same parameters."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jseg.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """What became of every parameter; names are paths with "/" between.
+
+  Attributes:
+    taken: parameters and statistics that have new values.
+    kept: those that have none in the source, and stay as they were initialised.
+    reshaped: those whose shape differs, with both shapes; they stay as well.
+    unused: names in the source that the network doesn't have.
+  """
+
+  taken: Sequence[str]
+  kept: Sequence[str]
+  reshaped: Sequence[str]
+  unused: Sequence[str]
+
+  def __str__(self) -> str:
+    lines = [f"{len(self.taken)} tensors taken"]
+    for what, names in (
+      ("not in it, so newly initialised", self.kept),
+      ("of another shape, so newly initialised", self.reshaped),
+      ("in it but not in the network", self.unused),
+    ):
+      if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        lines.append(f"{what}: {', '.join(names[:8])}{more}")
+    return "; ".join(lines)
+
+
+def transfer(
+  variables: Mapping[str, Any], source: Mapping[str, Any], where: Any = "the source"
+) -> tuple[dict[str, Any], Transfer]:
+  """Replaces what has the same path and shape.
+
+  Args:
+    variables: {"params", "batch_stats"} of the network.
+    source: the same of what was trained elsewhere.
+    where: it comes from, for messages.
+
+  Returns:
+    (the new variables, what became of each).
+
+  Raises:
+    InputError: nothing fits.
+  """
+  given = _flat(source)
+  taken, kept, reshaped = [], [], []
+
+  def replace(path: Any, old: Any) -> Any:
+    name = _name(path)
+    new = given.pop(name, None)
+    if new is None:
+      kept.append(name)
+    elif np.shape(new) != np.shape(old):
+      reshaped.append(f"{name} {tuple(np.shape(new))}, here {tuple(np.shape(old))}")
+    else:
+      taken.append(name)
+      return jax.numpy.asarray(new, old.dtype)
+    return old
+
+  result = {
+    collection: jax.tree_util.tree_map_with_path(replace, variables.get(collection, {}))
+    for collection in ("params", "batch_stats")
+  }
+  report = Transfer(taken, kept, reshaped, sorted(given))
+  if not taken:
+    raise InputError(f"nothing in {where} fits this network: {report}")
+  return result, report
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for collection in ("params", "batch_stats"):
+    leaves = jax.tree_util.tree_leaves_with_path(variables.get(collection, {}))
+    flat |= {_name(path): leaf for path, leaf in leaves}
+  return flat
+
+
+def _name(path: Any) -> str:
+  return "/".join(str(key.key) for key in path)

@@ -1,0 +1,417 @@
+"""Volumes: NIfTI files of every kind, their preparation, and their batches."""
+
+import json
+import os
+import pathlib
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from jseg import data
+from jseg.data.volumes import volumes_source
+from jseg.types import IGNORE, InputError
+
+SIZE = (5, 4, 3)  # x, y, z
+
+
+def save(path, array, affine=None, **header):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image = nibabel.Nifti1Image(np.asarray(array), np.eye(4) if affine is None else affine)
+  for key, value in header.items():
+    image.header[key] = value
+  nibabel.save(image, path)
+
+
+def add_pair(folder, name, image=None, mask=None, affine=None):
+  rng = np.random.default_rng(len(name))
+  image = rng.normal(100, 20, SIZE).astype(np.float32) if image is None else image
+  mask = np.zeros(np.shape(image)[:3], np.uint8) if mask is None else mask
+  save(folder / "images" / f"{name}.nii.gz", image, affine)
+  save(folder / "masks" / f"{name}.nii.gz", mask, affine)
+
+
+def add_classes(root, **content):
+  root.mkdir(parents=True, exist_ok=True)
+  (root / "classes.json").write_text(json.dumps({"classes": ["a", "b"], **content}))
+
+
+@pytest.fixture
+def root(tmp_path):
+  root = tmp_path / "set"
+  add_classes(root)
+  for split, names in {"train": ("one", "three"), "val": ("seven",)}.items():
+    for name in names:
+      add_pair(root / split, name)
+  return root
+
+
+def load_one(root, split="train", index=0):
+  return volumes_source(root).splits[split][index].load()
+
+
+def standard(array):
+  return (array - array.mean()) / array.std()
+
+
+# Reading.
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+def test_orientation_becomes_z_y_x_of_ras(codes, tmp_path):
+  """The same scan, stored along any axes, is the same array; and so is its mask."""
+  rng = np.random.default_rng(0)
+  scan, labels = rng.normal(size=SIZE).astype(np.float32), rng.integers(0, 2, SIZE).astype(np.uint8)
+  affine = np.array([[2, 0.1, 0, 5], [0.1, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
+  turn = nibabel.orientations.ornt_transform(
+    nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(codes)
+  )
+  add_classes(tmp_path)
+  for kind, array in (("images", scan), ("masks", labels)):
+    turned = nibabel.Nifti1Image(array, affine).as_reoriented(turn)
+    assert "".join(nibabel.aff2axcodes(turned.affine)) == codes
+    path = tmp_path / "train" / kind / "one.nii.gz"
+    path.parent.mkdir(parents=True)
+    nibabel.save(turned, path)
+  example = load_one(tmp_path)
+  assert example.size == (3, 4, 5)
+  np.testing.assert_allclose(example.image[..., 0], standard(scan).transpose(2, 1, 0), atol=2e-3)
+  np.testing.assert_array_equal(example.label, labels.transpose(2, 1, 0))
+  image = tmp_path / "train" / "images" / "one.nii.gz"
+  np.testing.assert_allclose(data.read_volume(image), example.image, atol=2e-3)
+  # A prediction goes back to where the scan came from.
+  data.write_mask(tmp_path / "out.nii.gz", example.label, image)
+  out, mask = (
+    nibabel.load(p) for p in (tmp_path / "out.nii.gz", tmp_path / "train" / "masks" / "one.nii.gz")
+  )
+  np.testing.assert_array_equal(np.asarray(out.dataobj), np.asarray(mask.dataobj))
+  np.testing.assert_allclose(out.affine, mask.affine, atol=1e-6)
+  with pytest.raises(InputError, match=r"a mask of 5 wide x 4 high x 2 deep is not for"):
+    data.write_mask(tmp_path / "out.nii.gz", example.label[1:], image)
+
+
+def test_by_hand_x_runs_along_the_last_axis(tmp_path):
+  scan = np.zeros(SIZE, np.float32)
+  scan[4, 0, 1] = 1  # x 4, y 0, z 1
+  save(tmp_path / "a.nii", scan)
+  volume = data.read_volume(tmp_path / "a.nii")
+  assert volume.shape == (3, 4, 5, 1)
+  assert np.unravel_index(volume.argmax(), volume.shape) == (1, 0, 4, 0)
+  # One of 60 voxels is 1: its distance from the mean is sqrt(59) standard deviations.
+  assert volume.max() == pytest.approx(np.sqrt(59), rel=1e-5)
+
+
+def test_channels_are_normalised_one_by_one(tmp_path):
+  rng = np.random.default_rng(0)
+  scan = np.stack([rng.normal(1000, 50, SIZE), rng.normal(-3, 0.1, SIZE), np.full(SIZE, 0.1)], -1)
+  save(tmp_path / "a.nii.gz", scan)
+  volume = data.read_volume(tmp_path / "a.nii.gz")
+  assert volume.shape == (3, 4, 5, 3)
+  for c in range(2):
+    np.testing.assert_allclose(volume[..., c], standard(scan[..., c]).transpose(2, 1, 0), atol=1e-4)
+  assert not volume[..., 2].any()  # constant
+  save(tmp_path / "b.nii.gz", scan[:, :, :, None])  # NIfTI's vectors
+  np.testing.assert_array_equal(data.read_volume(tmp_path / "b.nii.gz"), volume)
+
+
+def test_integers_are_scaled(tmp_path):
+  array = np.arange(60, dtype=np.int16).reshape(SIZE)
+  image = nibabel.Nifti1Image(array, np.eye(4))
+  image.header.set_slope_inter(-0.5, 7)
+  nibabel.save(image, tmp_path / "a.nii")
+  volume = data.read_volume(tmp_path / "a.nii")[..., 0]
+  np.testing.assert_allclose(volume, -standard(array).transpose(2, 1, 0), atol=1e-5)
+
+
+def test_void_and_values(root):
+  add_classes(root, ignore_label=9, mask_values=[3, 7])
+  mask = np.full(SIZE, 9, np.float32)  # sparse annotation: one slice; floats, as some tools write
+  mask[:, :, 1] = 3
+  mask[2, 0, 1] = 7
+  add_pair(root / "train", "one", mask=mask)
+  example = load_one(root)
+  assert example.label.dtype == np.uint8
+  assert example.label[1, 0].tolist() == [0, 0, 1, 0, 0]
+  assert (example.label[[0, 2]] == IGNORE).all()
+  assert example.counts[[0, 1, IGNORE]].tolist() == [19, 1, 40]
+
+
+def test_a_mask_may_have_a_last_axis_of_one(root):
+  add_pair(root / "train", "one", mask=np.ones((*SIZE, 1), np.uint8))
+  assert load_one(root).label.min() == 1
+
+
+def shift(amount):
+  affine = np.eye(4)
+  affine[0, 3] = amount
+  return affine
+
+
+def test_rounded_affines_agree(root):
+  save(root / "train" / "masks" / "one.nii.gz", np.zeros(SIZE, np.uint8), shift(0.4))
+  load_one(root)
+
+
+MASK = "train/masks/one.nii.gz"
+IMAGE = "train/images/one.nii.gz"
+
+
+@pytest.mark.parametrize(
+  ("file", "content", "kind", "message"),
+  [
+    (
+      MASK,
+      (np.zeros((5, 4, 2), np.uint8),),
+      "size",
+      r"5 wide x 4 high x 2 deep, but its image .*5 w",
+    ),
+    (MASK, (np.zeros(SIZE, np.uint8), shift(2)), "size", r"places it 2 voxels away from its image"),
+    (
+      MASK,
+      (np.full(SIZE, 2, np.uint8),),
+      "values",
+      r"value 2 \(60 pixels\) of no class; 2",
+    ),
+    (MASK, (np.full(SIZE, -1, np.int16),), "values", r"value -1 \(60 pixels\) of no class"),
+    (MASK, (np.full(SIZE, 0.5, np.float32),), "values", r"value 0\.5 is no whole number \(60 vox"),
+    (MASK, (np.zeros((*SIZE, 2), np.uint8),), "layout", r"shape \(5, 4, 3, 2\)\. A mask has 3"),
+    (IMAGE, (np.zeros((5, 4), np.float32),), "layout", r"shape \(5, 4\)\. An image has 3 axes"),
+    (IMAGE, (np.full(SIZE, np.nan, np.float32),), "values", r"60 values are infinite or no number"),
+    (IMAGE, b"", "unreadable", r"damaged or no NIfTI file"),
+    (IMAGE, b"nonsense" * 100, "unreadable", r"damaged or no NIfTI file"),
+    (IMAGE, 150, "unreadable", r"damaged or no NIfTI file"),
+  ],
+)
+def test_what_is_wrong_with_a_file_is_named(root, file, content, kind, message):
+  path = root / file
+  if isinstance(content, tuple):
+    save(path, *content)
+  else:
+    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+  with pytest.raises(data.FileError, match=message) as error:
+    load_one(root)
+  assert (error.value.file, error.value.kind) == (str(path), kind)
+  # The check finds the same, and preparation stops at it.
+  problems = data.check_folder(root).problems
+  assert [(problem.file, problem.kind) for problem in problems] == [(str(path), kind)]
+  with pytest.raises(InputError, match=message):
+    data.load("volumes", root=root, data_dir=root / "prepared")
+
+
+def test_nibabel_is_asked_for(root, monkeypatch):
+  monkeypatch.setitem(sys.modules, "nibabel", None)
+  with pytest.raises(InputError, match=r'pip install "jaxseg\[volumes\]"'):
+    data.load("volumes", root=root)
+
+
+# The folder.
+
+
+def test_a_plain_folder_is_split(tmp_path):
+  add_classes(tmp_path)
+  for i in range(5):
+    add_pair(tmp_path, f"scan.{i}")
+  source = volumes_source(tmp_path, {"train": 0.6, "test": 0.4})
+  assert {split: len(pairs) for split, pairs in source.splits.items()} == {"train": 3, "test": 2}
+  names = sorted(pair.name for pairs in source.splits.values() for pair in pairs)
+  assert names == [f"scan.{i}" for i in range(5)]
+
+
+def test_problems_of_the_folder(root):
+  (root / "val" / "masks" / "seven.nii.gz").unlink()
+  save(root / "train" / "images" / "three.nii", np.zeros(SIZE, np.float32))
+  save(root / "train" / "images" / "one.nii.gz", np.ones((*SIZE, 2), np.float32))
+  for name in ("five", "fifth"):
+    add_pair(root / "train", name)
+  found = {(pathlib.Path(p.file).name, p.problem) for p in volumes_source(root).problems}
+  assert ("seven.nii.gz", "has no mask of the same name") in found
+  assert ("one.nii.gz", "has 2 channels, but most images have 1") in found
+  assert any(problem.endswith("three.nii has the same name") for _, problem in found)
+  assert len(found) == 3
+  with pytest.raises(InputError, match="has no mask of the same name"):
+    data.load("volumes", root=root, data_dir=root / "prepared")
+
+
+def test_volumes_are_not_a_folder_of_images(root):
+  with pytest.raises(InputError, match=r'holds volumes: give "volumes" as data\.name'):
+    data.load("folder", root=root)
+  add_classes(root, task="instance")
+  with pytest.raises(InputError, match='"instance" is not for volumes; choose'):
+    data.load("volumes", root=root)
+
+
+def test_the_check_counts_and_shows(root, tmp_path):
+  mask = np.zeros(SIZE, np.uint8)
+  mask[:, 2:, 1] = 1  # the front half of the middle slice
+  add_pair(root / "val", "seven", mask=mask)
+  report = data.check_folder(root)
+  assert report.ok
+  assert report.splits["train"].sizes == {(3, 4, 5): 2}
+  assert report.splits["train"].pixels[:2].tolist() == [120, 0]
+  assert report.splits["val"].pixels[:2].tolist() == [50, 10]
+  table = report._splits_table()
+  assert table.columns[2].header == "sizes (width x height x depth)"
+  assert list(table.columns[2].cells) == ["5x4x3 (2)", "5x4x3 (1)"]
+  assert data.contact_sheet(root, tmp_path / "sheet.png")
+  sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
+  red = sheet[:212, :, 0] - sheet[:212, :, 1] > 50  # class 1 is red: the third tile's upper half
+  third = red[8:212, 536:792]
+  assert third[:100].mean() > 0.95
+  assert third[104:].sum() == red[:, :528].sum() == 0
+
+
+# Preparation.
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """Three volumes, of which two have other sizes, with two channels."""
+  base = tmp_path_factory.mktemp("prepared")
+  root = base / "set"
+  add_classes(root)
+  rng = np.random.default_rng(0)
+  for i, size in enumerate([(5, 4, 3), (3, 6, 2), (5, 4, 3)]):
+    add_pair(root / "train", f"{i}", rng.normal(size=(*size, 2)), np.full(size, i % 2, np.uint8))
+  add_pair(root / "val", "v", rng.normal(size=(2, 2, 2, 2)))
+  return root, base / "out", data.load("volumes", root=root, data_dir=base / "out")
+
+
+def test_examples_come_back(prepared):
+  root, _, dataset = prepared
+  assert dataset.ndim == 3
+  assert dataset.splits == {"train": 3, "val": 1}
+  assert dataset.max_size("train") == (3, 6, 5)
+  assert dataset.max_size("val") == (2, 2, 2)
+  assert dataset.pixel_counts("train").tolist() == [120, 36]
+  source = dataset.source("train")
+  for _ in range(2):  # decoded, then kept
+    example = source[1]
+    assert example["name"] == "1"
+    assert example["image"].dtype == np.float32
+    stored = data.read_volume(root / "train" / "images" / "1.nii.gz")
+    np.testing.assert_allclose(example["image"], stored, rtol=2**-10, atol=1e-7)
+    np.testing.assert_array_equal(example["label"], np.ones((2, 6, 3), np.uint8))
+    assert example["label"].dtype == np.uint8
+
+
+def test_preparation_follows_the_content(prepared, capfd):
+  root, out, dataset = prepared
+  again = data.load("volumes", root=root, data_dir=out)
+  assert again.fingerprint == dataset.fingerprint
+  assert capfd.readouterr().err == ""
+  path = root / "val" / "masks" / "v.nii.gz"
+  save(path, np.ones((2, 2, 2), np.uint8))
+  changed = data.load("volumes", root=root, data_dir=out)
+  assert changed.fingerprint != dataset.fingerprint
+  assert changed.pixel_counts("val").tolist() == [0, 8]
+
+
+# Batches.
+
+
+def volumes(count, size=(2, 3, 4), channels=1):
+  """Example i is filled with i."""
+  return [
+    {
+      "image": np.full((*size, channels), i + 1, np.float32),
+      "label": np.full(size, i, np.uint8),
+    }
+    for i in range(count)
+  ]
+
+
+def iterator(source, **changes):
+  options = {"size": (3, 3, 6), "batch_size": 2, "seed": 0, "channels": 1} | changes
+  return data.train_iterator(source, **options)
+
+
+def test_training_batches_are_padded_at_the_end():
+  batch = next(iterator(volumes(5)))
+  assert batch["image"].dtype == np.float32
+  assert batch["size"].tolist() == [[2, 3, 4]] * 2
+  for image, label in zip(batch["image"], batch["label"], strict=True):
+    assert (image[:2, :3, :4] == label[0, 0, 0] + 1).all()
+    assert (label[:2, :3, :4] == label[0, 0, 0]).all()
+    assert image.sum() == 24 * (label[0, 0, 0] + 1)
+    assert (label == IGNORE).sum() == 54 - 24
+    assert image.shape == (*label.shape, 1) == (3, 3, 6, 1)
+
+
+def test_training_resumes_exactly():
+  first = iterator(volumes(5))
+  for _ in range(4):
+    next(first)
+  state = json.loads(json.dumps(first.get_state()))
+  following = [next(first)["label"][:, 0, 0, 0].tolist() for _ in range(6)]
+  fresh = iterator(volumes(5))
+  fresh.set_state(state)
+  assert [next(fresh)["label"][:, 0, 0, 0].tolist() for _ in range(6)] == following
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_sees_every_volume_once(processes):
+  seen = []
+  for p in range(processes):
+    for batch in data.eval_batches(
+      volumes(5, channels=2),
+      size=(2, 4, 4),
+      label_size=(3, 3, 5),
+      batch_size=4,
+      channels=2,
+      process_index=p,
+      process_count=processes,
+    ):
+      assert batch["image"].shape == (4 // processes, 2, 4, 4, 2)
+      assert batch["image"].dtype == np.float32
+      for i, index in enumerate(batch["index"]):
+        sizes = batch["size"][i].tolist(), batch["label_size"][i].tolist()
+        if index < 0:
+          assert sizes == ([1, 1, 1], [1, 1, 1])
+          assert (batch["label"][i] == IGNORE).all()
+        else:
+          seen.append(index)
+          assert sizes == ([2, 3, 4], [2, 3, 4])
+          assert (batch["label"][i] == index).sum() == 24
+          assert (batch["label"][i, :2, :3, :4] == index).all()
+          assert (batch["image"][i, :, :3] == index + 1).all()
+  assert sorted(seen) == list(range(5))
+
+
+def test_volumes_that_do_not_fit():
+  too_small = r"data\.size: \(3, 2, 6\) cannot hold a volume of \(2, 3, 4\).* to \(3, 3, 6\) or"
+  with pytest.raises(InputError, match=too_small):
+    next(iterator(volumes(2), size=(3, 2, 6)))
+  with pytest.raises(InputError, match=too_small):
+    data.check_canvas((2, 3, 4), (3, 2, 6))
+  data.check_canvas((3, 2, 6), (3, 2, 6))
+  with pytest.raises(InputError, match=r"data\.size: \(8, 8\) must be three numbers"):
+    next(iterator(volumes(2), size=(8, 8)))
+  images = [{"image": np.zeros((4, 4, 1), np.uint8), "label": np.zeros((4, 4), np.uint8)}]
+  with pytest.raises(InputError, match=r"data\.size: \(8, 8, 8\) must be two numbers"):
+    next(iterator(images, size=(8, 8, 8)))
+  with pytest.raises(InputError, match=r"data\.channels: 3, but a volume has 2; set .* to 2"):
+    next(iterator(volumes(2, channels=2), channels=3))
+
+
+# Real data.
+
+
+def test_hippocampus(tmp_path):
+  root = pathlib.Path(os.environ.get("JSEG_DATA_DIR", "nowhere")) / "hippocampus3d"
+  if not root.is_dir():
+    pytest.skip("JSEG_DATA_DIR has no hippocampus3d")
+  dataset = data.load("volumes", root=root, data_dir=tmp_path)
+  assert dataset.splits == {"train": 90, "val": 30}
+  shares = dataset.pixel_counts("train+val") / dataset.pixel_counts("train+val").sum()
+  np.testing.assert_allclose(shares[1:], [0.027, 0.025], atol=0.0015)
+  source = dataset.source("val")
+  for i in range(len(source)):
+    image, label = source[i]["image"], source[i]["label"]
+    assert set(np.unique(label)) == {0, 1, 2}
+    assert abs(image.mean()) < 1e-3
+    assert image.std() == pytest.approx(1, abs=1e-3)
+    # In the body's axes, the anterior part lies to the front (h) of the posterior one.
+    front, back = (np.argwhere(label == k)[:, 1].mean() for k in (1, 2))
+    assert front > back + 5
