@@ -72,6 +72,12 @@ def test_missing_keys_are_refused(tmp_path):
     ("steps", 0, r"steps: 0 must be at least 1"),
     ("ema", 1.0, r"ema: 1.0 must be"),
     ("dtype", "float16", r"dtype: 'float16' is unknown; choose from float32, bfloat16"),
+    ("loss__name", "entropy", r"loss.name: 'entropy' is unknown; choose from cross_entropy"),
+    ("loss__balance", "mean", r"loss.balance: 'mean' is unknown; choose none or median"),
+    ("loss__class_weights", (1.0, -1.0), r"loss.class_weights: .* at least 0, one a class"),
+    ("loss__border_weight", -1.0, r"loss.border_weight must be at least 0"),
+    ("optim__head_lr", 0.0, r"optim.head_lr: 0.0 must be above 0"),
+    ("precise_bn_batches", -1, r"precise_bn_batches: -1 must be at least 0"),
     ("model__norm", "layer", r"'layer'.*batch"),
     ("model__widths", (4, -8), r"widths"),
   ],
@@ -79,6 +85,28 @@ def test_missing_keys_are_refused(tmp_path):
 def test_impossible_values(tmp_path, key, value, match):
   with pytest.raises(InputError, match=match):
     jseg.config.validate(tiny_config(tmp_path, **{key: value}))
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"loss__balance": "median", "loss__class_weights": (1.0, 2.0)}, r"both give weights"),
+    ({"loss__name": "dice", "loss__balance": "median"}, r"loss.name: dice takes no weights"),
+    ({"loss__name": "lovasz", "loss__border_weight": 1.0}, r"lovasz takes no weights"),
+  ],
+)
+def test_weights_that_contradict(tmp_path, changes, match):
+  with pytest.raises(InputError, match=match):
+    jseg.config.validate(tiny_config(tmp_path, **changes))
+
+
+def test_volumes_have_three_sizes_and_any_channels(tmp_path):
+  sizes = {"data__size": (8, 8, 8), "data__channels": 4}
+  jseg.config.validate(tiny_config(tmp_path, "unet3d", **sizes))
+  with pytest.raises(InputError, match=r"data.size: \(8, 8\) must be 3 whole .*\(depth, height"):
+    jseg.config.validate(tiny_config(tmp_path, "unet3d", data__size=(8, 8)))
+  with pytest.raises(InputError, match=r"the weight map is for images"):
+    jseg.config.validate(tiny_config(tmp_path, "unet3d", **sizes, loss__border_weight=1.0))
 
 
 def test_values_of_another_kind(tmp_path):

@@ -219,3 +219,19 @@ def test_instance_ids_are_stored(tmp_path):
   _, _, instance = data.shapes.draw(np.random.default_rng((0, 0, 1)), 32, 0.95)
   np.testing.assert_array_equal(record["instance"][..., 0], instance)
   assert dataset.splits == {"train": 5}
+
+
+def test_median_frequency_weights_by_hand(tmp_path):
+  root = tmp_path / "set"
+  add_classes(root, classes=["a", "b", "never"])
+  for name, value in (("one", 1), ("two", IGNORE)):
+    mask = np.zeros((4, 6))
+    mask[1, 2] = value
+    add_pair(root / "train", name, mask)
+  dataset = data.load("folder", root=root, data_dir=tmp_path / "data")
+  # Of the valid pixels of the images they are in: b is in the first alone.
+  a, b = 46 / 47, 1 / 24
+  median = (a + b) / 2
+  np.testing.assert_allclose(
+    dataset.median_frequency_weights("train"), [median / a, median / b, 0], rtol=1e-6
+  )

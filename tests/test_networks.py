@@ -121,6 +121,18 @@ def test_images_for_a_network_of_volumes(tmp_path, data_dir, scans):
   assert not (tmp_path / "run").exists()
 
 
+def test_a_crop_that_does_not_fit_and_weights_of_other_classes(tmp_path, data_dir):
+  config = tiny_config(data_dir, knobs={"padding": "VALID", "norm": "none"}, augment__crop=(33, 44))
+  with pytest.raises(InputError, match=r"height 33 does not fit padding VALID.* 28 or 36"):
+    train(config, tmp_path / "crop")
+  config = tiny_config(data_dir, loss__class_weights=(1.0, 2.0))
+  with pytest.raises(InputError, match=r"2 numbers, but shapes has 5 classes \(background, disc"):
+    train(config, tmp_path / "weights")
+  config = tiny_config(data_dir, "patch_classifier", augment__crop=(14, 20))
+  with pytest.raises(InputError, match=r"a crop of 14 x 20 holds no patch of 15"):
+    train(config, tmp_path / "patch")
+
+
 def test_each_fcn_starts_from_the_one_before(tmp_path, data_dir, capsys):
   few = {"steps": 2, "eval_every": 2, "checkpoint_every": 2}
   train(tiny_config(data_dir, "fcn32s", **few), tmp_path / "fcn32s")
