@@ -10,16 +10,16 @@ import jseg.config
 def get_config():
   """The configuration."""
   config = jseg.config.default("deeplab_v1", fc=512)
-  config.steps = 160
+  config.steps = 120
   config.data.name = "folder"
   config.data.size = (129, 129)
   config.data.batch_size = 8
   config.augment.crop = (97, 97)
   config.augment.scale = (0.8, 1.25)
   config.optim.optimizer = "adamw"
-  config.optim.lr = 1e-4
+  config.optim.lr = 1e-5
+  config.optim.head_lr = 50.0  # fc6, fc7 and fc8 are new
   config.optim.schedule = "poly"
   config.optim.warmup_steps = 10
-  config.optim.head_lr = 10.0
-  config.eval_every = 80
+  config.eval_every = 60
   return config

@@ -9,7 +9,7 @@ import difflib
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -77,10 +77,10 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
     "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
     "border_sigma": 5.0,  # and its sigma, in pixels
   }
-  config.aux_weights = {}  # of auxiliary outputs, by name
+  config.aux_weights = models.aux_weights(model)  # of auxiliary outputs' losses, by name
   config.optim = {
     **_arguments(optim.make_schedule, "steps"),
-    **_arguments(optim.make_optimizer, "schedule"),
+    **_arguments(optim.make_optimizer, "schedule", "pretrained"),
   }
   config.init_from = ""  # a run directory or a .safetensors file to take parameters from
   config.precise_bn_batches = 0  # over which norms' statistics are recomputed to evaluate; 0: off
@@ -178,12 +178,19 @@ def make_loss(config: ml_collections.ConfigDict) -> losses.Loss:
   return losses.make_loss(**knobs)
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> tuple[Any, Callable]:
-  """The optimizer of a configuration, and its learning rate by step."""
+def make_optimizer(
+  config: ml_collections.ConfigDict, pretrained: Collection[str] = ()
+) -> tuple[Any, Callable]:
+  """The optimizer of a configuration, and its learning rate by step.
+
+  Args:
+    config: the configuration.
+    pretrained: names of the parameters that `init_from` has filled.
+  """
   knobs = dict(config.optim)
   names = _arguments(optim.make_schedule, "steps")
   schedule = optim.make_schedule(steps=config.steps, **{k: knobs.pop(k) for k in names})
-  return optim.make_optimizer(schedule, **knobs), schedule
+  return optim.make_optimizer(schedule, pretrained, **knobs), schedule
 
 
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:

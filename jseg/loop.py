@@ -40,6 +40,7 @@ from jseg.types import Array, InputError
 from jseg.weights import foreign_variables, read_tensors, transfer
 
 METRICS_FILE = "metrics.jsonl"
+INIT_FILE = "init.json"  # what became of every parameter that `init_from` had
 _IN_FLIGHT = 2  # steps the host may be ahead of the device
 
 
@@ -105,9 +106,6 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   augment = configs.make_augment(config)
   class_weights = make_class_weights(config, dataset)
   loss = semantic.make_task_loss(configs.make_loss(config), config.aux_weights, class_weights)
-  train_step = make_train_step(
-    model, optimizer, augment, loss, semantic.training_counts, ema=config.ema
-  )
   moments_step = make_moments_step(model, augment)
   evaluate = make_evaluator(model, dataset, config.data.eval_split, config)
   segmenter = Segmenter(model, {}, dataset.classes, config.data.size, config.data.channels)
@@ -123,8 +121,13 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
         )
       iterator.set_state(position["iterator"])
     elif config.init_from:
-      state = initialise(state, config.init_from)
+      state = initialise(state, config.init_from, workdir)
     first = int(state.step)
+    if config.init_from:
+      optimizer, schedule = configs.make_optimizer(config, pretrained(workdir))
+    train_step = make_train_step(
+      model, optimizer, augment, loss, semantic.training_counts, ema=config.ema
+    )
     state = replicate(state)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     CONSOLE.print(
@@ -229,8 +232,10 @@ def make_class_weights(config: Any, dataset: data.Dataset) -> Array | None:
   return jnp.asarray(config.loss.class_weights, jnp.float32) if config.loss.class_weights else None
 
 
-def initialise(state: TrainState, path: str) -> TrainState:
+def initialise(state: TrainState, path: str, workdir: pathlib.Path) -> TrainState:
   """Takes parameters from another run or from a file of weights, and says what became of each.
+
+  The same is written to `init.json`, where a resumed run finds it.
 
   Raises:
     InputError: it can't be read, or nothing in it fits.
@@ -245,9 +250,26 @@ def initialise(state: TrainState, path: str) -> TrainState:
   )
   report = dataclasses.replace(report, unused=[*report.unused, *unused])
   CONSOLE.print(f"initialised from {path} ({what}): {report}", highlight=False)
+  if jax.process_index() == 0:
+    (workdir / INIT_FILE).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
   params = variables["params"]
   ema = jax.tree.map(jnp.copy, params) if state.ema else state.ema
   return dataclasses.replace(state, ema=ema, **variables)
+
+
+def pretrained(workdir: pathlib.Path) -> list[str]:
+  """Names of the parameters that `initialise` has filled.
+
+  Raises:
+    InputError: the run's record of it is gone.
+  """
+  try:
+    return json.loads((workdir / INIT_FILE).read_text())["taken"]
+  except (OSError, ValueError, KeyError) as error:
+    raise InputError(
+      f"{workdir / INIT_FILE}, which tells new parameters from others, can't be read ({error}); "
+      "start anew in another --workdir"
+    ) from None
 
 
 def recompute_statistics(

@@ -1,6 +1,6 @@
 """Learning-rate schedules and the optax chain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -69,21 +69,26 @@ def decayed(params: Any) -> Any:
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def scale_by_group(head_lr: float, bias_lr: float) -> optax.GradientTransformation:
-  """Multiplies updates: by `head_lr` outside of the scope "backbone", by `bias_lr` for biases.
+def scale_by_group(
+  head_lr: float, bias_lr: float, pretrained: Collection[str]
+) -> optax.GradientTransformation:
+  """Multiplies updates: by `head_lr` but for `pretrained` parameters, by `bias_lr` for biases.
 
-  The factors of both multiply, as Caffe's `lr_mult` in the published networks.
+  The factors of both multiply, as Caffe's `lr_mult` in the published networks. Names are paths with
+  "/" between.
   """
 
   def scale(path: Any, update: Array) -> Array:
-    head = head_lr if path[0].key != "backbone" else 1.0
-    return update * head * (bias_lr if path[-1].key == "bias" else 1.0)
+    names = [key.key for key in path]
+    head = 1.0 if "/".join(names) in pretrained else head_lr
+    return update * head * (bias_lr if names[-1] == "bias" else 1.0)
 
   return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def make_optimizer(
   schedule: Callable[[Array | int], Array],
+  pretrained: Collection[str] = (),
   *,
   optimizer: str = "sgd",
   momentum: float = 0.9,
@@ -97,13 +102,14 @@ def make_optimizer(
 
   Args:
     schedule: learning rate by step.
+    pretrained: names of the parameters that are not new; see `scale_by_group`.
     optimizer: "sgd" (weight decay is added to the gradient, as in Caffe and torch) or "adamw"
       (decoupled; betas .9 and .999).
     momentum: of "sgd".
     nesterov: of "sgd".
     weight_decay: for kernels only; biases and norms are left out.
     clip_norm: largest global norm of the gradient; 0 is no limit.
-    head_lr: factor of the learning rate of what is not the backbone, new when fine-tuning.
+    head_lr: factor of the learning rate of new parameters, those that are not pretrained.
     bias_lr: factor of the learning rate of biases; 2 in Caffe's recipes.
 
   Raises:
@@ -123,7 +129,9 @@ def make_optimizer(
     if not value > 0:
       raise InputError(f"optim.{key}: {value} must be above 0; 1 is the same rate as the others'")
   clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  groups = [scale_by_group(head_lr, bias_lr)] if (head_lr, bias_lr) != (1, 1) else []
+  groups = []
+  if (head_lr, bias_lr) != (1, 1):
+    groups.append(scale_by_group(head_lr, bias_lr, frozenset(pretrained)))
   if optimizer == "adamw":
     adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
     return optax.chain(*clip, adamw, *groups)

@@ -2,8 +2,10 @@
 
 import os
 
-# Tests compile much and run little: LLVM's full optimisation would take most of their time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+# Tests compile much and run little: what LLVM optimises would take most of their time.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+  " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 

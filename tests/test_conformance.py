@@ -143,7 +143,10 @@ def test_bfloat16_is_close_and_parameters_stay_float32(name):
 def test_two_devices_equal_one(name):
   # Dropout is drawn by device.
   quiet = {"dropout": 0.0} if "dropout" in models.knobs(name) else {}
-  model, variables, image = make(name, size=(24, 24, 16)[: models.ndim(name)], **quiet)
+  # Large enough for norms of the coarsest maps to see more than a value of each image; but in a
+  # deep SegNet rounding moves some maximum to a neighbour, the likelier the more there are.
+  size = {2: (24, 24) if name == "segnet" else (64, 64), 3: (24, 24, 16)}[models.ndim(name)]
+  model, variables, image = make(name, size=size, **quiet)
   label = jax.random.randint(jax.random.key(3), image.shape[:-1], 0, K)
 
   def step(params, image, label):

@@ -11,13 +11,19 @@ import pytest
 from flax.traverse_util import flatten_dict
 from golden import formula
 
-from jseg.backbones import VGG16, AlexNet, GoogLeNet
+from jseg.backbones import VGG16, AlexNet, GoogLeNet, ResNet
 from jseg.data.normalize import normalize
 from jseg.models.deeplab_v1 import DeepLabV1
+from jseg.models.deeplab_v2 import DeepLabV2
+from jseg.models.deeplab_v3 import DeepLabV3
 from jseg.models.fcn import FCN8s, FCN16s, FCN32s
+from jseg.models.fcn_resnet import FCNResNet
+from jseg.models.pspnet import PSPNet
+from jseg.models.refinenet import RefineNet
 from jseg.models.segnet import SegNet, SegNetBasic
 from jseg.models.unet import UNet
 from jseg.models.unet3d import UNet3D
+from jseg.nn import resize_bilinear
 from jseg.weights import Layer, convert
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -39,11 +45,15 @@ def image(meta):
 
 def weights(meta, pattern=""):
   """The reference's tensors whose names match, without those that are 0 and that we don't have."""
-  return {
+  tensors = {
     name: formula.weight(name, tuple(shape))
     for name, shape in meta["state_dict"]
     if name not in meta.get("zero", ()) and re.match(pattern, name)
   }
+  for found_in, factor in meta.get("scale", {}).items():
+    for name in filter(re.compile(found_in).search, tensors):
+      tensors[name] *= np.float32(factor)
+  return tensors
 
 
 def translate(tensors, layer):
@@ -58,15 +68,24 @@ def count(params, norms=True):
   return sum(math.prod(a.shape) for name, a in flat.items() if norms or "Norm" not in name)
 
 
-def run(model, variables, x, **options):
-  """The outputs, after a check that the variables are the network's, none missing or over."""
+def check(model, variables, x, **options):
+  """The variables are the network's, none missing or over."""
   expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **options), x)
   expected, given = (
     {name: a.shape for name, a in flatten_dict(tree, sep="/").items() if name != "batch_stats"}
     for tree in (expected, {k: v for k, v in variables.items() if v})
   )
   assert given == expected
+
+
+def apply(model, variables, x, **options):
   return jax.jit(lambda variables, x: model.apply(variables, x, **options))(variables, x)
+
+
+def run(model, variables, x, **options):
+  """The outputs, of variables that are checked."""
+  check(model, variables, x, **options)
+  return apply(model, variables, x, **options)
 
 
 def compare(ours, reference, stride=1):
@@ -110,6 +129,25 @@ def googlenet_layer(name):
   return Layer(f"{ours}_norm", "norm") if kind == "bn" else Layer(ours)
 
 
+def resnet_path(name):
+  """Ours for torchvision's name."""
+  for theirs, ours in (
+    ("bn", "norm"),
+    ("downsample.0", "conv_shortcut"),
+    ("downsample.1", "norm_shortcut"),
+  ):
+    name = name.replace(theirs, ours)
+  return re.sub(r"^(layer\d)\.(\d+)\.", r"\1_\2/", name)
+
+
+def by_path(path):
+  return Layer(path, "norm" if "norm" in path else "conv")
+
+
+def resnet_layer(name):
+  return by_path(resnet_path(name))
+
+
 @pytest.mark.parametrize(
   ("name", "model", "layer", "parameters"),
   [
@@ -122,6 +160,9 @@ def googlenet_layer(name):
       googlenet_layer,
       5_599_904,
     ),
+    ("resnet18", ResNet(18), resnet_layer, 11_176_512),
+    ("resnet50", ResNet(50), resnet_layer, 23_508_032),
+    ("resnet50_dilated", ResNet(50, 8, lag=True), resnet_layer, 23_508_032),
   ],
 )
 def test_backbone(name, model, layer, parameters):
@@ -313,3 +354,154 @@ def test_deeplab_v1(name, msc, layer, parameters):
   compare(run(model, variables, x, train=True).logits, results["scores"])
   if "logits" in results:
     compare(run(model, variables, x).logits, results["logits"], meta["stride"])
+
+
+def heads(names):
+  """Of torchvision and semseg: modules 2 and 3 are ReLU and dropout."""
+  layers = {0: "conv", 1: "norm", 4: "classifier"}
+  return {f"{a}.{i}": f"{b}/{layer}" for a, b in names.items() for i, layer in layers.items()}
+
+
+TORCHVISION_FCN = heads({"classifier": "head", "aux_classifier": "aux"})
+TORCHVISION_V3 = {
+  **heads({"aux_classifier": "aux"}),
+  **{f"classifier.0.convs.{i}.0": f"aspp/conv{i}" for i in range(4)},
+  **{f"classifier.0.convs.{i}.1": f"aspp/conv{i}_norm" for i in range(4)},
+  "classifier.0.convs.4.1": "aspp/image",
+  "classifier.0.convs.4.2": "aspp/image_norm",
+  "classifier.0.project.0": "aspp/project",
+  "classifier.0.project.1": "aspp/project_norm",
+  "classifier.1": "conv",
+  "classifier.2": "norm",
+  "classifier.4": "classifier",
+}
+SEMSEG = {
+  **{f"layer0.{3 * i}": f"backbone/conv{i + 1}" for i in range(3)},
+  **{f"layer0.{3 * i + 1}": f"backbone/norm{i + 1}" for i in range(3)},
+  **{f"ppm.features.{i}.1": f"pyramid/level{bins}" for i, bins in enumerate((1, 2, 3, 6))},
+  **{f"ppm.features.{i}.2": f"pyramid/level{bins}_norm" for i, bins in enumerate((1, 2, 3, 6))},
+  **heads({"cls": "head", "aux": "aux"}),
+}
+
+
+def drsleep_decoder():
+  """RefineNet's, whose blocks count from 1 and begin at layer4."""
+  names = {"clf_conv": "classifier"}
+  for i in range(1, 5):
+    level, flow = f"layer{5 - i}", f"mflow_conv_g{i}"
+    names |= {
+      f"p_ims1d2_outl{i}_dimred": f"{level}_reduce",
+      f"adapt_stage{i}_b2_joint_varout_dimred": f"{level}_fuse",
+      f"{flow}_b3_joint_varout_dimred": f"carry{i}_fuse",
+    }
+    names |= {f"{flow}_pool.0.{n}_outvar_dimred": f"chain{i - 1}_{n - 1}" for n in range(1, 5)}
+    for theirs, ours, count in (
+      (f"adapt_stage{i}_b", f"{level}_unit", 2),
+      (f"{flow}_b", f"out{i - 1}", 3),
+    ):
+      for n in range(1, count + 1):
+        names[f"{theirs}.0.{n}_conv"] = f"{ours}_{n - 1}_1"
+        names[f"{theirs}.0.{n}_conv_relu_varout_dimred"] = f"{ours}_{n - 1}_2"
+  return names
+
+
+def kazuto_path(name):
+  """Ours for the name that kazuto1011/deeplab-pytorch has for a layer of ResNet."""
+  layer, block, *part, kind = name.split(".")
+  kind = {"conv": "conv", "bn": "norm"}[kind]
+  if layer == "layer1":
+    return f"{kind}1"
+  place = {"reduce": "1", "conv3x3": "2", "increase": "3", "shortcut": "_shortcut"}[part[0]]
+  return f"layer{int(layer[-1]) - 1}_{int(block.removeprefix('block')) - 1}/{kind}{place}"
+
+
+KAZUTO_V2 = {f"aspp.c{i}": f"fc8_{i + 1}" for i in range(4)}
+KAZUTO_V3 = {"fc2": "classifier"}
+for theirs, ours in {
+  **{f"aspp.stages.c{i}": f"aspp/conv{i}" for i in range(4)},
+  "aspp.stages.imagepool.conv": "aspp/image",
+  "fc1": "aspp/project",
+}.items():
+  KAZUTO_V3 |= {f"{theirs}.conv": ours, f"{theirs}.bn": f"{ours}_norm"}
+
+
+def network(meta, table, backbone=resnet_path):
+  """Our variables: layers in the table by it, the others by their place in the backbone."""
+
+  def layer(name):
+    name = name.removeprefix("backbone.").removeprefix("base.")
+    return by_path(table.get(name) or f"backbone/{backbone(name)}")
+
+  variables, unused = translate(weights(meta), layer)
+  assert not unused
+  assert count(variables["params"]) == meta["parameters"]
+  return variables
+
+
+@pytest.mark.parametrize(
+  ("name", "model", "table", "parameters"),
+  [
+    ("fcn_resnet50", FCNResNet(21, aux=True), TORCHVISION_FCN, 35_322_218),
+    (
+      "deeplab_v3_resnet50",
+      DeepLabV3(21, 50, output_stride=8, multi_grid=(1,), lag=True, head="torchvision", aux=True),
+      TORCHVISION_V3,
+      42_004_074,
+    ),
+  ],
+)
+def test_torchvision(name, model, table, parameters):
+  results, meta = load(name)
+  assert meta["parameters"] == parameters
+  outputs = run(model, network(meta, table), image(meta))
+  assert outputs.logits.shape == outputs.aux["aux"].shape == (1, 33, 297, 21)
+  compare(outputs.logits, results["logits"], meta["steps"]["logits"])
+  compare(outputs.aux["aux"], results["aux_logits"], meta["steps"]["aux_logits"])
+
+
+def scored(logits, scores, **options):
+  """Logits are the reference's complete scores, interpolated."""
+  compare(logits, np.asarray(resize_bilinear(scores, logits.shape[1:3], **options)))
+
+
+def test_deeplab_v2_at_one_scale_and_at_the_largest_of_three():
+  (single, meta), (three, meta3) = load("deeplab_v2"), load("deeplab_v2_msc")
+  assert meta["parameters"] == 44_048_532
+  variables, x = network(meta, KAZUTO_V2, kazuto_path), image(meta)
+  scored(run(DeepLabV2(21, scales=(1.0,)), variables, x).logits, single["scores"])
+  # The same layers under longer names, and so with other weights.
+  assert [(name.removeprefix("base."), shape) for name, shape in meta3["state_dict"]] == [
+    tuple(entry) for entry in meta["state_dict"]
+  ]
+  variables, x = network(meta3, KAZUTO_V2, kazuto_path), image(meta3)
+  scored(apply(DeepLabV2(21, scales=(1.0, 0.5, 0.75)), variables, x).logits, three["scores"])
+
+
+def test_deeplab_v3_at_either_stride_with_the_same_weights():
+  (at16, meta), (at8, same) = load("deeplab_v3"), load("deeplab_v3_os8")
+  assert all(meta[key] == same[key] for key in ("state_dict", "scale", "input"))
+  assert meta["parameters"] == 58_040_661
+  variables, x = network(meta, KAZUTO_V3, kazuto_path), image(meta)
+  published, finer = (
+    DeepLabV3(21, output_stride=stride, stride_on="1x1", ceil=True) for stride in (16, 8)
+  )
+  scored(run(published, variables, x).logits, at16["scores"])
+  scored(apply(finer, variables, x).logits, at8["scores"])
+
+
+def test_pspnet():
+  results, meta = load("pspnet_resnet50")
+  variables, x = network(meta, SEMSEG), image(meta)
+  assert meta["parameters"] == 49_081_578
+  assert count({k: v for k, v in variables["params"].items() if k != "aux"}) == 46_716_373
+  outputs = run(PSPNet(21), variables, x)
+  compare(outputs.logits, results["logits"], meta["stride"])
+  scored(outputs.logits, results["scores"], align_corners=True)
+  scored(outputs.aux["aux"], results["aux_scores"], align_corners=True)
+
+
+def test_refinenet():
+  results, meta = load("refinenet_resnet50")
+  assert meta["parameters"] == 99_060_309
+  variables = network(meta, drsleep_decoder())
+  scored(run(RefineNet(21, 50), variables, image(meta)).logits, results["scores"])

@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from jseg import models
+from jseg.backbones import ResNet
 from jseg.data.normalize import denormalize
 from jseg.models import fcn
 from jseg.nn import local_response_norm
@@ -85,6 +86,30 @@ def test_dimensions():
     ("segnet_basic", 2, {"width": 0}, r"width: 0 must be a positive channel count"),
     ("segnet_basic", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
     ("deeplab_v1", 2, {"widths": (4, 4, 4, 4, 0)}, r"widths: \(4, 4, 4, 4, 0\) must be five"),
+    ("deeplab_v2", 2, {"backbone": "resnet42"}, r"'resnet42' is unknown; choose from resnet101"),
+    ("deeplab_v2", 2, {"scales": (1.5,)}, r"scales: \(1.5,\) must be .* above 0, at most 1"),
+    ("deeplab_v2", 2, {"scales": ()}, r"scales: \(\) must be one or more factors"),
+    ("deeplab_v2", 2, {"rates": (6, 0)}, r"rates: \(6, 0\) must be one or more .* at least 1"),
+    ("deeplab_v2", 2, {"width": 0}, r"width: 0 must be above 0"),
+    ("deeplab_v2", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+    ("deeplab_v3", 2, {"output_stride": 32}, r"output_stride: 32 must be 8 or 16"),
+    ("deeplab_v3", 2, {"head": "plain"}, r"head: 'plain' is unknown; choose from paper, torchv"),
+    ("deeplab_v3", 2, {"rates": ()}, r"rates: \(\) must be one or more numbers of at least 1"),
+    ("deeplab_v3", 2, {"multi_grid": (0,)}, r"multi_grid: \(0,\) must be one or more numbers"),
+    ("deeplab_v3", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    ("deeplab_v3", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+    ("fcn_resnet", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    ("fcn_resnet", 2, {"width": -1}, r"width: -1 must be above 0"),
+    ("fcn_resnet", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+    ("pspnet", 2, {"bins": (1, 0)}, r"bins: \(1, 0\) must be one or more numbers of at least 1"),
+    ("pspnet", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    ("pspnet", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+    ("refinenet", 2, {"blocks": 3}, r"blocks: 3 must be 1, 2 or 4"),
+    ("refinenet", 2, {"order": "pool"}, r"order: 'pool' is unknown; choose from pool_conv, conv"),
+    ("refinenet", 2, {"chain": -1}, r"chain: -1 must be at least 0"),
+    ("refinenet", 2, {"features": (8,)}, r"features: \(8,\) must be two positive channel counts"),
+    ("refinenet", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    ("refinenet", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
     ("patch_classifier", 2, {"patch": 94}, r"patch: 94 must be odd, so that it has a middle"),
     ("patch_classifier", 2, {"patch": 97}, r"patch: 97 does not fit kernels \(4, 5, 4, 4\): maps"),
     ("patch_classifier", 2, {"patch": 3}, r"patch: 3 does not fit .*; 95 fits \(4, 5, 4, 4\)"),
@@ -93,6 +118,23 @@ def test_dimensions():
 def test_bad_values_are_refused_when_the_network_is_made(name, num_classes, overrides, message):
   with pytest.raises(InputError, match=message):
     models.create(name, num_classes, **overrides)
+
+
+@pytest.mark.parametrize(
+  ("knobs", "message"),
+  [
+    ({"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    ({"output_stride": 2}, r"output_stride: 2 is unknown; choose from 4, 8, 16, 32"),
+    ({"stem": "wide"}, r"stem: 'wide' is unknown; choose from plain, deep"),
+    ({"stride_on": "3"}, r"stride_on: '3' is unknown; choose from 1x1, 3x3"),
+    ({"multi_grid": ()}, r"multi_grid: \(\) must be one or more factors of at least 1"),
+    ({"width": 0.0}, r"width: 0.0 must be above 0"),
+    ({"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+  ],
+)
+def test_bad_values_of_a_resnet_are_refused(knobs, message):
+  with pytest.raises(InputError, match=message):
+    ResNet(**knobs)
 
 
 def test_parameter_count_of_the_published_unet():
@@ -106,6 +148,37 @@ def test_parameter_count_of_the_published_unet():
   assert outputs.logits.shape == (1, 388, 388, 2)
   kernels = [a for a in jax.tree.leaves(variables["params"]) if a.ndim == 4]
   assert len(kernels) == 23
+
+
+TORCHVISION_V3 = {"output_stride": 8, "multi_grid": (1,), "lag": True, "head": "torchvision"}
+
+
+@pytest.mark.parametrize(
+  ("name", "knobs", "parameters"),
+  [
+    # kazuto1011/deeplab-pytorch
+    ("deeplab_v2", {"scales": (1.0,)}, 44_048_532),
+    ("deeplab_v2", {"scales": (1.0,), "backbone": "vgg16"}, 37_877_652),
+    ("deeplab_v3", {}, 58_040_661),
+    # hszhao/semseg
+    ("pspnet", {"aux": False}, 46_716_373),
+    ("pspnet", {"depth": 101, "aux": False}, 65_708_501),
+    # DrSleep/refinenet-pytorch
+    ("refinenet", {"depth": 50}, 99_060_309),
+    ("refinenet", {}, 118_052_437),
+    # torchvision
+    ("fcn_resnet", {}, 32_957_013),
+    ("fcn_resnet", {"depth": 101}, 51_949_141),
+    ("fcn_resnet", {"aux": True}, 35_322_218),
+    ("fcn_resnet", {"depth": 101, "aux": True}, 54_314_346),
+    ("deeplab_v3", TORCHVISION_V3 | {"depth": 50}, 39_638_869),
+    ("deeplab_v3", TORCHVISION_V3, 58_630_997),
+    ("deeplab_v3", TORCHVISION_V3 | {"depth": 50, "aux": True}, 42_004_074),
+    ("deeplab_v3", TORCHVISION_V3 | {"aux": True}, 60_996_202),
+  ],
+)
+def test_parameter_counts_of_networks_on_resnet(name, knobs, parameters):
+  assert models.count_parameters(name, 21, **knobs) == parameters
 
 
 def test_batch_norm_replaces_the_biases_before_it():

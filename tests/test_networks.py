@@ -139,16 +139,27 @@ def test_each_fcn_starts_from_the_one_before(tmp_path, data_dir, capsys):
   before = variables_of(tmp_path / "fcn32s")["params"]
   capsys.readouterr()
   # A rate so small that what was taken is still there after two steps.
-  tiny_rate = {**few, "optim__lr": 1e-9, "init_from": str(tmp_path / "fcn32s")}
+  tiny_rate = {
+    **few,
+    "optim__lr": 1e-9,
+    "optim__head_lr": 1e7,
+    "init_from": str(tmp_path / "fcn32s"),
+  }
   train(tiny_config(data_dir, "fcn16s", **tiny_rate), tmp_path / "fcn16s")
   after = variables_of(tmp_path / "fcn16s")["params"]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after["backbone"], before["backbone"]
   )
   np.testing.assert_allclose(after["score_fr"]["kernel"], before["score_fr"]["kernel"], atol=1e-6)
+  # Only what is new has a rate that moves it: its scores start at zero.
+  assert abs(after["score_pool4"]["kernel"]).max() > 1e-5
   told = " ".join(capsys.readouterr().out.split())
   assert "newly initialised: score_pool4/bias, score_pool4/kernel" in told
   assert "in it but not in the network: upscore/kernel" in told
+  record = json.loads((tmp_path / "fcn16s" / "init.json").read_text())
+  assert record["unused"] == ["upscore/kernel"]
+  assert "score_fr/kernel" in record["taken"]
+  assert "score_pool4/kernel" in record["kept"]
   with pytest.raises(InputError, match=r"nothing in .*fcn32s fits this network"):
     train(tiny_config(data_dir, **tiny_rate), tmp_path / "unet")
 

@@ -168,3 +168,15 @@ def test_no_norm_has_no_parameters():
 def test_unknown_kind():
   with pytest.raises(InputError, match=r"norm: 'layer' is unknown; choose from batch, local_batch"):
     Norm("layer").init(jax.random.key(0), X, train=True)
+
+
+def test_values_that_lie_close_together_keep_their_digits():
+  # The mean of squares less the square of the mean would leave two digits of this variance.
+  rng = np.random.default_rng(0)
+  x = (30 + 1e-2 * rng.normal(size=(4, 1, 1, 8))).astype(np.float32)
+  norm = Norm("batch")
+  variables = norm.init(jax.random.key(0), jnp.array(x), train=False)
+  y, _ = norm.apply(variables, jnp.array(x), train=True, mutable=["batch_stats"])
+  exact = x.astype(np.float64)
+  exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
+  np.testing.assert_allclose(y, exact, atol=1e-3)

@@ -47,15 +47,17 @@ def test_adamw_leaves_out_biases_from_decay():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_rates_of_head_and_biases(optimizer):
+def test_rates_of_new_parameters_and_biases(optimizer):
   def layer():
     return {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0), "scale": jnp.full(1, 2.0)}
 
   params = {"backbone": {"conv": layer()}, "classifier": layer(), "block": {"backbone": layer()}}
   grads = jax.tree.map(lambda p: p / 4, params)
 
+  filled = [f"backbone/conv/{name}" for name in ("kernel", "bias", "scale")]
+
   def updates(**factors):
-    chain = make_optimizer(lambda _: 0.1, optimizer=optimizer, weight_decay=0.01, **factors)
+    chain = make_optimizer(lambda _: 0.1, filled, optimizer=optimizer, weight_decay=0.01, **factors)
     return chain.update(grads, chain.init(params), params)[0]
 
   plain = updates()
@@ -64,7 +66,6 @@ def test_rates_of_head_and_biases(optimizer):
     assert float(plain["classifier"]["bias"][0]) == pytest.approx(-0.1 * 0.5)
   factors = jax.tree.map(jnp.divide, updates(head_lr=10.0, bias_lr=2.0), plain)
   backbone, head = ({"kernel": k, "bias": 2 * k, "scale": k} for k in (1.0, 10.0))
-  # Only the outermost scope decides.
   expected = {"backbone": {"conv": backbone}, "classifier": head, "block": {"backbone": head}}
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(factors), jax.tree.leaves(expected), strict=True

@@ -1,13 +1,15 @@
-"""Writes tests/golden/{alexnet,vgg16,vgg16_bn,googlenet}.npz: feature maps by torchvision.
+"""Writes the files in tests/golden that come from torchvision: feature maps, and class scores.
 
   pip install torch torchvision
   python tools/golden_torchvision.py
 
-Weights and images come from tests/golden/formula.py. Of every feature map a regular grid is kept,
-so that files stay small.
+Weights and images come from tests/golden/formula.py. Of every map a regular grid is kept, so that
+files stay small.
 """
 
+import dataclasses
 import json
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -22,41 +24,97 @@ GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 
 formula = SimpleNamespace(**runpy.run_path(str(GOLDEN / "formula.py")))
 
-# Network -> height and width, arguments, and the module that ends each map. AlexNet and VGG drop
-# rows that do not fill a pooling window, Caffe does not: at these sizes every window is full.
-NETWORKS: dict[str, tuple[tuple[int, int], dict[str, bool], dict[str, str]]] = {
-  "alexnet": (
-    (97, 129),
-    {},
-    {"pool1": "features.2", "pool2": "features.5", "pool5": "features.12"},
-  ),
-  "vgg16": (
-    (96, 128),
-    {"init_weights": False},
-    {f"pool{i}": f"features.{n}" for i, n in enumerate((4, 9, 16, 23, 30), 1)},
-  ),
-  "vgg16_bn": (
-    (96, 128),
-    {"init_weights": False},
-    {f"pool{i}": f"features.{n}" for i, n in enumerate((6, 13, 23, 33, 43), 1)},
-  ),
-  "googlenet": (
-    (97, 117),
-    {"init_weights": False, "aux_logits": False},
-    {f"pool{i}": f"maxpool{i}" for i in range(1, 5)} | {"inception5b": "inception5b"},
-  ),
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network, its input, and what to keep of it.
+
+  Attributes:
+    name: its name in torchvision.
+    size: height and width of the image in pixels.
+    maps: name of each map to keep -> the module that puts it out.
+    arguments: of its constructor.
+    unused: what the names of layers without a part in the maps begin with.
+    scale: regular expression -> factor of the weights in whose names it is found.
+  """
+
+  name: str
+  size: tuple[int, int]
+  maps: dict[str, str]
+  arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+  unused: tuple[str, ...] = ()
+  scale: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+RESNET_MAPS = {f"layer{i}": f"layer{i}" for i in range(1, 5)}
+# The branch of a residual block is made weaker than its input, so that the sums over all blocks
+# don't outgrow the later norms' shifts.
+BASIC = {r"\.bn2\.weight$": 0.25}
+BOTTLENECK = {r"\.bn3\.weight$": 0.25}
+
+SEGMENTATION: dict[str, Any] = {
+  "size": (33, 297),  # 5 x 38 features: wider than the largest atrous rate, 36
+  "maps": {"scores": "classifier", "aux_scores": "aux_classifier"},
+  "arguments": {"num_classes": 21, "aux_loss": True, "weights_backbone": None},
+  "scale": BOTTLENECK,
 }
-CLASSIFIER = ("classifier.", "fc.")  # what follows the features
+
+# By file. AlexNet and VGG drop rows that do not fill a pooling window, Caffe does not: at these
+# sizes every window is full.
+NETWORKS = {
+  "alexnet": Network(
+    "alexnet",
+    (97, 129),
+    {"pool1": "features.2", "pool2": "features.5", "pool5": "features.12"},
+    unused=("classifier.",),
+  ),
+  "vgg16": Network(
+    "vgg16",
+    (96, 128),
+    {f"pool{i}": f"features.{n}" for i, n in enumerate((4, 9, 16, 23, 30), 1)},
+    {"init_weights": False},
+    unused=("classifier.",),
+  ),
+  "vgg16_bn": Network(
+    "vgg16_bn",
+    (96, 128),
+    {f"pool{i}": f"features.{n}" for i, n in enumerate((6, 13, 23, 33, 43), 1)},
+    {"init_weights": False},
+    unused=("classifier.",),
+  ),
+  "googlenet": Network(
+    "googlenet",
+    (97, 117),
+    {f"pool{i}": f"maxpool{i}" for i in range(1, 5)} | {"inception5b": "inception5b"},
+    {"init_weights": False, "aux_logits": False},
+    unused=("fc.",),
+  ),
+  "resnet18": Network("resnet18", (97, 129), RESNET_MAPS, unused=("fc.",), scale=BASIC),
+  "resnet50": Network("resnet50", (97, 129), RESNET_MAPS, unused=("fc.",), scale=BOTTLENECK),
+  "resnet50_dilated": Network(
+    "resnet50",
+    (97, 129),
+    RESNET_MAPS,
+    {"replace_stride_with_dilation": [False, True, True]},
+    unused=("fc.",),
+    scale=BOTTLENECK,
+  ),
+  "fcn_resnet50": Network("fcn_resnet50", **SEGMENTATION),
+  "deeplab_v3_resnet50": Network("deeplabv3_resnet50", **SEGMENTATION),
+}
 MAX_CHANNELS, MAX_PIXELS = 32, 80  # kept of a map
 
 
-def fill(model: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-  """Sets all parameters and running statistics before the classifier; returns names and shapes."""
+def fill(model: torch.nn.Module, network: Network) -> list[tuple[str, tuple[int, ...]]]:
+  """Sets all parameters and running statistics in use; returns names and shapes."""
   entries = []
   for name, tensor in model.state_dict().items():
-    if not name.startswith(CLASSIFIER) and not name.endswith("num_batches_tracked"):
+    if not name.startswith(network.unused) and not name.endswith("num_batches_tracked"):
       shape = tuple(tensor.shape)
       tensor.copy_(torch.from_numpy(formula.weight(name, shape)))
+      for pattern, factor in network.scale.items():
+        if re.search(pattern, name):
+          tensor.mul_(factor)
       entries.append((name, shape))
   return entries
 
@@ -78,36 +136,39 @@ def keeper(maps: dict[str, np.ndarray], name: str) -> Callable[..., None]:
 @torch.no_grad()
 def main() -> None:
   """Computes and writes the files."""
-  for network, (size, arguments, modules) in NETWORKS.items():
-    model = torchvision.models.get_model(network, weights=None, **arguments).eval()
-    entries = fill(model)
+  for file, network in NETWORKS.items():
+    model = torchvision.models.get_model(network.name, weights=None, **network.arguments).eval()
+    entries = fill(model, network)
     maps: dict[str, np.ndarray] = {}
 
-    for name, module in modules.items():
+    for name, module in network.maps.items():
       model.get_submodule(module).register_forward_hook(keeper(maps, name))
-    shape = (1, 3, *size)
-    model(torch.from_numpy(formula.image("image", shape)))
+    shape = (1, 3, *network.size)
+    output = model(torch.from_numpy(formula.image("image", shape)))
+    if isinstance(output, dict):  # of segmentation networks: scores at the image's size
+      maps |= {"logits": output["out"].numpy(), "aux_logits": output["aux"].numpy()}
 
-    features = [p for n, p in model.named_parameters() if not n.startswith(CLASSIFIER)]
+    used = [p for n, p in model.named_parameters() if not n.startswith(network.unused)]
     steps = {name: grid_steps(x.shape) for name, x in maps.items()}
     meta = {
       "reference": "pytorch/vision",
       "commit": torchvision.version.git_version,
       "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-      "class": f"torchvision.models.{network}",
-      "arguments": arguments,
+      "class": f"{type(model).__module__}.{network.name}",
+      "arguments": network.arguments,
       "state_dict": entries,
-      "parameters": sum(p.numel() for p in features),
+      "scale": network.scale,
+      "parameters": sum(p.numel() for p in used),
       "input": {"name": "image", "shape": shape},
       "steps": steps,
       "shapes": {name: x.shape for name, x in maps.items()},
     }
     kept: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
     for name, x in maps.items():
-      print(f"{network} {name} {x.shape}: std {x.std():.3g}, finite {np.isfinite(x).all()}")
+      print(f"{file} {name} {x.shape}: std {x.std():.3g}, finite {np.isfinite(x).all()}")
       channels, pixels = steps[name]
       kept[name] = x[:, ::channels, ::pixels, ::pixels]
-    np.savez_compressed(GOLDEN / f"{network}.npz", **kept)
+    np.savez_compressed(GOLDEN / f"{file}.npz", **kept)
 
 
 if __name__ == "__main__":

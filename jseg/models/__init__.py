@@ -22,6 +22,11 @@ _MODELS = {
   "unet": "jseg.models.unet:UNet",
   "unet3d": "jseg.models.unet3d:UNet3D",
   "deeplab_v1": "jseg.models.deeplab_v1:DeepLabV1",
+  "deeplab_v2": "jseg.models.deeplab_v2:DeepLabV2",
+  "deeplab_v3": "jseg.models.deeplab_v3:DeepLabV3",
+  "fcn_resnet": "jseg.models.fcn_resnet:FCNResNet",
+  "pspnet": "jseg.models.pspnet:PSPNet",
+  "refinenet": "jseg.models.refinenet:RefineNet",
 }
 # Arguments that are not the network's own: the data set and the run decide on them.
 _COMMON = ("num_classes", "dtype", "param_dtype", "parent", "name")
@@ -89,6 +94,11 @@ def count_parameters(name: str, num_classes: int, channels: int = 3, **overrides
   image = jax.ShapeDtypeStruct((1, *(64,) * ndim(name), channels), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def aux_weights(name: str) -> dict[str, float]:
+  """What the losses of a network's auxiliary outputs count, by name; empty for most."""
+  return dict(getattr(_load(name), "AUX_WEIGHTS", {}))
 
 
 def ndim(name: str) -> int:

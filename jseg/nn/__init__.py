@@ -4,6 +4,7 @@ from jseg.nn.conv import Conv, conv, he_normal
 from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import AXIS, Norm, check_norm
 from jseg.nn.pool import avg_pool, max_pool, max_pool_with_indices, max_unpool
+from jseg.nn.pyramid import ASPP, FCNHead, PyramidPooling, pool_to_bins
 from jseg.nn.resize import resize_bilinear, resize_nearest, resize_to
 from jseg.nn.unpadded import centre, check_unpadded_size, mirror_to_cover, unpadded_labels
 from jseg.nn.upsample import (
@@ -16,10 +17,13 @@ from jseg.nn.upsample import (
 )
 
 __all__ = [
+  "ASPP",
   "AXIS",
   "Conv",
   "ConvTranspose",
+  "FCNHead",
   "Norm",
+  "PyramidPooling",
   "UpConv",
   "avg_pool",
   "bed_of_nails",
@@ -35,6 +39,7 @@ __all__ = [
   "max_pool_with_indices",
   "max_unpool",
   "mirror_to_cover",
+  "pool_to_bins",
   "resize_bilinear",
   "resize_nearest",
   "resize_to",

@@ -12,6 +12,7 @@ from jseg.types import Array, InputError
 AXIS = "batch"
 """Name of the pmapped axis over which a batch is split."""
 
+_FEW = 1024  # pixels of a map, over the batch, for which accuracy goes before speed
 KINDS = ("batch", "local_batch", "frozen_batch", "group", "none")
 
 
@@ -88,17 +89,25 @@ class Norm(nn.Module):
     if self.kind == "frozen_batch" or not train:
       return mean.value, variance.value
     axes = tuple(range(x.ndim - 1))
-    moments = x.mean(axes), jnp.square(x).mean(axes)
-    pooled = lax.pmean(moments, AXIS) if _is_split() else moments
+    split = _is_split()
+    shift = jnp.zeros(channels)
+    if math.prod(x.shape[:-1]) <= _FEW:
+      # The difference of mean squares below loses digits where a map's values lie close together,
+      # as after pooling the whole image; for a small map another look at it costs nothing.
+      shift = lax.stop_gradient(lax.pmean(x.mean(axes), AXIS) if split else x.mean(axes))
+    centred = x - _align(shift, x)
+    moments = centred.mean(axes), jnp.square(centred).mean(axes)
+    pooled = lax.pmean(moments, AXIS) if split else moments
     if not self.is_initializing():
       keep = self.momentum
-      mean.value = keep * mean.value + (1 - keep) * pooled[0]
-      variance.value = keep * variance.value + (1 - keep) * _variance(*pooled)
+      batch_mean, batch_variance = pooled[0] + shift, _variance(*pooled)
+      mean.value = keep * mean.value + (1 - keep) * batch_mean
+      variance.value = keep * variance.value + (1 - keep) * batch_variance
       # For whoever recomputes the running statistics; nothing where nobody asked for it.
-      self.sow("moments", "mean", pooled[0])
-      self.sow("moments", "square", pooled[1])
+      self.sow("moments", "mean", batch_mean)
+      self.sow("moments", "square", batch_variance + jnp.square(batch_mean))
     used = pooled if self.kind == "batch" else moments
-    return used[0], _variance(*used)
+    return used[0] + shift, _variance(*used)
 
 
 @jax.custom_vjp

@@ -27,7 +27,7 @@ def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = Fals
   y = x.astype(jnp.float32)
   for axis, (n, out) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
     if n != out:
-      y = _apply(_linear_weights(n, out, align_corners), y, axis)
+      y = apply_axis(_linear_weights(n, out, align_corners), y, axis)
   return y.astype(x.dtype)
 
 
@@ -80,10 +80,10 @@ def resize_to(
   down = _dynamic_weights(first + jnp.arange(count), size[0], out_size[0], height)
   across = _dynamic_weights(jnp.arange(canvas[1]), size[1], out_size[1], width)
   x = jnp.dot(down, x.reshape(height, width * k), precision=lax.Precision.HIGHEST)
-  return _apply(across, x.reshape(count, width, k), 1)
+  return apply_axis(across, x.reshape(count, width, k), 1)
 
 
-def _apply(weights: Array | np.ndarray, x: Array, axis: int) -> Array:
+def apply_axis(weights: Array | np.ndarray, x: Array, axis: int) -> Array:
   """Multiplies dimension `axis` of x, of length n, by weights [out n]."""
   # A batched product leaves every dimension in its place, where a contraction over a middle
   # dimension would have to transpose; it also keeps full precision on GPU and TPU.

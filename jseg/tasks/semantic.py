@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jseg.losses import Loss
 from jseg.metrics import confusion
-from jseg.types import Array, Outputs
+from jseg.types import Array, InputError, Outputs
 
 
 def make_task_loss(
@@ -33,6 +33,8 @@ def make_task_loss(
       weights = {"pixel_weights": border + _of_labels(class_weights, label)}
     total, count = loss(outputs.logits, label, **weights)
     for name, logits in outputs.aux.items():
+      if name not in aux_weights:
+        raise InputError(f"aux_weights.{name} is missing; say what that output's loss counts")
       extra, extra_count = loss(logits, label, **weights)
       # Counts differ only where a loss picks its pixels by the logits.
       share = count / jnp.where(extra_count > 0, extra_count, 1.0)
