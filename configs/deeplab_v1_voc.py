@@ -9,7 +9,7 @@ import jseg.config
 
 def get_config():
   """The configuration."""
-  config = jseg.config.default("deeplab_v1", fc=512)
+  config = jseg.config.default("deeplab_v1", fc=512, dropout=0.0)
   config.steps = 120
   config.data.name = "folder"
   config.data.size = (129, 129)
@@ -17,7 +17,7 @@ def get_config():
   config.augment.crop = (97, 97)
   config.augment.scale = (0.8, 1.25)
   config.optim.optimizer = "adamw"
-  config.optim.lr = 1e-5
+  config.optim.lr = 2e-5
   config.optim.head_lr = 50.0  # fc6, fc7 and fc8 are new
   config.optim.schedule = "poly"
   config.optim.warmup_steps = 10

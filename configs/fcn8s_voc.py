@@ -17,7 +17,7 @@ def get_config():
   config.augment.crop = (96, 96)
   config.augment.scale = (0.8, 1.25)
   config.optim.optimizer = "adamw"
-  config.optim.lr = 1e-5
+  config.optim.lr = 2e-5
   config.optim.schedule = "poly"
   config.optim.warmup_steps = 10
   config.optim.head_lr = 50.0  # of all but VGG16

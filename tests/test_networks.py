@@ -93,7 +93,8 @@ def test_volumes_are_trained_evaluated_and_predicted(volume_run, scans, tmp_path
     both += ((guess == 7) & (truth == 7)).sum()
     total += (guess == 7).sum() + (truth == 7).sum()
   assert 2 * both / total == pytest.approx(saved["per_class"]["ball"]["dice"], abs=1e-3)
-  assert Image.open(tmp_path / "scan4_overlay.png").size == (14, 18)
+  with Image.open(tmp_path / "scan4_overlay.png") as overlay:
+    assert overlay.size == (14, 18)
 
 
 def test_a_volume_larger_than_the_canvas_is_tiled(volume_run):
@@ -123,7 +124,7 @@ def test_images_for_a_network_of_volumes(tmp_path, data_dir, scans):
 
 def test_a_crop_that_does_not_fit_and_weights_of_other_classes(tmp_path, data_dir):
   config = tiny_config(data_dir, knobs={"padding": "VALID", "norm": "none"}, augment__crop=(33, 44))
-  with pytest.raises(InputError, match=r"height 33 does not fit padding VALID.* 28 or 36"):
+  with pytest.raises(InputError, match=r"height 33 does not fit padding VALID.* crops of 44"):
     train(config, tmp_path / "crop")
   config = tiny_config(data_dir, loss__class_weights=(1.0, 2.0))
   with pytest.raises(InputError, match=r"2 numbers, but shapes has 5 classes \(background, disc"):
