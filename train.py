@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from jseg.cli import run_or_exit, use_cpu_cores
 from jseg.config import default, flatten, unknown_key
 from jseg.loop import train
+from jseg.types import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "the configuration; --config.KEY=VALUE changes one key"
@@ -31,6 +32,8 @@ def parse(argv: list[str]) -> list[str]:
   """Parses the flags; a config that can't be read or has no such key ends with one message."""
   try:
     return app.parse_flags_with_usage(argv)
+  except InputError as error:  # from the config file
+    sys.exit(f"error: {error}")
   except AttributeError:
     known = list(dict(flatten(default())))
     given = [word[9:].partition("=")[0] for word in argv if word.startswith("--config.")]

@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,10 @@ def patches() -> Figure:
   """Seconds for an image: the patch classifier slid over it, and its convolutional form."""
   model = models.create("patch_classifier", 2)
   edge, batch = model.patch, 64
-  variables = model.init(jax.random.key(0), jnp.zeros((1, edge, edge, 1)))
-  slide = jax.jit(lambda x: model.apply(variables, x, train=True).logits)
-  dense = jax.jit(lambda x: model.apply(variables, x).logits)
+  variables: Any = model.init(jax.random.key(0), jnp.zeros((1, edge, edge, 1)))
+  apply: Any = model.apply
+  slide = jax.jit(lambda x: apply(variables, x, train=True).logits)
+  dense = jax.jit(lambda x: apply(variables, x).logits)
 
   def by_patches(image: jax.Array) -> np.ndarray:
     height, width = image.shape[1:3]
@@ -59,16 +61,19 @@ def patches() -> Figure:
       [slide(np.stack(every[i : i + batch])) for i in range(0, len(every), batch)]
     )
 
-  sizes, seconds = [8, 16, 32, 64], {"slid, patch by patch": [], "convolutional": []}
+  sizes = [8, 16, 32, 64]
+  runs: dict[str, Callable] = {"slid, patch by patch": by_patches, "convolutional": dense}
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
   for size in sizes:
     image = jax.random.normal(jax.random.key(1), (1, size, size, 1))
-    results = []
-    for values, run in zip(seconds.values(), (by_patches, dense), strict=True):
-      results.append(np.asarray(run(image)).reshape(size, size, 2))  # compiles, too
+    results = {}
+    for name, run in runs.items():
+      results[name] = np.asarray(run(image)).reshape(size, size, 2)  # compiles, too
       started = time.perf_counter()
       np.asarray(run(image))
-      values.append(time.perf_counter() - started)
-    np.testing.assert_allclose(*results, atol=1e-4)
+      seconds[name].append(time.perf_counter() - started)
+    one, other = results.values()
+    np.testing.assert_allclose(one, other, atol=1e-4)
   figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
   for name, values in seconds.items():
     axes.loglog(sizes, values, "o-", label=name)

@@ -250,11 +250,11 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  def part(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in leaves
+  }
 
 
 def save_run(run: pathlib.Path, config: Any, classes: ClassInfo) -> None:

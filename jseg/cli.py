@@ -19,9 +19,6 @@ from jseg.predict import Segmenter
 from jseg.report import CONSOLE, progress, score_table
 from jseg.types import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
@@ -166,7 +163,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
   config = load_run(arguments.run_directory)[0]
   volumes = models.ndim(config.model.name) == 3
-  files = _input_files(arguments.images, VOLUME_SUFFIXES if volumes else IMAGE_SUFFIXES)
+  files = _input_files(arguments.images, data.NIFTI_SUFFIXES if volumes else data.IMAGE_SUFFIXES)
   use_compilation_cache(config)
   segmenter = Segmenter.from_run(
     arguments.run_directory, arguments.checkpoint, tile=arguments.tile, margin=arguments.margin
@@ -189,7 +186,7 @@ def _input_files(paths: Sequence[pathlib.Path], suffixes: Sequence[str]) -> list
     if path.is_dir():
       found = sorted(p for p in path.iterdir() if p.name.lower().endswith(tuple(suffixes)))
       if not found:
-        raise InputError(f"{path} holds no file of {', '.join(suffixes)}")
+        raise InputError(f"{path} holds no file of {', '.join(sorted(suffixes))}")
       files += found
     elif path.is_file():
       files.append(path)

@@ -24,7 +24,7 @@ from jseg import data, models
 from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_model, load_run, save_run
 from jseg.evaluate import make_evaluator, save_evaluation
 from jseg.metrics import ConfusionState, Scores
-from jseg.predict import Segmenter, flatten_volume
+from jseg.predict import Segmenter
 from jseg.report import (
   CONSOLE,
   Sample,
@@ -120,11 +120,14 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
           "train on what it is now, or put back what it was to resume"
         )
       iterator.set_state(position["iterator"])
+      taken = pretrained(workdir) if config.init_from else []
     elif config.init_from:
-      state = initialise(state, config.init_from, workdir)
+      state, taken = initialise(state, config.init_from, workdir)
+    else:
+      taken = []
     first = int(state.step)
-    if config.init_from:
-      optimizer, schedule = configs.make_optimizer(config, pretrained(workdir))
+    if taken:
+      optimizer, _ = configs.make_optimizer(config, taken)
     train_step = make_train_step(
       model, optimizer, augment, loss, semantic.training_counts, ema=config.ema
     )
@@ -232,10 +235,15 @@ def make_class_weights(config: Any, dataset: data.Dataset) -> Array | None:
   return jnp.asarray(config.loss.class_weights, jnp.float32) if config.loss.class_weights else None
 
 
-def initialise(state: TrainState, path: str, workdir: pathlib.Path) -> TrainState:
+def initialise(
+  state: TrainState, path: str, workdir: pathlib.Path
+) -> tuple[TrainState, Sequence[str]]:
   """Takes parameters from another run or from a file of weights, and says what became of each.
 
   The same is written to `init.json`, where a resumed run finds it.
+
+  Returns:
+    (the state, names of the parameters that were taken).
 
   Raises:
     InputError: it can't be read, or nothing in it fits.
@@ -254,11 +262,11 @@ def initialise(state: TrainState, path: str, workdir: pathlib.Path) -> TrainStat
     (workdir / INIT_FILE).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
   params = variables["params"]
   ema = jax.tree.map(jnp.copy, params) if state.ema else state.ema
-  return dataclasses.replace(state, ema=ema, **variables)
+  return dataclasses.replace(state, ema=ema, **variables), report.taken
 
 
-def pretrained(workdir: pathlib.Path) -> list[str]:
-  """Names of the parameters that `initialise` has filled.
+def pretrained(workdir: pathlib.Path) -> Sequence[str]:
+  """Names of the parameters that `initialise` took when the run began.
 
   Raises:
     InputError: the run's record of it is gone.
@@ -457,7 +465,7 @@ def make_samples(
   for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist():
     record = source[index]
     prediction = segmenter(record["image"])
-    image, label, mask = flatten_volume(prediction.image, record["label"], prediction.mask)
+    image, label, mask = data.flatten_volume(prediction.image, record["label"], prediction.mask)
     rows.append((image, label, mask))
   return rows
 

@@ -42,7 +42,7 @@ def cross_entropy(
     (sum of the losses in nats, number of valid pixels or the sum of their class weights), float32
     scalars. (0, 0) if none is valid.
   """
-  return _reduce(-_log_p(logits, label), label, logits.shape[-1], class_weights, pixel_weights)
+  return _reduce(-_log_p(logits, label), label, class_weights, pixel_weights)
 
 
 def focal(
@@ -71,7 +71,7 @@ def focal(
   log_p = _log_p(logits, label)
   # Below gamma 1 the power has an infinite slope at p = 1.
   miss = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
-  return _reduce(-(miss**gamma) * log_p, label, logits.shape[-1], class_weights, pixel_weights)
+  return _reduce(-(miss**gamma) * log_p, label, class_weights, pixel_weights)
 
 
 def ohem(
@@ -262,6 +262,17 @@ def mean_over_devices(total: Array, count: Array, axis_name: str) -> tuple[Array
   return total / jnp.where(count > 0, count, 1.0), count
 
 
+def weights_of(label: Array, class_weights: Array) -> Array:
+  """What each pixel's class weighs: float32 [...] as label, 0 where it is IGNORE.
+
+  Args:
+    label: int [...], each in [0, k) or IGNORE.
+    class_weights: float [k].
+  """
+  by_class = jnp.asarray(class_weights, jnp.float32).reshape((1,) * label.ndim + (-1,))
+  return jnp.where(_hits(label, by_class.size), by_class, 0.0).sum(-1)
+
+
 def _hits(label: Array, num_classes: int) -> Array:
   """Bool [... k]: which class is the truth. IGNORE equals no class."""
   return label[..., None] == jnp.arange(num_classes).reshape((1,) * label.ndim + (-1,))
@@ -276,15 +287,13 @@ def _log_p(logits: Array, label: Array) -> Array:
 def _reduce(
   loss: Array,
   label: Array,
-  num_classes: int,
   class_weights: Array | None,
   pixel_weights: Array | None,
 ) -> tuple[Array, Array]:
   """Weights and sums a loss of pixels, float32 [...], that is 0 where void."""
   counts = (label != IGNORE).astype(jnp.float32)
   if class_weights is not None:
-    by_class = jnp.asarray(class_weights, jnp.float32).reshape((1,) * label.ndim + (-1,))
-    counts = jnp.where(_hits(label, num_classes), by_class, 0.0).sum(-1)
+    counts = weights_of(label, class_weights)
     loss = loss * counts
   if pixel_weights is not None:
     loss = loss * jnp.where(label != IGNORE, pixel_weights, 0.0).astype(jnp.float32)

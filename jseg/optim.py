@@ -79,9 +79,9 @@ def scale_by_group(
   """
 
   def scale(path: Any, update: Array) -> Array:
-    names = [key.key for key in path]
-    head = 1.0 if "/".join(names) in pretrained else head_lr
-    return update * head * (bias_lr if names[-1] == "bias" else 1.0)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    head = 1.0 if name in pretrained else head_lr
+    return update * head * (bias_lr if path[-1].key == "bias" else 1.0)
 
   return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 

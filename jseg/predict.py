@@ -53,7 +53,7 @@ class Prediction:
 
   def overlay(self, alpha: float = 0.55) -> np.ndarray:
     """uint8 [h w 3], the image under the classes' colours; of a volume, its middle slice."""
-    image, mask = flatten_volume(self.image, self.mask)
+    image, mask = data.flatten_volume(self.image, self.mask)
     return overlay(image, mask, self.classes.palette, alpha)
 
   def shares(self) -> dict[str, float]:
@@ -90,20 +90,6 @@ class Prediction:
     Image.fromarray(self.overlay()).save(paths[1])
     legend(self.shares(), self.classes.palette).save(paths[2])
     return paths
-
-
-def flatten_volume(image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
-  """A picture of an image and its masks: of a volume [d h w c], the middle slice, head up.
-
-  Intensities from two standard deviations below the mean to four above become 0..255; of several
-  channels the first is shown.
-  """
-  if image.ndim == 3:
-    return image, *masks
-  middle = image.shape[0] // 2
-  # Rows of a volume run from back to front, rows of a picture downwards.
-  picture, *flat = (a[middle, ::-1] for a in (image[..., :1], *masks))
-  return np.clip(255 * (picture + 2) / 6, 0, 255).astype(np.uint8), *flat
 
 
 class Segmenter:
@@ -146,6 +132,8 @@ class Segmenter:
     self._tile = tile
     # Pooling must fall on the same grid in every tile.
     grid = 32 if len(self._size) == 2 else 8
+    if margin is not None and margin < 0:
+      raise InputError(f"margin: {margin} must be at least 0, pixels that tiles overlap")
     self._margins = [(n // 4 if margin is None else margin) // grid * grid for n in self._size]
     self._steps = [
       (n - 2 * m) // grid * grid or n - 2 * m

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jseg.data import augment3d, make_augment
+from jseg.data import augment3d, make_augment, resample
 from jseg.types import IGNORE, InputError
 
 EVERYTHING = {
@@ -147,11 +147,11 @@ def test_bend_interpolates_its_nodes():
   counts = augment3d.node_counts((65, 33, 1))
   assert counts == (3, 2, 1)
   nodes = jax.random.normal(jax.random.key(0), (*counts, 3))
-  own = augment3d.grid((65, 33, 1))
+  own = resample.grid(65, 33, 1)
   moved = [np.asarray(a - b) for a, b in zip(bend(own, nodes), own, strict=True)]
   np.testing.assert_allclose(np.stack(moved, -1)[::32, ::32], nodes, atol=1e-4)
   # Where the grid overhangs, it does so alike on both sides: constant nodes move all alike.
-  own = augment3d.grid((40, 20, 5))
+  own = resample.grid(40, 20, 5)
   moved = bend(own, jnp.full((*augment3d.node_counts((40, 20, 5)), 3), 2.0))
   for after, before in zip(moved, own, strict=True):
     np.testing.assert_allclose(after - before, np.full((40, 20, 5), 2.0), atol=1e-4)

@@ -14,12 +14,19 @@ def load(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_shipped_configs_are_valid_and_survive_the_run_directory(path, tmp_path):
-  config = load(path)
+RECIPES = [
+  pytest.param(path, variant, id="-".join([path.stem, *variant]))
+  for path in CONFIGS
+  for variant in [(), *((name,) for name in getattr(load(path), "VARIANTS", ()))]
+]
+
+
+@pytest.mark.parametrize(("path", "variant"), RECIPES)
+def test_shipped_configs_are_valid_and_survive_the_run_directory(path, variant, tmp_path):
+  config = load(path).get_config(*variant)
   jseg.config.validate(config)
   jseg.config.save(config, tmp_path / "config.json")
   again = jseg.config.load(tmp_path / "config.json")

@@ -209,5 +209,6 @@ def test_tiles_give_what_the_whole_image_gives():
   tiled = Segmenter(model, variables, classes, (96, 128), tile=True, margin=32)(image)
   whole = Segmenter(model, variables, classes, (150, 203))(image)
   np.testing.assert_allclose(tiled.probabilities, whole.probabilities, atol=1e-5)
-  with pytest.raises(InputError, match=r"margin: 64 pixels on both sides leave nothing"):
-    Segmenter(model, variables, classes, (96, 128), tile=True, margin=64)
+  for margin, message in ((64, r"64 pixels on both sides leave nothing"), (-1, r"-1 must be at")):
+    with pytest.raises(InputError, match=f"margin: {message}"):
+      Segmenter(model, variables, classes, (96, 128), tile=True, margin=margin)

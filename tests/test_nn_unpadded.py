@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jseg.nn import centre, check_unpadded_size, mirror_to_cover, unpadded_labels
-from jseg.nn.unpadded import unpadded_output
+from jseg.nn import centre, fit_unet, unpadded_labels
+from jseg.nn.unpadded import check_unpadded_size, unpadded_output
 from jseg.types import InputError
 
 
@@ -40,7 +40,7 @@ def test_labels_are_those_of_the_middle():
 @pytest.mark.parametrize(("n", "depth"), [(1, 1), (5, 1), (4, 1), (37, 2), (388, 4), (389, 4)])
 def test_the_output_for_a_mirrored_image_covers_it(n, depth):
   x = np.arange(n)[None, :, None, None] + np.zeros((1, n, 2, 1))
-  y = np.asarray(mirror_to_cover(x, depth))[0, :, 0, 0]
+  y = np.asarray(fit_unet(jnp.array(x), depth, "VALID", train=False))[0, :, 0, 0]
   length = unpadded_output(len(y), depth)
   assert length >= n
   assert not any(unpadded_output(m, depth) >= n for m in range(n, len(y)))  # no less would do

@@ -14,6 +14,10 @@ ROOT = pathlib.Path(__file__).parents[1]
   [
     (["--config.optim.lrr=1"], "unknown config key optim.lrr; did you mean optim.lr"),
     (["--config=nothing.py"], "the config file can't be read: [Errno 2] No such file"),
+    (
+      [f"--config={ROOT}/configs/paper/fcn.py:fcn4s"],
+      "recipe 'fcn4s' is unknown; choose from fcn32s, fcn16s, fcn8s, fcn8s_at_once",
+    ),
     (["--config.optim.lr=-1"], "optim.lr: -1.0 must be above 0"),
     ([f"--config={ROOT}/configs/folder.py"], "data.root is missing"),
   ],

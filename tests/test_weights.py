@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -233,3 +234,24 @@ def test_nothing_fits():
   source = {"params": {"conv": {"kernel": np.zeros((3, 3, 3, 2))}}}
   with pytest.raises(InputError, match=r"nothing in a.safetensors fits this network: 0 tensors .*"):
     transfer(variables, source, "a.safetensors")
+
+
+def test_a_classifier_that_is_no_number_counts_as_none():
+  tensors = vgg16(classifier=True)
+  head = {name for name in tensors if name.startswith("classifier.")}
+  broken = {name: np.full_like(t, np.nan) if name in head else t for name, t in tensors.items()}
+  variables, unused, what = foreign_variables(broken)
+  expected, _, expected_what = foreign_variables(vgg16())
+  assert (
+    what
+    == expected_what
+    == "torchvision's vgg16 without classifier, for images in " + ("0..255 less the mean")
+  )
+  assert set(unused) == head
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+def test_a_dense_layer_of_another_window():
+  layers = {"fc": Layer("fc", "dense", (5, 7))}
+  with pytest.raises(InputError, match=r"fc.weight: a tensor of shape \(2, 36\) is no"):
+    convert({"fc.weight": np.zeros((2, 36))}, layers)

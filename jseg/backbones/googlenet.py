@@ -34,7 +34,6 @@ class GoogLeNet(nn.Module):
     lrn: whether local response normalisation surrounds the second convolution, as published.
     five: edge of the kernels of the third branch.
     last_pool: edge of the windows of pool4.
-    first_padding: pixels around the image in the first convolution.
     width: factor of all channel counts, for small machines.
     dtype: type of the computation.
     param_dtype: type of the parameters.
@@ -44,7 +43,6 @@ class GoogLeNet(nn.Module):
   lrn: bool = True
   five: int = 5
   last_pool: int = 3
-  first_padding: int = 3
   width: float = 1.0
   dtype: jax.typing.DTypeLike | None = None
   param_dtype: jax.typing.DTypeLike = jnp.float32
@@ -75,7 +73,7 @@ class GoogLeNet(nn.Module):
       )
 
     features = {}
-    x = conv(x, 64, 7, "conv1", strides=2, padding=self.first_padding)
+    x = conv(x, 64, 7, "conv1", strides=2, padding=3)
     features["pool1"] = x = max_pool(x, 3, 2, ceil=True)
     x = local_response_norm(x) if self.lrn else x
     x = conv(conv(x, 64, 1, "conv2_reduce"), 192, 3, "conv2")

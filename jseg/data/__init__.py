@@ -4,13 +4,15 @@ from jseg.data.augment import make_augment
 from jseg.data.builder import Dataset, Examples, load
 from jseg.data.check import check_folder, contact_sheet
 from jseg.data.classes import ClassInfo, voc_colormap
-from jseg.data.files import FileError
+from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError
 from jseg.data.images import read_image
 from jseg.data.normalize import normalize, prepare
 from jseg.data.pipeline import as_channels, check_canvas, eval_batches, fit, train_iterator
-from jseg.data.volumes import read_volume, write_mask
+from jseg.data.volumes import flatten_volume, read_volume, write_mask
 
 __all__ = [
+  "IMAGE_SUFFIXES",
+  "NIFTI_SUFFIXES",
   "ClassInfo",
   "Dataset",
   "Examples",
@@ -21,6 +23,7 @@ __all__ = [
   "contact_sheet",
   "eval_batches",
   "fit",
+  "flatten_volume",
   "load",
   "make_augment",
   "normalize",

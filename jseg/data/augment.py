@@ -161,12 +161,9 @@ def make_augment(
     def either_side(name: str) -> jax.Array:
       return knobs[name] * (2 * draws[name] - 1)
 
-    scaled = size * (scale[0] + (scale[1] - scale[0]) * draws["scale"])
-    scaled = jnp.maximum(jnp.round(scaled).astype(jnp.int32), 1)
-    ratio = size / scaled
-    slack = scaled - jnp.array([height, width])
-    place = jnp.stack([draws["top"], draws["left"]])
-    offset = jnp.sign(slack) * jnp.floor(place * (jnp.abs(slack) + 1))
+    factor = scale[0] + (scale[1] - scale[0]) * draws["scale"]
+    corner = jnp.stack([draws["top"], draws["left"]])
+    offset, ratio = resample.place(size, (height, width), factor, corner)
 
     where = resample.grid(height, width)
     if elastic:

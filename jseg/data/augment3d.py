@@ -47,26 +47,19 @@ def make_volume_augment(
     def either_side(name: str) -> jax.Array:
       return knobs[name] * (2 * draws[name] - 1)
 
-    scaled = size * (scale[0] + (scale[1] - scale[0]) * draws["scale"])
-    scaled = jnp.maximum(jnp.round(scaled).astype(jnp.int32), 1)
-    ratio = size / scaled
-    slack = scaled - jnp.array(crop)
-    place = jnp.stack([draws["front"], draws["top"], draws["left"]])
-    offset = jnp.sign(slack) * jnp.floor(place * (jnp.abs(slack) + 1))
+    factor = scale[0] + (scale[1] - scale[0]) * draws["scale"]
+    corner = jnp.stack([draws["front"], draws["top"], draws["left"]])
+    offset, ratio = resample.place(size, crop, factor, corner)
 
-    where = grid(crop)
+    where = resample.grid(*crop)
     if knobs["elastic"]:
       nodes = jax.random.normal(key_elastic, (*node_counts(crop), 3))
       where = bend(where, knobs["elastic"] * nodes)
     if knobs["rotation"]:
       angle = jnp.deg2rad(either_side("rotation"))
       where = (where[0], *resample.rotate(where[1:], angle, height, width))
-    where = tuple(
-      jnp.where(draws["flip"] < knobs["flip"], p[:, :, ::-1], p)
-      for p in (
-        jnp.where(draws["flip_vertical"] < knobs["flip_vertical"], p[:, ::-1], p) for p in where
-      )
-    )
+    vertical, horizontal = (draws[name] < knobs[name] for name in ("flip_vertical", "flip"))
+    where = resample.flip(where, vertical, horizontal)
     where = resample.to_source(where, offset, ratio)
     inside = resample.inside(where, size)
     if not warped and tuple(scale) == (1, 1):
@@ -91,14 +84,6 @@ def make_volume_augment(
   return augment
 
 
-def grid(size: Sequence[int]) -> Positions:
-  """The positions of a volume's own voxels: float32 z [d 1 1], y [1 h 1], x [1 1 w]."""
-  return tuple(
-    jnp.arange(n, dtype=jnp.float32).reshape([n if j == i else 1 for j in range(3)])
-    for i, n in enumerate(size)
-  )
-
-
 def node_counts(size: Sequence[int]) -> tuple[int, ...]:
   """How many nodes, 32 voxels apart, reach across each axis."""
   return tuple(-(-(n - 1) // _SPACING) + 1 for n in size)
@@ -108,7 +93,7 @@ def bend(positions: Positions, nodes: jax.Array) -> Positions:
   """Moves each position of a grid by its displacement.
 
   Args:
-    positions: of `grid`.
+    positions: of `resample.grid`.
     nodes: float32 [n m l 3], displacements along z, y and x in voxels on a grid of `node_counts`
       nodes, 32 voxels apart and centred on the volume; in between they are interpolated by cubics.
 
@@ -146,7 +131,7 @@ def _read_linear(
       [resample.linear_matrix(p.ravel(), *axis) for p, axis in zip(where, axes, strict=True)], image
     )
   if filtered:
-    own = grid(image.shape[:3])
+    own = resample.grid(*image.shape[:3])
     image = _apply_axes(
       [resample.linear_matrix(p.ravel(), *axis) for p, axis in zip(own, axes, strict=True)], image
     )

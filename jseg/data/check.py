@@ -25,7 +25,7 @@ from jseg.data.images import decode_image, decode_raw
 from jseg.data.layouts import voc_source
 from jseg.data.masks import check_binary
 from jseg.data.source import Example, Pair, Source
-from jseg.data.volumes import VolumePair, volumes_source
+from jseg.data.volumes import VolumePair, flatten_volume, volumes_source
 from jseg.types import IGNORE
 
 _MOST_PROBLEMS = 20  # shown of each kind
@@ -158,7 +158,8 @@ def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
   for split, pair in _spread(source, 16):
     example, failed = _attempt(pair.load)
     if not failed:
-      tiles.append(_tile(*_picture(example), source.classes, f"{split}/{pair.name}"))
+      image, label = _picture(example)
+      tiles.append(_tile(image, label, source.classes, f"{split}/{pair.name}"))
   if tiles:
     _compose(tiles, source.classes).save(path)
   return bool(tiles)
@@ -204,16 +205,12 @@ def _attempt(function, *args):
     return None, [problem]
 
 
-def _picture(example: Example) -> tuple[np.ndarray, np.ndarray]:
-  """Image uint8 [h w c] and label [h w]; of a volume, the middle slice with its front up."""
+def _picture(example: Example) -> tuple[np.ndarray, ...]:
+  """Image uint8 [h w c] and label [h w]."""
   image, label = example.image, example.label
   if isinstance(image, bytes) and isinstance(label, bytes):
     return decode_image(image), decode_raw(label)
-  middle = len(image) // 2
-  image, label = np.asarray(image)[middle, ::-1, :, :1], np.asarray(label)[middle, ::-1]
-  low, high = np.percentile(image.astype(np.float32), (0.5, 99.5))
-  image = (image.astype(np.float32) - low) * 255 / max(high - low, 1e-3)
-  return image.clip(0, 255).astype(np.uint8), label
+  return flatten_volume(np.asarray(image), np.asarray(label))
 
 
 def _spread(source: Source, count: int) -> list[tuple[str, Pair | VolumePair]]:

@@ -3,12 +3,13 @@
 Positions are continuous: pixel j has its centre at j and covers [j - 1/2, j + 1/2). They come
 as y [h 1] and x [1 w], a grid of rows and columns, until a rotation or a deformation makes both
 [h w]. `size` [2] is what the image covers of its canvas, from the top left. Nothing outside of it
-is ever read: beyond an edge, the edge goes on. `to_source`, `inside` and `read_nearest` take
-volumes as well: positions are z, y, x then, and sizes have three numbers.
+is ever read: beyond an edge, the edge goes on. `grid`, `place`, `flip`, `to_source`, `inside` and
+`read_nearest` take volumes as well: positions are z, y, x then, and sizes have three numbers.
 """
 
 import functools
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,32 @@ import jax.numpy as jnp
 Positions = tuple[jax.Array, ...]
 
 
-def grid(height: int, width: int) -> Positions:
-  """The positions of an image's own pixels: float32 y [h 1], x [1 w]."""
-  y, x = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
-  return y[:, None], x[None, :]
+def grid(*size: int) -> Positions:
+  """The positions of an image's own pixels: float32 y [h 1], x [1 w]; z, y, x of a volume."""
+  rank = len(size)
+  return tuple(
+    jnp.arange(n, dtype=jnp.float32).reshape([n if j == i else 1 for j in range(rank)])
+    for i, n in enumerate(size)
+  )
+
+
+def place(
+  size: jax.Array, crop: Sequence[int], factor: jax.Array, draws: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Where a crop lies in an image that is scaled first.
+
+  Args:
+    size: int32 [2] or [3], of the image.
+    crop: of the crop.
+    factor: of the image's size.
+    draws: [2] or [3] in [0, 1), which place along each axis.
+
+  Returns:
+    (offset, ratio) for `to_source`: a larger image is cropped, a smaller one lies in the crop.
+  """
+  scaled = jnp.maximum(jnp.round(size * factor).astype(jnp.int32), 1)
+  slack = scaled - jnp.array(crop)
+  return jnp.sign(slack) * jnp.floor(draws * (jnp.abs(slack) + 1)), size / scaled
 
 
 def rotate(positions: Positions, angle: jax.Array, height: int, width: int) -> Positions:
@@ -43,10 +66,10 @@ def flip(positions: Positions, vertical: jax.Array, horizontal: jax.Array) -> Po
   """Reverses the rows and the columns of an output, each if its bool is set."""
 
   def apply(position: jax.Array) -> jax.Array:
-    position = jnp.where(vertical, position[::-1], position)
-    return jnp.where(horizontal, position[:, ::-1], position)
+    position = jnp.where(vertical, position[..., ::-1, :], position)
+    return jnp.where(horizontal, position[..., ::-1], position)
 
-  return apply(positions[0]), apply(positions[1])
+  return tuple(map(apply, positions))
 
 
 def to_source(positions: Positions, offset: jax.Array, ratio: jax.Array) -> Positions:

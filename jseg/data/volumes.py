@@ -167,6 +167,28 @@ def write_mask(path: Path | str, mask: np.ndarray, like: Path | str) -> None:
   nibabel.save(nibabel.Nifti1Image(array, image.affine), path)
 
 
+def flatten_volume(image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
+  """A picture of an image and its masks: of a volume, the middle slice with its front up.
+
+  Args:
+    image: uint8 [h w c], or a volume, float [d h w c], of which the first channel is shown.
+    *masks: [h w] or [d h w].
+
+  Returns:
+    Images and their masks as they are; else uint8 [h w 1], black and white being half a percent of
+    the slice's voxels, and the masks [h w].
+  """
+  if image.ndim == 3:
+    return image, *masks
+  middle = len(image) // 2
+  # Rows of a volume run from back to front, rows of a picture downwards.
+  picture, *flat = (a[middle, ::-1] for a in (image[..., :1], *masks))
+  picture = picture.astype(np.float32)
+  low, high = np.percentile(picture, (0.5, 99.5))
+  picture = (picture - low) * 255 / max(high - low, 1e-3)
+  return picture.clip(0, 255).astype(np.uint8), *flat
+
+
 def _nibabel() -> Any:
   try:
     import nibabel

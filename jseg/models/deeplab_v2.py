@@ -104,10 +104,6 @@ class DeepLabV2(nn.Module):
       for i, rate in enumerate(rates, 1)
     ]
 
-  @property
-  def _count(self) -> int:
-    return len(self.rates)
-
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
     """Computes the logits of normalised images; VGG16's training needs the key "dropout"."""
     size = image.shape[1:3]

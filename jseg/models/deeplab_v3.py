@@ -106,7 +106,6 @@ class DeepLabV3(nn.Module):
     if self.aux:
       head = FCNHead(self.num_classes, self.dropout, self.norm, name="aux", **types)
       aux["aux"] = head(features["layer3"], train=train)
-    upsampled = jax.tree.map(
+    return jax.tree.map(
       lambda a: resize_bilinear(a.astype(jnp.float32), size), Outputs(logits, aux)
     )
-    return upsampled

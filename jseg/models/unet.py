@@ -17,9 +17,9 @@ from jseg.nn import (
   UpConv,
   centre,
   check_norm,
-  check_unpadded_size,
+  check_padding,
+  fit_unet,
   max_pool,
-  mirror_to_cover,
   unpadded_labels,
 )
 from jseg.types import Array, InputError, Outputs
@@ -54,8 +54,7 @@ class UNet(nn.Module):
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
-    if self.padding not in ("SAME", "VALID"):
-      raise InputError(f"padding: {self.padding!r} is unknown; choose SAME or VALID")
+    check_padding(self.padding)
     if not self.widths or any(w < 1 for w in self.widths):
       raise InputError(f"widths: {self.widths} must be one or more positive channel counts")
     if not 0 <= self.dropout < 1:
@@ -69,15 +68,7 @@ class UNet(nn.Module):
     types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     height, width = image.shape[1:3]
     depth = len(self.widths) - 1
-    x = image
-    if self.padding == "SAME":
-      # Below the image and to its right; cut off again from the logits.
-      edges = [(0, -n % 2**depth) for n in (height, width)]
-      x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
-    elif train:
-      check_unpadded_size((height, width), depth)
-    else:
-      x = mirror_to_cover(x, depth)
+    x = fit_unet(image, depth, self.padding, train=train)
 
     def block(x: Array, features: int) -> Array:
       for _ in range(2):

@@ -13,9 +13,9 @@ from jseg.nn import (
   UpConv,
   centre,
   check_norm,
-  check_unpadded_size,
+  check_padding,
+  fit_unet,
   max_pool,
-  mirror_to_cover,
   unpadded_labels,
 )
 from jseg.types import Array, InputError, Outputs
@@ -48,8 +48,7 @@ class UNet3D(nn.Module):
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
-    if self.padding not in ("SAME", "VALID"):
-      raise InputError(f"padding: {self.padding!r} is unknown; choose SAME or VALID")
+    check_padding(self.padding)
     if not self.widths or any(w < 2 for w in self.widths):
       raise InputError(f"widths: {self.widths} must be one or more channel counts of 2 and more")
     check_norm(self.norm)
@@ -61,14 +60,7 @@ class UNet3D(nn.Module):
     types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     size = image.shape[1:-1]
     depth = len(self.widths) - 1
-    x = image
-    if self.padding == "SAME":
-      # Behind, below and to the right of the volume; cut off again from the logits.
-      x = jnp.pad(x, [(0, 0), *((0, -n % 2**depth) for n in size), (0, 0)])
-    elif train:
-      check_unpadded_size(size, depth)
-    else:
-      x = mirror_to_cover(x, depth)
+    x = fit_unet(image, depth, self.padding, train=train)
 
     def conv(x: Array, features: int) -> Array:
       x = Conv(features, (3, 3, 3), padding=self.padding, **types)(x)

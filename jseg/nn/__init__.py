@@ -6,7 +6,7 @@ from jseg.nn.norm import AXIS, Norm, check_norm
 from jseg.nn.pool import avg_pool, max_pool, max_pool_with_indices, max_unpool
 from jseg.nn.pyramid import ASPP, FCNHead, PyramidPooling, pool_to_bins
 from jseg.nn.resize import resize_bilinear, resize_nearest, resize_to
-from jseg.nn.unpadded import centre, check_unpadded_size, mirror_to_cover, unpadded_labels
+from jseg.nn.unpadded import centre, check_padding, fit_unet, unpadded_labels
 from jseg.nn.upsample import (
   ConvTranspose,
   UpConv,
@@ -30,15 +30,15 @@ __all__ = [
   "bilinear_kernel",
   "centre",
   "check_norm",
-  "check_unpadded_size",
+  "check_padding",
   "conv",
   "conv_transpose",
+  "fit_unet",
   "he_normal",
   "local_response_norm",
   "max_pool",
   "max_pool_with_indices",
   "max_unpool",
-  "mirror_to_cover",
   "pool_to_bins",
   "resize_bilinear",
   "resize_nearest",

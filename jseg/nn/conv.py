@@ -116,7 +116,7 @@ def conv(
   chex.assert_rank(kernel, x.ndim)
   chex.assert_equal(kernel.shape[-2], x.shape[-1])
   rank = x.ndim - 2
-  strides, dilation = _per_dimension(strides, rank), _per_dimension(dilation, rank)
+  strides, dilation = per_dimension(strides, rank), per_dimension(dilation, rank)
   pads = _explicit_padding(padding, x.shape[1:-1], kernel.shape[:rank], strides, dilation)
   kernel, pads = _cut_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
   if math.prod(kernel.shape[:rank]) == 1:
@@ -277,7 +277,8 @@ def _kernel_gradient(
   return total.reshape(n_x, c, n_dy, f).transpose(2, 0, 1, 3).reshape(shape)
 
 
-def _per_dimension(value: int | Sequence[int], rank: int) -> Ints:
+def per_dimension(value: int | Sequence[int], rank: int) -> Ints:
+  """One number for every dimension, or one each, as a tuple."""
   return (value,) * rank if isinstance(value, int) else tuple(value)
 
 

@@ -1,4 +1,4 @@
-"""Sizes in networks of unpadded 3x3 convolutions: two a level, `depth` times halved and doubled."""
+"""Sizes of U-Nets, two 3x3 convolutions a level, `depth` times halved and doubled."""
 
 from collections.abc import Sequence
 
@@ -34,10 +34,33 @@ def unpadded_labels(label: Array, depth: int) -> Array:
   return centre(label, [unpadded_output(n, depth) for n in label.shape[1:]])
 
 
-def mirror_to_cover(x: Array, depth: int) -> Array:
-  """Surrounds [b h w c] by its mirror image, so that the output's first pixels are those of x."""
+def check_padding(padding: str) -> None:
+  """Raises InputError where a U-Net has no such padding."""
+  if padding not in ("SAME", "VALID"):
+    raise InputError(f"padding: {padding!r} is unknown; choose SAME or VALID")
+
+
+def fit_unet(x: Array, depth: int, padding: str, *, train: bool) -> Array:
+  """Brings [b h w c] to a size that halves evenly, so that the output's first pixels are x's.
+
+  Args:
+    x: the image, or a volume [b d h w c].
+    depth: how often maps are halved.
+    padding: "SAME": zeros below and to the right. "VALID": x is surrounded by its mirror image
+      until the output covers it; but in training it stays, and its middle is what comes out.
+    train: whether in training.
+
+  Raises:
+    InputError: a size doesn't fit "VALID" in training.
+  """
+  size = x.shape[1:-1]
+  if padding == "SAME":
+    return jnp.pad(x, [(0, 0), *((0, -n % 2**depth) for n in size), (0, 0)])
+  if train:
+    check_unpadded_size(size, depth)
+    return x
   edges = []
-  for n in x.shape[1:-1]:
+  for n in size:
     total = next(m for m in range(n, n + 64 * 2**depth) if unpadded_output(m, depth) >= n)
     before = (total - unpadded_output(total, depth)) // 2
     edges.append((before, total - n - before))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.nn.conv import per_dimension
 from jseg.types import Array
 
 
@@ -112,7 +113,7 @@ class ConvTranspose(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Up-samples x."""
-    strides = _per_dimension(self.strides, x.ndim - 2)
+    strides = per_dimension(self.strides, x.ndim - 2)
     init = self.kernel_init or nn.initializers.variance_scaling(
       2.0 * math.prod(strides), "fan_in", "normal"
     )
@@ -146,7 +147,7 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> 
   b, *size, c = x.shape
   *kernel_size, _, f = kernel.shape
   rank = len(size)
-  strides = _per_dimension(strides, rank)
+  strides = per_dimension(strides, rank)
   reach = [-(-k // s) for k, s in zip(kernel_size, strides, strict=True)]
   blocks = [n + m - 1 for n, m in zip(size, reach, strict=True)]
 
@@ -224,7 +225,3 @@ def _tent(size: int) -> np.ndarray:
   factor = (size + 1) // 2
   centre = factor - 1 if size % 2 else factor - 0.5
   return (1 - np.abs(np.arange(size) - centre) / factor).astype(np.float32)
-
-
-def _per_dimension(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-  return (value,) * rank if isinstance(value, int) else tuple(value)

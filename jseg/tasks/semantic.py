@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from jseg.losses import Loss
+from jseg.losses import Loss, weights_of
 from jseg.metrics import confusion
 from jseg.types import Array, InputError, Outputs
 
@@ -30,7 +30,8 @@ def make_task_loss(
     if border is None:
       weights = {"class_weights": class_weights}
     else:
-      weights = {"pixel_weights": border + _of_labels(class_weights, label)}
+      by_class = 1.0 if class_weights is None else weights_of(label, class_weights)
+      weights = {"pixel_weights": border + by_class}
     total, count = loss(outputs.logits, label, **weights)
     for name, logits in outputs.aux.items():
       if name not in aux_weights:
@@ -42,14 +43,6 @@ def make_task_loss(
     return total, count
 
   return task_loss
-
-
-def _of_labels(class_weights: Array | None, label: Array) -> Array:
-  """The weight of each pixel's class."""
-  if class_weights is None:
-    return jnp.ones(label.shape)
-  hits = label[..., None] == jnp.arange(len(class_weights)).reshape((1,) * label.ndim + (-1,))
-  return jnp.where(hits, class_weights.reshape((1,) * label.ndim + (-1,)), 0.0).sum(-1)
 
 
 def training_counts(outputs: Outputs, label: Array) -> Array:

@@ -73,9 +73,9 @@ def convert(
 
 
 def _kernel(name: str, weight: np.ndarray, layer: Layer) -> np.ndarray:
-  if layer.kind == "dense" and weight.ndim == 2:
-    channels = weight.shape[1] // (layer.window[0] * layer.window[1])
-    weight = weight.reshape(weight.shape[0], channels, *layer.window)
+  pixels = layer.window[0] * layer.window[1]
+  if layer.kind == "dense" and weight.ndim == 2 and weight.shape[1] % pixels == 0:
+    weight = weight.reshape(weight.shape[0], -1, *layer.window)
   if weight.ndim < 3:
     raise InputError(f"{name}: a tensor of shape {weight.shape} is no convolution's kernel")
   first = (0, 1) if layer.kind == "transposed" else (1, 0)

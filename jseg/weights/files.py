@@ -8,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from jseg.backbones import vgg
 from jseg.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from jseg.types import InputError
 from jseg.weights.convert import Layer, convert
@@ -15,7 +16,7 @@ from jseg.weights.convert import Layer, convert
 # Positions of VGG16's convolutions in torchvision's `features`.
 _VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 _VGG16_BN = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
-_VGG16_NAMES = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
+_VGG16_NAMES = [f"conv{b}_{i}" for b, n in enumerate(vgg.LAYERS, 1) for i in range(1, n + 1)]
 _CLASSIFIER = {
   "classifier.0": Layer("backbone/fc6", "dense", (7, 7)),
   "classifier.3": Layer("backbone/fc7", "dense"),
@@ -68,9 +69,11 @@ def foreign_variables(
           f"features.{i + 1}": Layer(f"backbone/{name.replace('conv', 'norm')}", "norm")
           for i, name in zip(positions, _VGG16_NAMES, strict=True)
         }
-      variables, unused = convert(tensors, layers | _CLASSIFIER)
+      # torchvision's own file of the convolutions alone holds a classifier of NaN.
+      classifier = np.isfinite(tensors.get("classifier.0.weight", np.nan)).all()
+      variables, unused = convert(tensors, layers | _CLASSIFIER if classifier else layers)
       what = f"torchvision's vgg16{'_bn' if with_norm else ''}"
-      if "classifier.0.weight" not in tensors:
+      if not classifier:
         _fold_preprocessing(variables["params"]["backbone"]["conv1_1"], _CAFFE_MEAN, 1 / 255)
         what += " without classifier, for images in 0..255 less the mean"
       return variables, unused, what

@@ -89,4 +89,4 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(path: Any) -> str:
-  return "/".join(str(key.key) for key in path)
+  return jax.tree_util.keystr(path, simple=True, separator="/")
