@@ -37,3 +37,83 @@ class Outputs:
 
   logits: Array
   aux: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class Targets:
+  """The objects of a batch of images, padded to n slots. Boxes are (y0 x0 y1 x1) in pixels.
+
+  Coordinates are those of pixels' edges. Empty slots are zero.
+
+  Attributes:
+    boxes: float32 [b n 4], the visible part of each object, clipped to the image.
+    frames: float32 [b n 4], the box that `masks` covers; after a crop it may lie outside in part.
+    masks: uint8 [b n m m], how much of each cell of its frame the object covers, 0 to 255.
+    classes: int32 [b n], 1 to k - 1; 0 where not valid.
+    valid: bool [b n].
+    crowd: bool [b n], whether it is a region of many objects, which is neither found nor missed.
+  """
+
+  boxes: Array
+  frames: Array
+  masks: Array
+  classes: Array
+  valid: Array
+  crowd: Array
+
+
+@flax.struct.dataclass
+class Detections:
+  """The objects found in a batch of images, the best first, padded to n slots.
+
+  Attributes:
+    boxes: float32 [b n 4], (y0 x0 y1 x1) in pixels, clipped to the image.
+    scores: float32 [b n], probability of the class.
+    classes: int32 [b n], 1 to k - 1; 0 where not valid.
+    masks: float32 [b n m m], probability that a cell of the box belongs to the object.
+    valid: bool [b n].
+  """
+
+  boxes: Array
+  scores: Array
+  classes: Array
+  masks: Array
+  valid: Array
+
+
+@flax.struct.dataclass
+class InstanceOutputs:
+  """What an instance network returns in training: predictions beside what they should be.
+
+  a anchors and r sampled regions an image; the first p regions are those that may be objects. Box
+  differences are (dy dx dh dw), weighted (`jseg.nn.encode_boxes`).
+
+  Attributes:
+    rpn_logits: float32 [b a], whether an anchor holds an object.
+    rpn_deltas: float32 [b a 4], from anchors to objects.
+    rpn_labels: bool [b a], the truth of `rpn_logits`.
+    rpn_targets: float32 [b a 4], the truth of `rpn_deltas` where `rpn_labels`, else 0.
+    rpn_sampled: bool [b a], the anchors that count.
+    class_logits: float32 [b r k].
+    deltas: float32 [b r 4], from regions to objects, as predicted for the true class.
+    classes: int32 [b r], the true class; 0 is background.
+    targets: float32 [b r 4], the truth of `deltas` where `classes` is above 0, else 0.
+    sampled: bool [b r], the regions that count.
+    mask_logits: float32 [b p m m], as predicted for the true class.
+    masks: float32 [b p m m], the truth of `mask_logits`, 0 to 1.
+    mask_valid: bool [b p], the regions that are objects.
+  """
+
+  rpn_logits: Array
+  rpn_deltas: Array
+  rpn_labels: Array
+  rpn_targets: Array
+  rpn_sampled: Array
+  class_logits: Array
+  deltas: Array
+  classes: Array
+  targets: Array
+  sampled: Array
+  mask_logits: Array
+  masks: Array
+  mask_valid: Array
