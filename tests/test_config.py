@@ -34,6 +34,11 @@ def test_shipped_configs_are_valid_and_survive_the_run_directory(path, variant, 
   assert again.to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("name", jseg.models.names())
+def test_every_network_has_a_configuration(name):
+  assert jseg.config.default(name).model.name == name
+
+
 def test_unknown_model_and_knob():
   with pytest.raises(InputError, match=r"'unett'.*unet"):
     jseg.config.default("unett")

@@ -20,6 +20,7 @@ VARIANTS = [
   ("fcn32s", {"backbone": "alexnet"}),
   ("unet", {"padding": "VALID", "norm": "none"}),
   ("deeplab_v1", {"msc": True}),
+  ("deeplab_v3", {"form": "cascade", "multi_grid": (1, 2, 1)}),
 ]
 # Its sixty convolutions take a minute to differentiate, and train as everyone else's.
 UNTRAINED = ("fcn32s", {"backbone": "googlenet", "width": 0.25})

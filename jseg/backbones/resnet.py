@@ -30,13 +30,15 @@ def check_resnet(depth: int, width: float) -> None:
 class ResNet(nn.Module):
   """[b h w c] -> {"layer1", ..., "layer4"}, each [b h' w' c'], at strides 4, 8, 16, 32 at most.
 
-  From `output_stride` on, strides become dilation: the same weights at a finer resolution.
+  From `output_stride` on, strides become dilation: the same weights at a finer resolution. Copies
+  of layer4 that follow it, "layer5" and so on, are all dilated.
 
   Attributes:
     depth: 18, 34 (two 3x3 a unit) or 50, 101, 152 (bottlenecks).
     output_stride: of layer4: 4, 8, 16 or 32.
-    multi_grid: factors of the dilation of layer4's units (Chen et al. 2017, arXiv:1706.05587,
-      section 3.2); units beyond its length repeat the last one.
+    multi_grid: factors of the dilation of the units of layer4 and its copies (Chen et al. 2017,
+      arXiv:1706.05587, section 3.2); units beyond its length repeat the last one.
+    copies: of layer4 (the same paper, figure 3(b)), each at twice the dilation of the one before.
     lag: whether the first unit of a dilated layer keeps the dilation of the layer before, which is
       how torchvision's networks are trained.
     stem: "plain", one 7 x 7, or "deep", three 3 x 3 (Zhao et al. 2017, arXiv:1612.01105).
@@ -52,6 +54,7 @@ class ResNet(nn.Module):
   depth: int = 50
   output_stride: int = 32
   multi_grid: Sequence[int] = (1,)
+  copies: int = 0
   lag: bool = False
   stem: str = "plain"
   stride_on: str = "3x3"
@@ -72,6 +75,8 @@ class ResNet(nn.Module):
         raise InputError(f"{key}: {value!r} is unknown; choose from {', '.join(map(str, values))}")
     if not self.multi_grid or min(self.multi_grid) < 1:
       raise InputError(f"multi_grid: {self.multi_grid} must be one or more factors of at least 1")
+    if self.copies < 0:
+      raise InputError(f"copies: {self.copies} must be at least 0")
     check_resnet(self.depth, self.width)
     check_norm(self.norm)
     super().__post_init__()
@@ -99,15 +104,16 @@ class ResNet(nn.Module):
     x = max_pool(x, 3, 2, padding=1, ceil=self.ceil)
 
     features, stride, rate = {}, 4, 1
-    for layer, units in enumerate(LAYERS[self.depth], 1):
+    layers = LAYERS[self.depth]
+    for layer, units in enumerate((*layers, *layers[-1:] * self.copies), 1):
       step, before = (1 if layer == 1 else 2), rate
       if stride * step > self.output_stride:
         step, rate = 1, rate * step
       stride *= step
       for unit in range(units):
-        grid = self.multi_grid[min(unit, len(self.multi_grid) - 1)] if layer == 4 else 1
+        grid = self.multi_grid[min(unit, len(self.multi_grid) - 1)] if layer >= 4 else 1
         x = Residual(
-          channels=width(64 * 2 ** (layer - 1)),
+          channels=width(64 * 2 ** (min(layer, 4) - 1)),
           bottleneck=self.depth >= 50,
           stride=step if unit == 0 else 1,
           rate=before if self.lag and unit == 0 else rate * grid,

@@ -21,7 +21,7 @@ class DeepLabV2(nn.Module):
   Scores at stride 8 are sums of classifiers of several rates (section 3.2): on ResNet each is one
   3x3 convolution, on VGG16 an fc6 of that rate with its own fc7 and fc8. The image is also seen at
   smaller scales; the logits are the largest of all scales (section 4.1.2), and in training each
-  scale has a loss of its own, named "scale1", "scale0.75", ...
+  scale has a loss of its own, named "scale1", "scale0_75", ...
 
   Attributes:
     num_classes: k.
@@ -37,7 +37,7 @@ class DeepLabV2(nn.Module):
   """
 
   TINY: ClassVar[dict[str, Any]] = {"backbone": "resnet18", "width": 0.125, "norm": "batch"}
-  AUX_WEIGHTS: ClassVar[dict[str, float]] = {"scale1": 1.0, "scale0.75": 1.0, "scale0.5": 1.0}
+  AUX_WEIGHTS: ClassVar[dict[str, float]] = {"scale1": 1.0, "scale0_75": 1.0, "scale0_5": 1.0}
 
   num_classes: int
   backbone: str = "resnet101"
@@ -112,7 +112,7 @@ class DeepLabV2(nn.Module):
     # Scales meet at the resolution of the first one's scores.
     fused = jnp.stack([resize_bilinear(x, scores[0].shape[1:3]) for x in scores]).max(0)
     every = {
-      f"scale{scale:g}": resize_bilinear(x, size)
+      _loss_name(scale): resize_bilinear(x, size)
       for scale, x in zip(self.scales, scores, strict=True)
     }
     return Outputs(resize_bilinear(fused, size), every if len(self.scales) > 1 and train else {})
@@ -132,3 +132,7 @@ class DeepLabV2(nn.Module):
     for layer in (fc6, fc7):
       x = self.drop(nn.relu(cast(Any, layer)(x)), deterministic=not train)
     return x
+
+
+def _loss_name(scale: float) -> str:
+  return f"scale{scale:g}".replace(".", "_")  # a key of the configuration: no dots
