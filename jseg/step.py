@@ -6,6 +6,7 @@ comes out is device 0's value, so everything returned has been reduced before.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,10 @@ from jseg.types import Array, Batch, Outputs
 
 Augment = Callable[..., tuple[Array, ...]]
 Loss = Callable[[Outputs, Array, Array | None], tuple[Array, Array]]
-TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+Terms = dict[str, tuple[Array, Array, float]]
+"""Parts of a loss by name: (sum, count, weight) on one device."""
+Forward = Callable[[Any, Batch, Array, Sequence[str]], tuple[Any, Any, Any]]
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Any]]]
 
 _Tree = TypeVar("_Tree")
 
@@ -55,7 +59,7 @@ def make_train_step(
   *,
   ema: float = 0.0,
 ) -> TrainStep:
-  """Makes `step(state, batch, key) -> (state, metrics)`, pmapped over the batch.
+  """Makes the training step of a network of pixels: `make_update_step` with one term, `loss`.
 
   Args:
     model: the network. Where it has `training_labels`, labels and weights go through that.
@@ -67,34 +71,68 @@ def make_train_step(
     ema: decay of the moving average of the parameters; 0 is off.
 
   Returns:
+    The step. Its metrics have `confusion` int32 [k k] besides; `valid` is what the loss was
+    divided by.
+  """
+
+  def terms(outputs: Outputs, targets: Sequence[Array]) -> Terms:
+    label, *weight = targets
+    return {"loss": (*loss(outputs, label, weight[0] if weight else None), 1.0)}
+
+  def measures(outputs: Outputs, targets: Sequence[Array]) -> dict[str, Array]:
+    return {"confusion": counts(outputs, targets[0])}
+
+  return make_update_step(optimizer, pixels_forward(model, augment), terms, measures, ema=ema)
+
+
+def make_update_step(
+  optimizer: optax.GradientTransformation,
+  forward: Forward,
+  terms: Callable[[Any, Any], Terms],
+  measures: Callable[[Any, Any], dict[str, Array]],
+  *,
+  ema: float = 0.0,
+) -> TrainStep:
+  """Makes `step(state, batch, key) -> (state, metrics)`, pmapped over the batch.
+
+  Args:
+    optimizer: gradients to updates.
+    forward: `(variables, batch, key, mutable) -> (outputs, targets, collections)`: augments a
+      batch and applies the network as in training.
+    terms: `(outputs, targets) -> {name: (sum, count, weight)}`. The loss is the sum over the terms
+      of weight x sum / count, sum and count being those of the global batch.
+    measures: `(outputs, targets) -> {name: counts}`, integers that add up over batches.
+    ema: decay of the moving average of the parameters; 0 is off.
+
+  Returns:
     The step. `batch` has a leading axis of local devices (see `shard`); `key` is the run's key,
     the same at every step: all randomness is a function of (key, step, position in the global
     batch), so that neither a restart nor the number of devices changes what is drawn (dropout,
-    drawn per device, is the exception). `metrics`: `loss` (mean over the global batch's valid
-    pixels), `grad_norm`, `valid` (what the loss was divided by), `confusion` int32 [k k]. The
-    state that went in is donated.
+    drawn per device, is the exception). `metrics`: `loss`, `terms` (each one's mean and count),
+    `grad_norm`, `valid` (the largest count), and the measures. The state that went in is donated.
   """
 
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Any]]:
     key = jax.random.fold_in(key, state.step)
-    augment_key, dropout_key = jax.random.split(key)
-    image, label, weight = _augment(model, augment, augment_key, batch)
 
-    def forward(params):
-      outputs, updated = model.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        image,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
+    def total_loss(params: Any) -> tuple[Array, Any]:
+      variables = {"params": params, "batch_stats": state.batch_stats}
+      outputs, targets, updated = forward(variables, batch, key, ["batch_stats"])
+      parts = terms(outputs, targets)
+      counts = {name: count for name, (_, count, _) in parts.items()}
+      counts = jax.lax.psum(jax.lax.stop_gradient(counts), AXIS)
+      largest = functools.reduce(jnp.maximum, counts.values())
+      # Sums are divided last, by the largest count; terms that have fewer are scaled up to it.
+      total = sum(
+        weight * part * (largest / jnp.where(counts[name] > 0, counts[name], 1.0))
+        for name, (part, _, weight) in parts.items()
       )
-      total, count = loss(outputs, label, weight)
-      return total, (count, updated.get("batch_stats", {}), counts(outputs, label))
+      measured = measures(outputs, targets)
+      return total, (parts, largest, updated.get("batch_stats", {}), measured)
 
-    (total, (count, batch_stats, matrix)), grads = jax.value_and_grad(forward, has_aux=True)(
-      state.params
-    )
-    mean_loss, valid = mean_over_devices(total, count, AXIS)
+    (_, (parts, valid, batch_stats, measured)), grads = jax.value_and_grad(
+      total_loss, has_aux=True
+    )(state.params)
     # A batch without one valid pixel has gradient 0, not 0 / 0.
     divisor = jnp.where(valid > 0, valid, 1.0)
     grads = jax.tree.map(lambda g: g / divisor, jax.lax.psum(grads, AXIS))
@@ -114,30 +152,48 @@ def make_train_step(
       opt_state=opt_state,
       ema=average,
     )
+    means = {name: mean_over_devices(part, count, AXIS) for name, (part, count, _) in parts.items()}
     metrics = {
-      "loss": mean_loss,
+      "loss": sum(weight * means[name][0] for name, (_, _, weight) in parts.items()),
+      "terms": means,
       "grad_norm": optax.tree.norm(grads),
       "valid": valid,
-      "confusion": jax.lax.psum(matrix, AXIS),
+      **jax.lax.psum(measured, AXIS),
     }
     return state, metrics
 
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
 
 
-def _augment(
-  model: nn.Module, augment: Augment, key: Array, batch: Batch
-) -> tuple[Array, Array, Array | None]:
-  """Images, labels and weights as the loss sees them, each drawn by its place in the batch."""
-  first = jax.lax.axis_index(AXIS) * len(batch["image"])
-  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-    key, first + jnp.arange(len(batch["image"]))
-  )
-  names = [name for name in ("image", "label", "size", "weight") if name in batch]
-  image, *targets = jax.vmap(augment)(keys, *(batch[name] for name in names))
-  align = getattr(model, "training_labels", None)
-  label, *weight = map(align, targets) if align else targets
-  return image, label, weight[0] if weight else None
+def pixels_forward(model: nn.Module, augment: Augment) -> Forward:
+  """The forward of a network of pixels; its targets are labels, or (labels, weights of pixels)."""
+
+  def forward(
+    variables: Any, batch: Batch, key: Array, mutable: Sequence[str]
+  ) -> tuple[Outputs, Sequence[Array], Any]:
+    augment_key, dropout_key = jax.random.split(key)
+    names = [name for name in ("image", "label", "size", "weight") if name in batch]
+    keys = example_keys(augment_key, len(batch["image"]))
+    image, *targets = jax.vmap(augment)(keys, *(batch[name] for name in names))
+    align = getattr(model, "training_labels", None)
+    if align:
+      targets = [align(target) for target in targets]
+    outputs, updated = model.apply(
+      variables,
+      image,
+      train=True,
+      mutable=mutable,
+      rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
+    )
+    return cast(Outputs, outputs), targets, updated
+
+  return forward
+
+
+def example_keys(key: Array, batch: int) -> Array:
+  """A key for each of a device's examples, by its place in the global batch: keys [b]."""
+  places = jax.lax.axis_index(AXIS) * batch + jnp.arange(batch)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
 
 
 def make_moments_step(
@@ -152,18 +208,10 @@ def make_moments_step(
   Returns:
     The step; its result goes into `average_moments`.
   """
+  forward = pixels_forward(model, augment)
 
   def step(state: TrainState, batch: Batch, key: Array) -> Any:
-    augment_key, dropout_key = jax.random.split(key)
-    image, _, _ = _augment(model, augment, augment_key, batch)
-    _, updated = model.apply(
-      state.variables(),
-      image,
-      train=True,
-      mutable=["batch_stats", "moments"],
-      rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
-    )
-    return updated["moments"]
+    return forward(state.variables(), batch, key, ["batch_stats", "moments"])[-1]["moments"]
 
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None)
 
