@@ -8,7 +8,6 @@ import contextlib
 import errno
 import logging
 import math
-import operator
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +23,6 @@ from jseg.data import ClassInfo
 from jseg.state import TrainState
 from jseg.types import InputError
 
-METRIC = "miou"
 CONFIG_FILE = "config.json"
 CLASSES_FILE = "classes.json"
 
@@ -37,13 +35,21 @@ class Checkpoints:
   Args:
     run: the run directory; they are in its folder `checkpoints`.
     keep: how many of the latest are kept. The best one is kept besides.
+    metric: name of the measure that tells the best, the higher the better.
     read_only: for evaluation: nothing is written, created or cleaned up.
 
   Raises:
     InputError: `read_only`, and there is none.
   """
 
-  def __init__(self, run: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
+  def __init__(
+    self,
+    run: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    metric: str = "miou",
+    read_only: bool = False,
+  ):
     self.run = pathlib.Path(run).absolute()
     directory = self.run / "checkpoints"
     if read_only and not directory.is_dir():
@@ -51,8 +57,8 @@ class Checkpoints:
     # Orbax tells every save in ten lines; and what its tasks fail with is raised here anyway.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    metric = operator.itemgetter(METRIC)
-    best = _policy.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)
+    self._name = metric
+    best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
       directory,
       item_handlers={
@@ -62,7 +68,7 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(keep), best]),
-        best_fn=metric,  # the policy alone decides; but without this, metrics are not written
+        best_fn=_only_value,  # the policy alone decides; but without this, metrics are not written
         create=not read_only,
         read_only=read_only,
         enable_async_checkpointing=not read_only,
@@ -80,14 +86,14 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best(self) -> int:
-    """The step with the highest validation mIoU; the latest if none was evaluated."""
+    """The step with the highest validation measure; the latest if none was evaluated."""
     scores = {step: self._metric(step) for step in self.steps()}
     known = {step: score for step, score in scores.items() if score is not None}
     return max(known, key=lambda step: (known[step], step)) if known else max(scores)
 
   def _metric(self, step: int) -> float | None:
     metrics = self._manager.metrics(step)
-    return metrics.get(METRIC) if metrics else None
+    return _only_value(metrics) if metrics else None
 
   def pick(self, which: str | int) -> int:
     """The step that "best", "latest" or a number stands for.
@@ -105,13 +111,15 @@ class Checkpoints:
       f"{', '.join(map(str, steps))}"
     )
 
-  def save(self, state: TrainState, position: Mapping[str, Any], miou: float | None = None) -> None:
+  def save(
+    self, state: TrainState, position: Mapping[str, Any], score: float | None = None
+  ) -> None:
     """Starts to save; returns as soon as the state is copied, so that training can go on.
 
     Args:
       state: of the run; its step names the checkpoint.
       position: in the data, as JSON.
-      miou: validation mIoU at this step, if it was evaluated; the highest is kept as the best.
+      score: the measure at this step, if it was evaluated; the highest is kept as the best.
         NaN counts as not evaluated.
 
     Raises:
@@ -127,7 +135,7 @@ class Checkpoints:
           training=ocp.args.PyTreeSave(training),
           data=ocp.args.JsonSave(dict(position)),
         ),
-        metrics=None if miou is None or math.isnan(miou) else {METRIC: miou},
+        metrics=None if score is None or math.isnan(score) else {self._name: score},
       )
     except (OSError, ValueError, RuntimeError) as error:
       raise self._save_error(error) from error
@@ -247,6 +255,11 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+
+
+def _only_value(metrics: Mapping[str, float]) -> float:
+  (value,) = metrics.values()
+  return value
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from jseg.checkpoint import load_run
 from jseg.evaluate import evaluate_run
 from jseg.loop import use_compilation_cache
 from jseg.predict import Segmenter
-from jseg.report import CONSOLE, progress, score_table
+from jseg.report import CONSOLE, progress
 from jseg.types import InputError
 
 
@@ -153,7 +153,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     rand=arguments.rand,
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
-  CONSOLE.print(score_table(result.scores, result.names, title))
+  CONSOLE.print(result.task.table(result.scores, title))
   for key, what in (("boundary_miou", "mean boundary IoU"), ("rand", "Rand score")):
     if result.extra.get(key) is not None:
       CONSOLE.print(f"{what}: {100 * result.extra[key]:.1f} %")

@@ -1,22 +1,19 @@
 """Measures of a whole split, at the images' original size."""
 
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
-
 from jseg import config as configs
-from jseg import data
+from jseg import data, tasks
 from jseg.checkpoint import checkpoint_step, load_model, load_run
-from jseg.metrics import BoundaryState, ConfusionState, Scores, none_if_nan, rand_score
+from jseg.metrics import BoundaryState, none_if_nan, rand_score
 from jseg.predict import Segmenter
-from jseg.report import progress, save_confusion_plot
-from jseg.step import make_eval_step, replicate, shard
+from jseg.report import progress
+from jseg.step import replicate
+from jseg.tasks import Task
 from jseg.types import InputError
 
 
@@ -27,60 +24,18 @@ class Evaluation:
   Attributes:
     split: its name.
     step: of the checkpoint.
-    scores: the measures.
+    scores: the measures, `Scores` of a network of pixels.
     names: of the classes.
+    task: of the run.
     extra: measures that were asked for besides: `boundary_miou`, `boundary_iou` by class, `rand`.
   """
 
   split: str
   step: int
-  scores: Scores
+  scores: Any
   names: Sequence[str]
+  task: Task
   extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def make_evaluator(
-  model: nn.Module, dataset: data.Dataset, split: str, config: Any
-) -> Callable[[Any], Scores]:
-  """Makes `evaluate(variables) -> Scores` over one split.
-
-  Every image counts once, whatever the batch size and the number of devices: the last batch is
-  filled up with images without a label.
-
-  Args:
-    model: the network.
-    dataset: with the split.
-    split: its name.
-    config: of the run.
-  """
-  source = dataset.source(split)
-  num_classes = len(dataset.classes.names)
-  local, world = jax.local_device_count(), jax.device_count()
-  batches = data.eval_batches(
-    source,
-    size=tuple(config.data.size),
-    label_size=dataset.max_size(split),
-    batch_size=-(-config.data.eval_batch_size // world) * world,
-    channels=config.data.channels,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    threads=config.data.threads,
-  )
-  step = make_eval_step(model, data.prepare)
-
-  def evaluate(variables: Any) -> Scores:
-    state = ConfusionState.empty(num_classes)
-    pending = None
-    for batch in progress(batches, f"evaluating {split}", len(batches)):
-      arrays = {k: batch[k] for k in ("image", "size", "label", "label_size")}
-      counts = step(variables, shard(arrays, local))
-      # One batch behind, so that the host decodes while the device counts.
-      if pending is not None:
-        state = state.update(pending)
-      pending = counts
-    return (state if pending is None else state.update(pending)).compute()
-
-  return evaluate
 
 
 def evaluate_run(
@@ -93,7 +48,7 @@ def evaluate_run(
   boundary: bool = False,
   rand: str | None = None,
 ) -> Evaluation:
-  """Evaluates a checkpoint and writes `evaluation/SPLIT.json` and the confusion matrix as a plot.
+  """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
 
   Args:
     run: the run directory.
@@ -127,15 +82,16 @@ def evaluate_run(
     raise InputError(f"there is no class {rand!r}; choose from {', '.join(classes.names)}")
   if (boundary or rand) and dataset.ndim == 3:
     raise InputError("boundary IoU and the Rand score are for images; leave them out for volumes")
+  task = tasks.create(config, dataset)
   step = checkpoint_step(run, checkpoint)
   model, variables = load_model(run, step)
-  scores = make_evaluator(model, dataset, split, config)(replicate(variables))
+  scores = task.make_evaluator(model, split)(replicate(variables))
   extra = {}
   if boundary or rand:
     segmenter = Segmenter(model, variables, classes, config.data.size, config.data.channels)
     extra = measure_regions(segmenter, dataset.source(split), boundary=boundary, rand=rand)
-  save_evaluation(run, scores, classes.names, split=split, step=step, extra=extra)
-  return Evaluation(split, step, scores, classes.names, extra)
+  save_evaluation(run, task, scores, split=split, step=step, extra=extra)
+  return Evaluation(split, step, scores, classes.names, task, extra)
 
 
 def measure_regions(
@@ -165,17 +121,14 @@ def measure_regions(
 
 def save_evaluation(
   run: pathlib.Path,
-  scores: Scores,
-  names: Sequence[str],
+  task: Task,
+  scores: Any,
   *,
   split: str,
   step: int,
   extra: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes `evaluation/SPLIT.json` and the plot `evaluation/SPLIT_confusion.png` of a run."""
+  """Writes `evaluation/SPLIT.json` of a run, and plots beside it."""
   folder = run / "evaluation"
   folder.mkdir(exist_ok=True)
-  result = {"split": split, "step": step, "resolution": "original", **scores.to_dict(names)}
-  result |= extra or {}
-  (folder / f"{split}.json").write_text(json.dumps(result, indent=2) + "\n")
-  save_confusion_plot(scores, names, folder / f"{split}_confusion.png")
+  task.save_scores(scores, folder / split, {"split": split, "step": step}, extra or {})

@@ -20,22 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from jseg import config as configs
-from jseg import data, models
+from jseg import data, tasks
 from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_model, load_run, save_run
-from jseg.evaluate import make_evaluator, save_evaluation
-from jseg.metrics import ConfusionState, Scores
-from jseg.predict import Segmenter
-from jseg.report import (
-  CONSOLE,
-  Sample,
-  save_curves,
-  save_samples,
-  score_table,
-  terminal_samples,
-)
+from jseg.evaluate import save_evaluation
+from jseg.report import CONSOLE, save_curves
 from jseg.state import TrainState, create_train_state
-from jseg.step import average_moments, make_moments_step, make_train_step, replicate, shard
-from jseg.tasks import semantic
+from jseg.step import average_moments, replicate, shard
+from jseg.tasks import Task
 from jseg.types import Array, InputError
 from jseg.weights import foreign_variables, read_tensors, transfer
 
@@ -44,7 +35,7 @@ INIT_FILE = "init.json"  # what became of every parameter that `init_from` had
 _IN_FLIGHT = 2  # steps the host may be ahead of the device
 
 
-def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
+def train(config: Any, workdir: str | pathlib.Path) -> Any:
   """Trains, evaluates and saves; goes on where the last checkpoint in `workdir` ends.
 
   Killed at any moment and started again with the same arguments, it ends with the same parameters
@@ -56,7 +47,8 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
     workdir: the run directory; made if it isn't there.
 
   Returns:
-    The measures of the validation split after the last step; None if it was stopped before.
+    The measures of the validation split after the last step (`Scores` of a network of pixels); None
+    if it was stopped before.
 
   Raises:
     InputError: the configuration, the data or the directory can't be used, the loss is no longer
@@ -75,43 +67,26 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   # Data.
   dataset = configs.load_dataset(config)
   names = dataset.classes.names
-  check_fit(config, dataset)
+  task = tasks.create(config, dataset)
+  task.check_fit()
   open_run(workdir, config, dataset.classes)
-  train_source = dataset.source(config.data.train_split)
-  eval_source = dataset.source(config.data.eval_split)
-  border = (config.loss.border_weight, config.loss.border_sigma)
+  sizes = [len(dataset.source(s)) for s in (config.data.train_split, config.data.eval_split)]
+  iterator = task.batches(config.seed)
 
-  def batches(seed: int) -> Any:
-    return data.train_iterator(
-      train_source,
-      size=tuple(config.data.size),
-      batch_size=config.data.batch_size,
-      seed=seed,
-      channels=config.data.channels,
-      border=border if config.loss.border_weight else None,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.threads,
-    )
-
-  iterator = batches(config.seed)
-
-  # Model, optimizer, step.
+  # Model and optimizer.
   model = configs.make_model(config, len(names))
   optimizer, schedule = configs.make_optimizer(config)
   key = jax.random.key(config.seed)
   init_key, step_key = jax.random.split(key)
   shape = (*config.data.size, config.data.channels)
   state = create_train_state(model, optimizer, init_key, shape, ema=config.ema > 0)
-  augment = configs.make_augment(config)
-  class_weights = make_class_weights(config, dataset)
-  loss = semantic.make_task_loss(configs.make_loss(config), config.aux_weights, class_weights)
-  moments_step = make_moments_step(model, augment)
-  evaluate = make_evaluator(model, dataset, config.data.eval_split, config)
-  segmenter = Segmenter(model, {}, dataset.classes, config.data.size, config.data.channels)
+  evaluate = task.make_evaluator(model, config.data.eval_split)
+  samples = task.make_samples(model, config.data.eval_split)
 
   with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, keep=config.keep)))
+    checkpoints = stack.enter_context(
+      contextlib.closing(Checkpoints(workdir, keep=config.keep, metric=task.measure))
+    )
     if checkpoints.latest() is not None:
       state, position = checkpoints.restore(state)
       if position["fingerprint"] != dataset.fingerprint:
@@ -128,14 +103,13 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
     first = int(state.step)
     if taken:
       optimizer, _ = configs.make_optimizer(config, taken)
-    train_step = make_train_step(
-      model, optimizer, augment, loss, semantic.training_counts, ema=config.ema
-    )
+    train_step = task.make_train_step(model, optimizer)
+    moments_step = task.make_moments_step(model)
     state = replicate(state)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     CONSOLE.print(
       f"[bold]{config.model.name}[/bold], {parameters:,} parameters, on {config.data.name}: "
-      f"{len(train_source):,} training and {len(eval_source):,} validation images, "
+      f"{sizes[0]:,} training and {sizes[1]:,} validation images, "
       f"{len(names)} classes; {devices} {jax.devices()[0].platform} device(s)"
     )
     if first >= config.steps:
@@ -147,15 +121,16 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
     bar = stack.enter_context(progress_bar())
 
     # Train.
-    scores, rows = None, []
-    window = Window(len(names), config.data.batch_size)
-    task = bar.add_task("training", total=config.steps, completed=first, status="compiling")
+    scores = None
+    rows: Sequence[Any] = ()
+    window = Window(task, config.data.batch_size)
+    progress = bar.add_task("training", total=config.steps, completed=first, status="compiling")
     for step in range(first + 1, config.steps + 1):
       window.begin()
       batch = next(iterator)
       state, metrics = train_step(state, shard(batch, local), step_key)
       window.add(step, metrics)
-      bar.update(task, completed=step, status=window.status())
+      bar.update(progress, completed=step, status=window.status())
 
       last = step == config.steps
       stop = (stopped.is_set() or checkpoints.preempted(step)) and not last
@@ -171,20 +146,23 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
         started = time.perf_counter()
         if config.precise_bn_batches and state.batch_stats:
           # The same batches every time, so that a resumed run has the same statistics.
-          again = batches(config.seed + 1)
+          again = task.batches(config.seed + 1)
           stats = recompute_statistics(moments_step, state, again, step_key, config)
           state = dataclasses.replace(state, batch_stats=stats)
         scores = evaluate(state.variables())
-        writer.write(step, config.data.eval_split, evaluation_line(scores, started))
-        CONSOLE.print(f"step {step}: validation mIoU {scores.miou:.4f}")
+        line = task.log_line(scores)
+        seconds = time.perf_counter() - started
+        writer.write(step, config.data.eval_split, {**line, "seconds": seconds})
+        CONSOLE.print(f"step {step}: validation {task.title} {line[task.measure]:.4f}")
         if jax.process_index() == 0:
-          save_evaluation(workdir, scores, names, split=config.data.eval_split, step=step)
+          save_evaluation(workdir, task, scores, split=config.data.eval_split, step=step)
           save_curves(workdir / METRICS_FILE, workdir / "curves.png")
-          rows = make_samples(segmenter, state.variables(), eval_source, config.samples)
-          draw_samples(workdir, step, rows, dataset.classes)
+          # One device does it: elsewhere the copies stay idle.
+          rows = samples(jax.tree.map(lambda x: x.addressable_data(0), state.variables()))
+          draw_samples(workdir, task, rows, step)
       if saving:
         position = {"iterator": iterator.get_state(), "fingerprint": dataset.fingerprint}
-        checkpoints.save(state, position, scores.miou if evaluating and scores else None)
+        checkpoints.save(state, position, line[task.measure] if evaluating else None)
       if stop:
         checkpoints.wait()
         CONSOLE.print(f"stopped; saved at step {step}. The same command goes on from there")
@@ -195,44 +173,11 @@ def train(config: Any, workdir: str | pathlib.Path) -> Scores | None:
   assert scores is not None, "the last step evaluates"
   if rows and CONSOLE.is_terminal and CONSOLE.color_system in ("256", "truecolor"):
     CONSOLE.print("image, truth, prediction:")
-    CONSOLE.print(terminal_samples(rows[:3], dataset.classes.palette, min(CONSOLE.width, 120)))
-  CONSOLE.print(score_table(scores, names, f"{config.data.eval_split}, step {config.steps}"))
+    CONSOLE.print(task.show_samples(rows[:3], min(CONSOLE.width, 120)))
+  CONSOLE.print(task.table(scores, f"{config.data.eval_split}, step {config.steps}"))
   CONSOLE.print(f"checkpoints: step {config.steps} is the latest, step {best} the best")
   CONSOLE.print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
   return scores
-
-
-def check_fit(config: Any, dataset: data.Dataset) -> None:
-  """Refuses a data set and a configuration that aren't of the same kind.
-
-  Raises:
-    InputError: volumes for a network of images or the reverse, volumes that the canvas can't hold,
-      or not one class weight a class.
-  """
-  kinds = {2: "images", 3: "volumes"}
-  wanted = models.ndim(config.model.name)
-  if dataset.ndim != wanted:
-    fitting = [name for name in models.names() if models.ndim(name) == dataset.ndim]
-    raise InputError(
-      f"model.name: {config.model.name} takes {kinds[wanted]}, but {config.data.name} holds "
-      f"{kinds[dataset.ndim]}; choose from {', '.join(fitting)}"
-    )
-  if dataset.ndim == 3:
-    for split in (config.data.train_split, config.data.eval_split):
-      data.check_canvas(dataset.max_size(split), tuple(config.data.size))
-  weights = config.loss.class_weights
-  if weights and len(weights) != len(dataset.classes.names):
-    raise InputError(
-      f"loss.class_weights: {len(weights)} numbers, but {config.data.name} has "
-      f"{len(dataset.classes.names)} classes ({', '.join(dataset.classes.names)}); give one each"
-    )
-
-
-def make_class_weights(config: Any, dataset: data.Dataset) -> Array | None:
-  """What each class weighs in the loss: float32 [k], or None where all weigh the same."""
-  if config.loss.balance == "median":
-    return jnp.asarray(dataset.median_frequency_weights(config.data.train_split), jnp.float32)
-  return jnp.asarray(config.loss.class_weights, jnp.float32) if config.loss.class_weights else None
 
 
 def initialise(
@@ -332,18 +277,16 @@ class Window:
     InputError: from any method, as soon as a loss is seen that isn't finite.
   """
 
-  def __init__(self, num_classes: int, batch_size: int):
-    self._num_classes = num_classes
+  def __init__(self, task: Task, batch_size: int):
+    self._task = task
     self._batch_size = batch_size
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
     self._last: dict[str, float] = {}
     self._reset()
 
   def _reset(self) -> None:
-    self._losses: list[float] = []
-    self._norms: list[float] = []
-    self._valid: list[float] = []
-    self._counts = ConfusionState.empty(self._num_classes)
+    self._steps: list[dict[str, Any]] = []
+    self._counts: dict[str, np.ndarray] = {}
     self._started: float | None = None
 
   def begin(self) -> None:
@@ -366,23 +309,22 @@ class Window:
         f"the loss became {loss} at step {step}; training stops, earlier checkpoints are kept. "
         "A lower optim.lr, optim.clip_norm=1.0 or a longer optim.warmup_steps usually helps"
       )
-    self._losses.append(loss)
-    self._norms.append(float(metrics["grad_norm"]))
-    self._valid.append(float(metrics["valid"]))
-    self._counts = self._counts.update(metrics["confusion"])
+    own = {name: metrics.pop(name) for name in ("loss", "terms", "grad_norm", "valid")}
+    self._steps.append(own)
+    for name, counts in metrics.items():
+      self._counts[name] = self._counts.get(name, 0) + counts.astype(np.int64)
 
   def _line(self) -> dict[str, float]:
-    if not self._losses or self._started is None:
+    if not self._steps or self._started is None:
       return self._last
-    valid = np.asarray(self._valid)
+    seconds = time.perf_counter() - self._started
+    terms = [step["terms"] for step in self._steps]
     self._last = {
-      # Weighted by valid pixels: the mean over the window's pixels, not over its steps.
-      "loss": float((np.asarray(self._losses) * valid).sum() / max(valid.sum(), 1.0)),
-      "miou": self._counts.compute().miou,
-      "grad_norm": float(np.mean(self._norms)),
-      "images_per_second": self._batch_size
-      * len(self._losses)
-      / (time.perf_counter() - self._started),
+      "loss": _mean([(step["loss"], step["valid"]) for step in self._steps]),
+      **({name: _mean([t[name] for t in terms]) for name in terms[0]} if len(terms[0]) > 1 else {}),
+      **self._task.training_measures(self._counts),
+      "grad_norm": float(np.mean([step["grad_norm"] for step in self._steps])),
+      "images_per_second": self._batch_size * len(self._steps) / seconds,
     }
     return self._last
 
@@ -399,9 +341,16 @@ class Window:
     line = self._line()
     if not line:
       return "compiling"
-    return (
-      f"loss {line['loss']:.4f}  mIoU {line['miou']:.3f}  {line['images_per_second']:.1f} images/s"
+    score = (
+      f"{self._task.title} {line[self._task.measure]:.3f}  " if self._task.measure in line else ""
     )
+    return f"loss {line['loss']:.4f}  {score}{line['images_per_second']:.1f} images/s"
+
+
+def _mean(pairs: Sequence[tuple[Any, Any]]) -> float:
+  """Of means with their counts: the mean over the window's pixels, not over its steps."""
+  means, counts = np.asarray(pairs, np.float64).T
+  return float((means * counts).sum() / max(counts.sum(), 1.0))
 
 
 class MetricWriter:
@@ -448,36 +397,12 @@ def _lines(path: pathlib.Path) -> list[str]:
   return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def evaluation_line(scores: Scores, started: float) -> dict[str, float]:
-  """What the log says of an evaluation."""
-  means = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
-  return {k: getattr(scores, k) for k in means} | {"seconds": time.perf_counter() - started}
-
-
-def make_samples(
-  segmenter: Segmenter, variables: dict[str, Any], source: Sequence[Any], count: int
-) -> list[Sample]:
-  """Images from all over a split: (image, truth, what the network says)."""
-  # One device does it: elsewhere the copies stay idle.
-  segmenter.variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
-  rows = []
-  # The first ones of a video would all be the same.
-  for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist():
-    record = source[index]
-    prediction = segmenter(record["image"])
-    image, label, mask = data.flatten_volume(prediction.image, record["label"], prediction.mask)
-    rows.append((image, label, mask))
-  return rows
-
-
-def draw_samples(
-  workdir: pathlib.Path, step: int, rows: Sequence[Sample], classes: data.ClassInfo
-) -> None:
+def draw_samples(workdir: pathlib.Path, task: Task, rows: Sequence[Any], step: int) -> None:
   """Writes `samples/STEP.png`."""
   if rows:
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
-    save_samples(rows, classes.names, classes.palette, folder / f"{step:07d}.png", f"step {step}")
+    task.save_samples(rows, folder / f"{step:07d}.png", f"step {step}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from jseg.nn import AXIS
 
 K = 5
 SIZE = {2: (37, 50), 3: (11, 13, 18)}
-every_network = pytest.mark.parametrize("name", models.names())
+SEMANTIC = [name for name in models.names() if models.task(name) == "semantic"]
+every_network = pytest.mark.parametrize("name", SEMANTIC)
 # Settings that change the arithmetic, beside each network's defaults.
 VARIANTS = [
   ("fcn8s", {"padding": "published", "at_once": True, "learn_upsampling": False}),
@@ -25,7 +26,7 @@ VARIANTS = [
 # Its sixty convolutions take a minute to differentiate, and train as everyone else's.
 UNTRAINED = ("fcn32s", {"backbone": "googlenet", "width": 0.25})
 every_network_and_variant = pytest.mark.parametrize(
-  ("name", "overrides"), [(name, {}) for name in models.names()] + VARIANTS, ids=str
+  ("name", "overrides"), [(name, {}) for name in SEMANTIC] + VARIANTS, ids=str
 )
 
 
@@ -71,7 +72,7 @@ def train_loss(model, variables, params, image, label):
 
 
 @pytest.mark.parametrize(
-  ("name", "overrides"), [(name, {}) for name in models.names()] + VARIANTS + [UNTRAINED], ids=str
+  ("name", "overrides"), [(name, {}) for name in SEMANTIC] + VARIANTS + [UNTRAINED], ids=str
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_logits_cover_the_image_and_are_the_same_every_time(name, overrides, channels):

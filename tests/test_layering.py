@@ -16,7 +16,6 @@ RANKS = {
   "losses": 3,
   "metrics": 3,
   "weights": 4,
-  "tasks": 4,
   "optim": 4,
   "state": 5,
   "config": 5,
@@ -25,9 +24,10 @@ RANKS = {
   "report": 7,
   "predict": 8,
   "export": 8,
-  "evaluate": 9,
-  "loop": 10,
-  "cli": 11,
+  "tasks": 9,
+  "evaluate": 10,
+  "loop": 11,
+  "cli": 12,
 }
 SIBLINGS = {"data", "nn", "crf", "weights"}  # folders whose files may import one another
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

@@ -106,6 +106,11 @@ def ndim(name: str) -> int:
   return getattr(_load(name), "ndim", 2)
 
 
+def task(name: str) -> str:
+  """What a network is for: "semantic", one class a pixel, or "instance", a mask an object."""
+  return getattr(_load(name), "task", "semantic")
+
+
 def _load(name: str) -> Any:
   """The class of a network; imported only now, so that start-up is quick."""
   if name not in _MODELS:

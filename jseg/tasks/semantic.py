@@ -1,11 +1,33 @@
 """Segmentation of images and volumes: one class a pixel."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.table import Table
+from rich.text import Text
 
+from jseg import config as configs
+from jseg import data, models
 from jseg.losses import Loss, weights_of
-from jseg.metrics import confusion
+from jseg.metrics import ConfusionState, Scores, confusion
+from jseg.predict import Segmenter
+from jseg.report import (
+  Sample,
+  progress,
+  save_confusion_plot,
+  save_samples,
+  score_table,
+  terminal_samples,
+)
+from jseg.step import TrainStep, make_eval_step, make_moments_step, make_train_step, shard
 from jseg.types import Array, InputError, Outputs
 
 
@@ -49,3 +71,159 @@ def training_counts(outputs: Outputs, label: Array) -> Array:
   """Confusion matrix int32 [k k] of a training batch, at the resolution of the crop."""
   logits = outputs.logits
   return confusion(jnp.argmax(logits, -1), label, logits.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticTask:
+  """Segmentation of images and volumes, as `jseg.tasks.Task` asks for it."""
+
+  measure: ClassVar[str] = "miou"
+  title: ClassVar[str] = "mIoU"
+
+  config: Any
+  dataset: data.Dataset
+
+  def check_fit(self) -> None:
+    """Refuses a data set and a configuration that aren't of the same kind.
+
+    Raises:
+      InputError: volumes for a network of images or the reverse, volumes that the canvas can't
+        hold, or not one class weight a class.
+    """
+    config, dataset = self.config, self.dataset
+    kinds = {2: "images", 3: "volumes"}
+    wanted = models.ndim(config.model.name)
+    if dataset.ndim != wanted:
+      fitting = [name for name in models.names() if models.ndim(name) == dataset.ndim]
+      raise InputError(
+        f"model.name: {config.model.name} takes {kinds[wanted]}, but {config.data.name} holds "
+        f"{kinds[dataset.ndim]}; choose from {', '.join(fitting)}"
+      )
+    if dataset.ndim == 3:
+      for split in (config.data.train_split, config.data.eval_split):
+        data.check_canvas(dataset.max_size(split), tuple(config.data.size))
+    weights = config.loss.class_weights
+    if weights and len(weights) != len(dataset.classes.names):
+      raise InputError(
+        f"loss.class_weights: {len(weights)} numbers, but {config.data.name} has "
+        f"{len(dataset.classes.names)} classes ({', '.join(dataset.classes.names)}); give one each"
+      )
+
+  def batches(self, seed: int) -> Any:
+    """Endless training batches; see `jseg.data.train_iterator`."""
+    config = self.config
+    border = (config.loss.border_weight, config.loss.border_sigma)
+    return data.train_iterator(
+      self.dataset.source(config.data.train_split),
+      size=tuple(config.data.size),
+      batch_size=config.data.batch_size,
+      seed=seed,
+      channels=config.data.channels,
+      border=border if config.loss.border_weight else None,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      threads=config.data.threads,
+    )
+
+  def make_train_step(self, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainStep:
+    """The training step; see `jseg.step.make_train_step`."""
+    config = self.config
+    loss = make_task_loss(configs.make_loss(config), config.aux_weights, self._class_weights())
+    augment = configs.make_augment(config)
+    return make_train_step(model, optimizer, augment, loss, training_counts, ema=config.ema)
+
+  def _class_weights(self) -> Array | None:
+    """What each class weighs in the loss: float32 [k], or None where all weigh the same."""
+    loss = self.config.loss
+    if loss.balance == "median":
+      weights = self.dataset.median_frequency_weights(self.config.data.train_split)
+      return jnp.asarray(weights, jnp.float32)
+    return jnp.asarray(loss.class_weights, jnp.float32) if loss.class_weights else None
+
+  def make_moments_step(self, model: nn.Module) -> Callable[..., Any]:
+    """What each norm sees in a training batch; see `jseg.step.make_moments_step`."""
+    return make_moments_step(model, configs.make_augment(self.config))
+
+  def training_measures(self, counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What the log says of training batches whose measures add up to `counts`."""
+    return {"miou": ConfusionState(counts["confusion"]).compute().miou}
+
+  def make_evaluator(self, model: nn.Module, split: str) -> Callable[[Any], Scores]:
+    """Makes `evaluate(variables) -> Scores` over one split.
+
+    Every image counts once, whatever the batch size and the number of devices: the last batch is
+    filled up with images without a label.
+    """
+    config, num_classes = self.config, len(self.dataset.classes.names)
+    local, world = jax.local_device_count(), jax.device_count()
+    batches = data.eval_batches(
+      self.dataset.source(split),
+      size=tuple(config.data.size),
+      label_size=self.dataset.max_size(split),
+      batch_size=-(-config.data.eval_batch_size // world) * world,
+      channels=config.data.channels,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      threads=config.data.threads,
+    )
+    step = make_eval_step(model, data.prepare)
+
+    def evaluate(variables: Any) -> Scores:
+      state = ConfusionState.empty(num_classes)
+      pending = None
+      for batch in progress(batches, f"evaluating {split}", len(batches)):
+        arrays = {k: batch[k] for k in ("image", "size", "label", "label_size")}
+        counts = step(variables, shard(arrays, local))
+        # One batch behind, so that the host decodes while the device counts.
+        if pending is not None:
+          state = state.update(pending)
+        pending = counts
+      return (state if pending is None else state.update(pending)).compute()
+
+    return evaluate
+
+  def log_line(self, scores: Scores) -> dict[str, float]:
+    """What the log says of an evaluation."""
+    means = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
+    return {name: getattr(scores, name) for name in means}
+
+  def save_scores(
+    self, scores: Scores, path: pathlib.Path, about: Mapping[str, Any], extra: Mapping[str, Any]
+  ) -> None:
+    """Writes the measures as PATH.json and the confusion matrix as PATH_confusion.png."""
+    names = self.dataset.classes.names
+    result = {**about, "resolution": "original", **scores.to_dict(names), **extra}
+    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    save_confusion_plot(scores, names, path.with_name(f"{path.name}_confusion.png"))
+
+  def table(self, scores: Scores, title: str) -> Table:
+    """The measures by class."""
+    return score_table(scores, self.dataset.classes.names, title)
+
+  def make_samples(self, model: nn.Module, split: str) -> Callable[[Any], list[Sample]]:
+    """Makes `samples(variables) -> [(image, truth, prediction)]`, from all over a split."""
+    config, source = self.config, self.dataset.source(split)
+    segmenter = Segmenter(model, {}, self.dataset.classes, config.data.size, config.data.channels)
+    # The first ones of a video would all be the same.
+    count = min(config.samples, len(source))
+    indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()
+
+    def samples(variables: Any) -> list[Sample]:
+      segmenter.variables = variables
+      rows = []
+      for record in (source[index] for index in indices):
+        prediction = segmenter(record["image"])
+        image, label, mask = data.flatten_volume(prediction.image, record["label"], prediction.mask)
+        rows.append((image, label, mask))
+      return rows
+
+    return samples
+
+  def save_samples(self, rows: Sequence[Sample], path: pathlib.Path, title: str) -> None:
+    """Draws image, truth and prediction side by side."""
+    classes = self.dataset.classes
+    save_samples(rows, classes.names, classes.palette, path, title)
+
+  def show_samples(self, rows: Sequence[Sample], width: int) -> Text:
+    """The same for a terminal of `width` characters."""
+    return terminal_samples(rows, self.dataset.classes.palette, width)
