@@ -212,13 +212,19 @@ def test_tfrecord_names_the_extra(tmp_path):
     data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)
 
 
-def test_instance_ids_are_stored(tmp_path):
+def test_objects_are_stored(tmp_path):
   dataset = data.load("shapes", data_dir=tmp_path, options=SHAPES | {"val": 0})
-  (path,) = tmp_path.glob("jseg_shapes/*/*")
-  record = tfds.builder_from_directory(path).as_data_source("train")[1]
+  objects = dataset.source("train")[1]["objects"]
   _, _, instance = data.shapes.draw(np.random.default_rng((0, 0, 1)), 32, 0.95)
-  np.testing.assert_array_equal(record["instance"][..., 0], instance)
+  assert objects.size == (32, 32)
+  assert len(objects) == instance.max()
+  for i in range(len(objects)):
+    np.testing.assert_array_equal(objects.mask(i), instance == i + 1)
   assert dataset.splits == {"train": 5}
+  assert dataset.has_objects
+  assert dataset.left_out("train", 100) == (0, 0)
+  counts = [len(example["objects"]) for example in dataset.source("train")]
+  assert dataset.left_out("train", 1) == (5, sum(counts) - 5)
 
 
 def test_median_frequency_weights_by_hand(tmp_path):

@@ -189,16 +189,21 @@ def test_a_pair_counts_its_pixels(tmp_path):
   assert example.size == (2, 3)
   assert example.counts[[0, 1, 2, IGNORE]].tolist() == [2, 1, 2, 1]
   assert example.counts.sum() == 6
-  assert example.instance is None
+  assert example.objects is None
 
 
 def test_instances_are_kept_beside_the_label(tmp_path):
   classes = ClassInfo(("background", "cell"), instance=True)
   mask = np.array([[0, 300, 2], [255, 0, 300]], np.uint16)
   example = pair(tmp_path, encoded(RGB[:2, :3]), encoded(mask), classes).load()
-  label, ids = (read_mask(data, "x") for data in (example.label, example.instance))
-  assert label.tolist() == [[0, 1, 1], [255, 0, 1]]
-  assert ids.tolist() == [[0, 300, 2], [0, 0, 300]]
+  objects = example.objects
+  assert read_mask(example.label, "x").tolist() == [[0, 1, 1], [255, 0, 1]]
+  masks = [objects.mask(i).astype(int).tolist() for i in range(len(objects))]
+  assert masks == [[[0, 0, 1], [0, 0, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 0]]]
+  assert objects.boxes.tolist() == [[0, 2, 1, 3], [0, 1, 2, 3], [1, 0, 2, 1]]
+  assert objects.classes.tolist() == [1, 1, 1]
+  assert objects.crowd.tolist() == [False, False, True]  # void hides what it hides
+  assert objects.areas.tolist() == [1, 2, 1]
 
 
 def test_sizes_that_differ_name_both_files(tmp_path):

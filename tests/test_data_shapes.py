@@ -25,11 +25,14 @@ def test_a_picture_is_a_function_of_seed_split_and_index():
 
 def test_examples_agree_with_what_is_drawn():
   example = shapes.ShapesItem(48, 0, 0, 3, 0.9).load()
-  label, instance = decode_raw(example.label), decode_raw(example.instance)
+  label, objects = decode_raw(example.label), example.objects
   assert decode_image(example.image).shape == (48, 48, 3)
   assert example.counts.sum() == 48 * 48
   assert example.counts[2] == (label == 2).sum()
-  assert ((instance == 0) | (label > 0)).all()
+  for i in range(len(objects)):
+    mask = objects.mask(i)
+    assert mask.sum() == objects.areas[i] > 10
+    assert set(np.unique(label[mask]).tolist()) - {IGNORE} == {objects.classes[i]}
 
 
 def test_each_object_has_one_class_and_void_runs_along_outlines():

@@ -15,6 +15,7 @@ RANKS = {
   "models": 3,
   "losses": 3,
   "metrics": 3,
+  "average_precision": 3,
   "weights": 4,
   "optim": 4,
   "state": 5,

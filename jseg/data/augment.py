@@ -9,7 +9,7 @@ rotation, elastic deformation, flip); then blur and noise; clipped to 0..255 and
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -44,7 +44,8 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check(size: Any, scale: Any, knobs: dict[str, Any]) -> None:
+def check_knobs(size: Any, scale: Any, knobs: dict[str, Any]) -> None:
+  """Raises InputError that names the knob whose value is impossible."""
   known = isinstance(size, Sequence) and len(size) in (2, 3)
   if not known or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
     raise InputError(
@@ -144,7 +145,7 @@ def make_augment(
     "hue": hue,
     "noise": noise,
   }
-  _check(size, scale, knobs)
+  check_knobs(size, scale, knobs)
   if len(size) == 3:
     return make_volume_augment([int(n) for n in size], scale, knobs)
   height, width = int(size[0]), int(size[1])
@@ -155,12 +156,7 @@ def make_augment(
     chex.assert_rank([image, label, size], [3, 2, 1])
     chex.assert_equal_shape_prefix([image, label], 2)
     key_draws, key_elastic, key_noise = jax.random.split(key, 3)
-    # One call for all scalars: a call for each takes a second more to compile.
-    draws = dict(zip(_DRAWS, jax.random.uniform(key_draws, (len(_DRAWS),)), strict=True))
-
-    def either_side(name: str) -> jax.Array:
-      return knobs[name] * (2 * draws[name] - 1)
-
+    draws = draw(key_draws)
     factor = scale[0] + (scale[1] - scale[0]) * draws["scale"]
     corner = jnp.stack([draws["top"], draws["left"]])
     offset, ratio = resample.place(size, (height, width), factor, corner)
@@ -170,32 +166,74 @@ def make_augment(
       nodes = elastic * jax.random.normal(key_elastic, (3, 3, 2))
       where = resample.bend(where, nodes, height, width)
     if rotation:
-      where = resample.rotate(where, jnp.deg2rad(either_side("rotation")), height, width)
+      angle = jnp.deg2rad(_either_side("rotation", knobs, draws))
+      where = resample.rotate(where, angle, height, width)
     where = resample.flip(where, draws["flip_vertical"] < flip_vertical, draws["flip"] < flip)
     where = resample.to_source(where, offset, ratio)
     inside = resample.inside(where, size)
     label = resample.read_nearest(label, where, size).astype(jnp.int32)
     label = jnp.where(inside, label, IGNORE)
     weight = tuple(jnp.where(inside, resample.read_nearest(a, where, size), 0.0) for a in weight)
-    # Affine in colour, so before resampling is as good as after it, and there it fuses for free:
-    # after a warp, XLA would repeat the reads by pixel for every channel and for the mean.
-    if brightness or contrast or saturation or hue:
-      image = colour.adjust(
-        image,
-        size,
-        brightness=1 + either_side("brightness"),
-        contrast=1 + either_side("contrast"),
-        saturation=1 + either_side("saturation"),
-        hue=either_side("hue"),
-      )
-    image = resample.read_linear(image, where, size, ratio)
-    if blur:
-      image = colour.blur(image, blur * draws["blur"])
-    if noise:
-      level = 255 * noise * draws["noise"]
-      # Drawn flat: the generator counts faster along one axis than along three.
-      image = image + level * jax.random.normal(key_noise, (image.size,)).reshape(image.shape)
-    image = normalize(jnp.clip(image, 0.0, 255.0))
-    return jnp.where(inside[..., None], image, 0.0), label, *weight
+    image = render(image, where, size, ratio, inside, knobs, draws, key_noise)
+    return image, label, *weight
 
   return augment
+
+
+def draw(key: jax.Array) -> dict[str, jax.Array]:
+  """A number in [0, 1) for each knob, and for the place of the crop."""
+  # One call for all scalars: a call for each takes a second more to compile.
+  return dict(zip(_DRAWS, jax.random.uniform(key, (len(_DRAWS),)), strict=True))
+
+
+def render(
+  image: jax.Array,
+  where: resample.Positions,
+  size: jax.Array,
+  ratio: jax.Array,
+  inside: jax.Array,
+  knobs: Mapping[str, float],
+  draws: Mapping[str, jax.Array],
+  key_noise: jax.Array,
+) -> jax.Array:
+  """Colours, resamples, blurs, adds noise, clips and normalises.
+
+  Args:
+    image: uint8 [H W c].
+    where: the positions in it of the output's pixels.
+    size: int32 [2], what it covers of its canvas.
+    ratio: float32 [2], its pixels to one of the output.
+    inside: bool [h w], where the output holds the image; elsewhere it is 0.
+    knobs: those of `make_augment`.
+    draws: of `draw`.
+    key_noise: a PRNG key.
+
+  Returns:
+    float32 [h w c].
+  """
+  # Affine in colour, so before resampling is as good as after it, and there it fuses for free:
+  # after a warp, XLA would repeat the reads by pixel for every channel and for the mean.
+  if any(knobs[name] for name in ("brightness", "contrast", "saturation", "hue")):
+    image = colour.adjust(
+      image,
+      size,
+      brightness=1 + _either_side("brightness", knobs, draws),
+      contrast=1 + _either_side("contrast", knobs, draws),
+      saturation=1 + _either_side("saturation", knobs, draws),
+      hue=_either_side("hue", knobs, draws),
+    )
+  image = resample.read_linear(image, where, size, ratio)
+  if knobs["blur"]:
+    image = colour.blur(image, knobs["blur"] * draws["blur"])
+  if knobs["noise"]:
+    level = 255 * knobs["noise"] * draws["noise"]
+    # Drawn flat: the generator counts faster along one axis than along three.
+    image = image + level * jax.random.normal(key_noise, (image.size,)).reshape(image.shape)
+  image = normalize(jnp.clip(image, 0.0, 255.0))
+  return jnp.where(inside[..., None], image, 0.0)
+
+
+def _either_side(
+  name: str, knobs: Mapping[str, float], draws: Mapping[str, jax.Array]
+) -> jax.Array:
+  return knobs[name] * (2 * draws[name] - 1)

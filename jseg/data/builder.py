@@ -4,6 +4,7 @@
 hands out random access to decoded examples.
 """
 
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -23,6 +24,7 @@ from jseg.data.classes import ClassInfo
 from jseg.data.existing import existing_source
 from jseg.data.folder import folder_source
 from jseg.data.images import decode_image, decode_raw
+from jseg.data.instances import Objects
 from jseg.data.layouts import cityscapes_source, oxford_iiit_pet_source, voc_source
 from jseg.data.masks import check_binary
 from jseg.data.shapes import shapes_source
@@ -41,7 +43,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
   again beside the old one, which stays until it is deleted.
   """
 
-  VERSION = tfds.core.Version("1.1.0")  # of the canonical form: raise it when reading changes
+  VERSION = tfds.core.Version("1.2.0")  # of the canonical form: raise it when reading changes
 
   def __init__(self, source: Source, fingerprint: str, data_dir: str | os.PathLike | None):
     self._source = source
@@ -55,10 +57,20 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
       # Masks shrink to nothing; images to half at best, and unpacking would slow every reading.
       image = tfds.features.Tensor(shape=(None,) * 4, dtype=np.float16, encoding="bytes")
       label = tfds.features.Tensor(shape=(None,) * 3, dtype=np.uint8, encoding="zlib")
-    features = {"image": image, "label": label, "name": tfds.features.Text()}
-    if self._source.has_instances:
-      features["instance"] = tfds.features.Image(
-        shape=(None, None, 1), dtype=np.uint16, encoding_format="png"
+    features = {"image": image, "name": tfds.features.Text()}
+    if self._source.has_labels:
+      features["label"] = label
+    if self._source.has_objects:
+      features["objects"] = tfds.features.FeaturesDict(
+        {
+          "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+          "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+          "frames": tfds.features.Tensor(shape=(None, 4), dtype=np.int32),
+          "masks": tfds.features.Sequence(tfds.features.Text()),
+          "classes": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+          "crowd": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
+          "areas": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        }
       )
     metadata = {
       "classes": list(self._source.classes.names),
@@ -66,6 +78,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
       "max_size": {},
       "pixel_counts": {},
       "pixels_where_present": {},
+      "objects_an_image": {},
     }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -82,6 +95,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     items, classes = self._source.splits[split], self._source.classes
     largest = np.zeros(self._source.ndim, np.int64)
     counts, where_present = np.zeros((2, 256), np.int64)
+    objects_an_image: collections.Counter[int] = collections.Counter()
     console = Console(stderr=True)
     loaded = _load_all(items, _CHUNK[self._source.ndim])
     examples = track(loaded, f"Preparing {split}", len(items), console=console)
@@ -90,13 +104,23 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
       valid = example.counts.sum() - example.counts[IGNORE]
       where_present += np.where(example.counts > 0, valid, 0)
       largest = np.maximum(largest, example.size)
-      record = {"image": example.image, "label": example.label, "name": items[i].name}
-      yield i, record | ({"instance": example.instance} if self._source.has_instances else {})
+      record: dict[str, Any] = {"image": example.image, "name": items[i].name}
+      if example.label is not None:
+        record["label"] = example.label
+      if example.objects is not None:
+        objects_an_image[len(example.objects)] += 1
+        record["objects"] = {
+          field.name: getattr(example.objects, field.name)
+          for field in dataclasses.fields(example.objects)
+          if field.name != "scores"
+        }
+      yield i, record
     check_binary(counts, classes, f"split {split}")
     self.info.metadata["max_size"][split] = largest.tolist()
     k = len(classes.names)
     self.info.metadata["pixel_counts"][split] = counts[:k].tolist()
     self.info.metadata["pixels_where_present"][split] = where_present[:k].tolist()
+    self.info.metadata["objects_an_image"][split] = sorted(objects_an_image.items())
 
   def _log_download_bytes(self) -> None:
     """Says nothing: the progress bar does."""
@@ -147,8 +171,9 @@ class Examples(Sequence[dict[str, Any]]):
   """Random access to the decoded examples of a split.
 
   Item i is a dict: `image` uint8 [h w c] (c is 3 or 1), `label` uint8 [h w], `name` str. Of a
-  volume, `image` is float32 [d h w c], normalised, and `label` [d h w]. Do not write into the
-  arrays: examples of splits that fit are kept in memory once they are decoded.
+  volume, `image` is float32 [d h w c], normalised, and `label` [d h w]. Where objects are known
+  there is `objects`, and no `label` where nothing else is. Do not write into the arrays: examples
+  of splits that fit are kept in memory once they are decoded.
   """
 
   def __init__(self, records: Any, keep: bool):
@@ -164,12 +189,14 @@ class Examples(Sequence[dict[str, Any]]):
     if self._kept is not None and index in self._kept:
       return self._kept[index]
     record = self._records[index]
-    image, label = record["image"], record["label"]
-    if isinstance(image, bytes):
-      image, label = decode_image(image), decode_raw(label)
-    else:
-      image = image.astype(np.float32)
-    example = {"image": image, "label": label, "name": record["name"].decode()}
+    example = {"name": record["name"].decode()}
+    image, label = record["image"], record.get("label")
+    example["image"] = decode_image(image) if isinstance(image, bytes) else image.astype(np.float32)
+    if label is not None:
+      example["label"] = decode_raw(label) if isinstance(label, bytes) else label
+    if "objects" in record:
+      size = tuple(record["objects"]["size"].tolist())
+      example["objects"] = Objects(**{**record["objects"], "size": size})
     if self._kept is not None:
       self._kept[index] = example
     return example
@@ -197,6 +224,16 @@ class Dataset:
     """2 for images, 3 for volumes."""
     return len(self._builder.info.features["image"].shape) - 1
 
+  @property
+  def has_labels(self) -> bool:
+    """Its examples tell the class of every pixel."""
+    return "label" in self._builder.info.features
+
+  @property
+  def has_objects(self) -> bool:
+    """Its examples tell objects one by one."""
+    return "objects" in self._builder.info.features
+
   def source(self, split: str) -> Examples:
     """Random access to a split, or to several joined as in "train+val"."""
     self._parts(split)  # raises for unknown splits
@@ -215,6 +252,12 @@ class Dataset:
     """Largest height and largest width in a split; of volumes, depth, height and width."""
     sizes = [self._builder.info.metadata["max_size"][part] for part in self._parts(split)]
     return tuple(np.max(sizes, 0).tolist())
+
+  def left_out(self, split: str, slots: int) -> tuple[int, int]:
+    """(images with more than `slots` objects, objects beyond that many) in a split."""
+    parts = [self._builder.info.metadata["objects_an_image"][part] for part in self._parts(split)]
+    more = [(n - slots, images) for part in parts for n, images in part if n > slots]
+    return sum(images for _, images in more), sum(n * images for n, images in more)
 
   def pixel_counts(self, split: str) -> np.ndarray:
     """Pixels of each class in a split: int64 [k]. Void is not counted."""

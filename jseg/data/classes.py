@@ -23,10 +23,10 @@ def voc_colormap(count: int = 256) -> np.ndarray:
   """Colours of the Pascal VOC rule: the bits of the index, spread over red, green and blue.
 
   Args:
-    count: how many colours, at most 256.
+    count: how many colours.
 
   Returns:
-    uint8 [count 3]. 0 is black, 1 is (128, 0, 0), 255 is (224, 224, 192).
+    uint8 [count 3], all different. 0 is black, 1 is (128, 0, 0), 255 is (224, 224, 192).
   """
   index = np.arange(count)
   colors = np.zeros((count, 3), np.uint8)
@@ -47,7 +47,8 @@ class ClassInfo:
     ignore_label: raw mask value of void pixels, or None if every pixel has a class.
     ignore_color: colour of void pixels in colour masks, or None.
     mask_values: raw mask value of each class; None means 0..k-1.
-    instance: masks hold instance ids: 0 is the first class, any other id is the second.
+    instance: masks hold instance ids, 0 being the first class. Of two classes any other id is the
+      second; of more, an id is 1000 times its class and a number below 1000, as in Cityscapes.
 
   Raises:
     InputError: if the fields contradict each other.
@@ -62,7 +63,7 @@ class ClassInfo:
 
   def __post_init__(self):
     names, k = self.names, len(self.names)
-    if not 1 <= k <= IGNORE:
+    if not 1 <= k <= IGNORE and not self.instance:
       raise InputError(
         f"classes: {k} names, but 1 to {IGNORE} are possible (one byte, 255 is void)"
       )
@@ -96,9 +97,9 @@ class ClassInfo:
         f"ignore_label: {self.ignore_label} is also the mask value of class {name!r}; "
         "give the values of the classes as mask_values, or set ignore_label to null"
       )
-    if self.instance and (k != 2 or self.mask_values is not None):
+    if self.instance and (k < 2 or self.mask_values is not None):
       raise InputError(
-        f"task: instance masks need two classes (background and one kind of object) and no "
+        f"task: instance masks need background and at least one class of objects, and no "
         f"mask_values, but {k} classes are listed; for semantic masks leave task out"
       )
 
@@ -109,15 +110,23 @@ class ClassInfo:
 
   def table(self) -> np.ndarray:
     """Lookup from raw mask value to train id: int16 [65536], IGNORE for void, -1 for unknown."""
-    if self.instance:
+    if self.instance and len(self.names) == 2:
       table = np.ones(65536, np.int16)
       table[0] = 0
+    elif self.instance:
+      table = (np.arange(65536) // 1000).astype(np.int16)
+      table[1:1000] = -1
+      table[table >= len(self.names)] = -1
     else:
       table = np.full(65536, -1, np.int16)
       table[list(self.values)] = np.arange(len(self.names))
     if self.ignore_label is not None:
       table[self.ignore_label] = IGNORE
     return table
+
+  def category(self, instance: int) -> int:
+    """Class of an instance id."""
+    return 1 if len(self.names) == 2 else instance // 1000
 
   @classmethod
   def load(
@@ -126,8 +135,9 @@ class ClassInfo:
     """Reads a classes.json.
 
     Args:
-      path: the file; keys `classes` (required), `palette`, `ignore_label` (255 if absent),
-        `ignore_color`, `mask_values`, `task` (one of `tasks`). Other keys are for people.
+      path: the file; keys `classes` (required), `palette`, `ignore_label` (if absent 255, or null
+        for instance ids), `ignore_color`, `mask_values`, `task` (one of `tasks`). Other keys are
+        for people.
       tasks: what the data can be for; the first is the default.
 
     Raises:
@@ -151,12 +161,14 @@ class ClassInfo:
       choices = " or ".join(f'"{choice}"' for choice in tasks)
       raise InputError(f'{path}: task "{task}" is not for {kind}; choose {choices}')
     try:
+      # The 255th object is one like any other.
+      ignore_label = content.get("ignore_label", None if task == "instance" else IGNORE)
       ignore_color = content.get("ignore_color")
       mask_values = content.get("mask_values")
       return cls(
         names=tuple(content["classes"]),
         palette=np.array([_color("palette", c) for c in content.get("palette") or ()], np.uint8),
-        ignore_label=_integer("ignore_label", content.get("ignore_label", IGNORE)),
+        ignore_label=_integer("ignore_label", ignore_label),
         ignore_color=None if ignore_color is None else _color("ignore_color", ignore_color),
         mask_values=None if mask_values is None else _integers("mask_values", mask_values),
         instance=task == "instance",

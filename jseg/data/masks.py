@@ -66,6 +66,13 @@ def make_label(
   Raises:
     FileError: if values or colours occur that no class has, with their pixel counts.
   """
+  if raw.ndim == 3 and classes.instance:
+    raise FileError(
+      "values",
+      where,
+      "a colour image cannot be a mask of instance ids",
+      "Save the ids in one channel of 8 or 16 bits, as PNG",
+    )
   if raw.ndim == 3:
     return _label_from_colors(raw, classes, where)
   outside = (raw < 0) | (raw >= table.size)
@@ -145,6 +152,9 @@ def _listing(noun: str, values: list, counts: np.ndarray) -> str:
 def _describe(classes: ClassInfo) -> str:
   values = classes.values
   plain = classes.mask_values is None
+  if classes.instance:
+    ids = f"1000 to {1000 * len(values) - 1}, 1000 times the class and a number below 1000"
+    return f"objects of the {len(values) - 1} kinds have the ids {ids}"
   text = f"0 to {len(values) - 1}" if plain else ", ".join(map(str, values))
   void = "" if classes.ignore_label is None else f" and {classes.ignore_label} for void"
   return f"{len(values)} classes have the values {text}{void}"

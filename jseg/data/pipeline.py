@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from jseg.data.border import border_weights
+from jseg.data.instances import make_targets
 from jseg.types import IGNORE, Batch, InputError
 
 Size = tuple[int, ...]
@@ -34,6 +35,7 @@ def train_iterator(
   seed: int,
   channels: int = 3,
   border: tuple[float, float] | None = None,
+  objects: tuple[int, int] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -53,6 +55,7 @@ def train_iterator(
     seed: of the shuffle.
     channels: 3 (RGB) or 1 (grey), to which images are converted; or those that volumes have.
     border: weight and sigma of `border_weights`, for images; None is without.
+    objects: n and m, to train on up to n objects an image, the largest, with masks of m x m cells.
     process_index: which of the processes this is.
     process_count: how many there are; divides batch_size.
     threads: that read and decode.
@@ -61,7 +64,8 @@ def train_iterator(
     Iterator over dicts with b = batch_size / process_count: `image` uint8 [b H W channels] and
     `label` uint8 [b H W], at the top left of the canvas (elsewhere 0 and IGNORE); `size` int32
     [b 2], the rows and columns covered. Of volumes: `image` float32 [b D H W channels], `label`
-    uint8 [b D H W], `size` int32 [b 3]. With `border` also `weight` float32 [b H W].
+    uint8 [b D H W], `size` int32 [b 3]. With `border` also `weight` float32 [b H W]. With
+    `objects` there are the fields of `jseg.types.Targets` in place of `label`.
 
   Raises:
     InputError: if the source is empty or the batch cannot be shared out; from `next`, if an
@@ -72,7 +76,10 @@ def train_iterator(
     raise InputError("the training split is empty; add images to it")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   examples = examples[process_index::process_count]
-  make = functools.partial(_train_example, size=size, channels=channels, border=border)
+  if objects is None:
+    make = functools.partial(_train_example, size=size, channels=channels, border=border)
+  else:
+    make = functools.partial(_train_objects, size=size, channels=channels, objects=objects)
   # The stream has no end to drop; Grain's length of a batched one overflows otherwise.
   batches = examples.map(make).batch(local, drop_remainder=True)
   return iter(batches.to_iter_dataset(_read_options(threads)))
@@ -82,7 +89,7 @@ def eval_batches(
   source: RandomAccess,
   *,
   size: Size,
-  label_size: Size,
+  label_size: Size | None,
   batch_size: int,
   channels: int = 3,
   process_index: int = 0,
@@ -94,7 +101,8 @@ def eval_batches(
   Args:
     source: see `train_iterator`.
     size: (H, W) of the image canvas, or (D, H, W), as in training.
-    label_size: (LH, LW) or (LD, LH, LW) of the label canvas: the largest of the split.
+    label_size: (LH, LW) or (LD, LH, LW) of the label canvas: the largest of the split. None leaves
+      labels out, where the truth is `source[index]["objects"]`.
     batch_size: of the global batch.
     channels: as in training.
     process_index: which of the processes this is.
@@ -228,24 +236,31 @@ def _train_example(
   return batch
 
 
-def _eval_example(
-  index: int, *, source: RandomAccess, size: Size, label_size: Size, channels: int
+def _train_objects(
+  example: dict[str, Any], *, size: Size, channels: int, objects: tuple[int, int]
 ) -> Batch:
+  image, covered = fit(as_channels(example["image"], channels), size)
+  targets = make_targets(example["objects"], covered, *objects)
+  return {"image": image, "size": np.array(covered, np.int32), **targets}
+
+
+def _eval_example(
+  index: int, *, source: RandomAccess, size: Size, label_size: Size | None, channels: int
+) -> Batch:
+  label: np.ndarray | None
   if index < 0:
     one = (1,) * len(size)
     image = np.zeros((*one, channels), np.uint8 if len(size) == 2 else np.float32)
     label = np.full(one, IGNORE, np.uint8)
   else:
     example = source[index]
-    image, label = example["image"], example["label"]
+    image, label = example["image"], example["label"] if label_size else None
   canvas, covered = fit(as_channels(image, channels), size)
-  return {
-    "image": canvas,
-    "size": np.array(covered, np.int32),
-    "label": _pad(label, label_size, IGNORE),
-    "label_size": np.array(label.shape, np.int32),
-    "index": np.int32(index),
-  }
+  batch = {"image": canvas, "size": np.array(covered, np.int32), "index": np.int32(index)}
+  if label_size is not None and label is not None:
+    batch["label"] = _pad(label, label_size, IGNORE)
+    batch["label_size"] = np.array(label.shape, np.int32)
+  return batch
 
 
 def _fitted(shape: Size, size: Size) -> Size:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jseg.data.classes import ClassInfo
 from jseg.data.images import encode_png
+from jseg.data.instances import objects_from_ids
 from jseg.data.source import Example, Source
 from jseg.types import IGNORE, InputError
 
@@ -63,7 +64,7 @@ def shapes_source(
   digest = hashlib.sha256(
     repr((_VERSION, size, train, val, test, seed, hints)).encode()
   ).hexdigest()
-  return Source(CLASSES, splits, lambda: digest[:16], has_instances=True)
+  return Source(CLASSES, splits, lambda: digest[:16], has_objects=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,9 @@ class ShapesItem:
     rng = np.random.default_rng((self.seed, self.split, self.index))
     image, label, instance = draw(rng, self.size, self.hints)
     counts = np.bincount(label.ravel(), minlength=256)
-    encoded = encode_png(image), encode_png(label)
-    return Example(*encoded, label.shape, counts, encode_png(instance))
+    # Void lies along outlines, and 255 is above every class.
+    objects = objects_from_ids(instance, lambda number: int(label[instance == number].min()))
+    return Example(encode_png(image), encode_png(label), label.shape, counts, objects)
 
 
 def draw(

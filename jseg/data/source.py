@@ -10,7 +10,9 @@ import numpy as np
 from jseg.data.classes import ClassInfo
 from jseg.data.files import FileError, read_bytes
 from jseg.data.images import CanonicalImage, canonical_image, encode_png
+from jseg.data.instances import Objects, objects_from_ids
 from jseg.data.masks import make_label, read_mask
+from jseg.types import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +22,18 @@ class Example:
   Attributes:
     image: encoded PNG or JPEG, RGB or grey, 8 bits, upright; of a volume, normalised float16
       [d h w c].
-    label: encoded single-channel 8-bit PNG of train ids; of a volume, uint8 [d h w].
+    label: encoded single-channel 8-bit PNG of train ids; of a volume, uint8 [d h w]; None where
+      only objects are known.
     size: (height, width), or (depth, height, width).
     counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
-    instance: encoded single-channel PNG of instance ids (0 is none), if the set has them.
+    objects: what is in the image one by one, if the set tells.
   """
 
   image: bytes | np.ndarray
-  label: bytes | np.ndarray
+  label: bytes | np.ndarray | None
   size: tuple[int, ...]
   counts: np.ndarray
-  instance: bytes | None = None
+  objects: Objects | None = None
 
 
 class Item(Protocol):
@@ -54,7 +57,8 @@ class Source:
     fingerprint: computes a text that changes whenever the prepared data would.
     problems: what is wrong with the files as a whole (partners missing, empty splits); a source
       with problems can be inspected, not prepared.
-    has_instances: its examples carry instance ids.
+    has_objects: its examples carry `objects`.
+    has_labels: its examples carry `label`.
     ndim: 2 for images, 3 for volumes.
   """
 
@@ -62,7 +66,8 @@ class Source:
   splits: Mapping[str, Sequence[Item]]
   fingerprint: Callable[[], str]
   problems: Sequence[FileError] = ()
-  has_instances: bool = False
+  has_objects: bool = False
+  has_labels: bool = True
   ndim: int = 2
 
 
@@ -140,11 +145,14 @@ def make_example(
     FileError: see `make_label`.
   """
   label = make_label(raw, classes, table, where)
-  instance = None
-  if classes.instance:
-    instance = encode_png(np.where(label == 1, raw, 0).astype(np.uint16))
   counts = np.bincount(label.ravel(), minlength=256)
-  return Example(image.data, encode_png(label), image.size, counts, instance)
+  objects = None
+  if classes.instance:
+    is_object = (label > 0) & (label < IGNORE)
+    # Void may hide objects. Where there are several classes, it can't be said of which.
+    void = label == IGNORE if len(classes.names) == 2 else None
+    objects = objects_from_ids(np.where(is_object, raw, 0), classes.category, void)
+  return Example(image.data, encode_png(label), image.size, counts, objects)
 
 
 def _size(shape: tuple[int, ...]) -> str:
