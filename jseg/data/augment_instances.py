@@ -7,14 +7,14 @@ Masks are never resampled: scaling and cropping move only the frames that they l
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jseg.data import resample
-from jseg.data.augment import Augment, check_knobs, draw, render
+from jseg.data.augment import check_knobs, draw, render
 from jseg.types import InputError, Targets
 
 _LEAST_AREA = 1.0  # pixels that must be seen of an object, or it is none
@@ -32,7 +32,7 @@ def make_instance_augment(
   saturation: float = 0.0,
   hue: float = 0.0,
   noise: float = 0.0,
-) -> Augment:
+) -> Callable[..., tuple[jax.Array, jax.Array, Targets]]:
   """Builds the augmentation of one training example of the instance task.
 
   The result is a pure function `augment(key, image, size, targets) -> (image, size, targets)`:
@@ -88,9 +88,7 @@ def make_instance_augment(
     offset = jnp.maximum(offset, 0.0)
     scaled = jnp.round(size / ratio).astype(jnp.int32)
     covered = jnp.minimum(scaled, jnp.array((height, width)))
-    flipped = jnp.stack(
-      [draws["flip_vertical"] < flip_vertical, draws["flip"] < flip]
-    )
+    flipped = jnp.stack([draws["flip_vertical"] < flip_vertical, draws["flip"] < flip])
     # The image is flipped where it lies, not with the canvas: it stays at the top left.
     where = tuple(
       jnp.where(turn, length - 1 - p, p)
@@ -116,11 +114,10 @@ def move(
     flipped: bool [2], top to bottom and left to right.
     covered: int32 [2], height and width of the crop.
   """
-  start, end = (corner / ratio - offset for corner in (targets.frames[:, :2], targets.frames[:, 2:]))
-  start, end = (
-    jnp.where(flipped, covered - end, start),
-    jnp.where(flipped, covered - start, end),
-  )
+  limit, turned = covered.astype(jnp.float32)[None], flipped[None]
+  corners = (targets.frames[:, :2], targets.frames[:, 2:])
+  start, end = (corner / ratio[None] - offset[None] for corner in corners)
+  start, end = jnp.where(turned, limit - end, start), jnp.where(turned, limit - start, end)
   masks = targets.masks
   masks = jnp.where(flipped[0], masks[:, ::-1], masks)
   masks = jnp.where(flipped[1], masks[:, :, ::-1], masks)
@@ -129,8 +126,7 @@ def move(
   cells = masks.shape[-1]
   step = (end - start)[:, None] / cells
   low = start[:, None] + step * jnp.arange(cells, dtype=jnp.float32)[None, :, None]
-  limit = covered.astype(jnp.float32)
-  seen = jnp.clip(low + step, 0, limit) - jnp.clip(low, 0, limit)
+  seen = jnp.clip(low + step, 0, limit[None]) - jnp.clip(low, 0, limit[None])
   shares = seen / jnp.maximum(step, 1e-6)
   shares = jnp.where(shares > 1e-3, shares, 0.0)  # rounding must not add a cell
   rows, columns = shares[..., 0], shares[..., 1]
@@ -142,8 +138,8 @@ def move(
   for axis, occupied in enumerate(((covering > 0).any(2), (covering > 0).any(1))):
     first = jnp.argmax(occupied, 1).astype(jnp.float32)
     last = cells - jnp.argmax(occupied[:, ::-1], 1).astype(jnp.float32)
-    edges = (start[:, axis] + step[:, 0, axis] * n for n in (first, last))
-    boxes.append([jnp.clip(edge, 0, limit[axis]) for edge in edges])
+    edges = (start[:, axis] + (end - start)[:, axis] * (n / cells) for n in (first, last))
+    boxes.append([jnp.clip(edge, 0, limit[0, axis]) for edge in edges])
   (y0, y1), (x0, x1) = boxes
   slots = valid[:, None]
   return dataclasses.replace(
