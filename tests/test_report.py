@@ -1,10 +1,14 @@
+import dataclasses
 import json
+import zlib
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
 from jseg import report
+from jseg.average_precision import AveragePrecisionState
+from jseg.data.instances import Annotation, coco_masks, join
 from jseg.metrics import ConfusionState
 from jseg.types import IGNORE
 
@@ -59,3 +63,83 @@ def test_the_legend_leaves_out_what_the_image_has_not():
   orange = (np.asarray(one) == PALETTE[1]).all(-1).sum()
   assert orange == 0
   assert (np.asarray(both) == PALETTE[1]).all(-1).sum() > 50
+
+
+def two_objects(scores=None, size=(30, 40)):
+  """A 10 x 10 square, and a 4 x 8 one over its corner."""
+  square, bar = np.zeros(size, bool), np.zeros(size, bool)
+  square[5:15, 5:15], bar[12:16, 10:18] = True, True
+  objects = join(size, [Annotation(square, 1), Annotation(bar, 2)])
+  scores = None if scores is None else np.array(scores, np.float32)
+  return dataclasses.replace(objects, scores=scores)
+
+
+def test_objects_are_drawn_where_they_are_in_colours_of_their_own():
+  image = np.full((30, 40, 1), 100, np.uint8)
+  shown = report.draw_objects(image, two_objects(), ["none", "square", "bar"], longest=400)
+  assert shown.shape == (300, 400, 3)
+  plain = report.draw_objects(image, None, ["none", "square", "bar"], longest=400)
+  assert (plain == 100).all()
+  changed = (shown != 100).any(-1)
+  assert not changed[200:].any()
+  assert not changed[:, 250:].any()
+  inside = {tuple(shown[y, x].tolist()) for y, x in ((100, 60), (140, 170))}
+  assert len(inside) == 2
+  # Below .5 nothing is drawn.
+  found = report.draw_objects(
+    image, two_objects([0.9, 0.3]), ["none", "square", "bar"], longest=400
+  )
+  assert (found[100, 60] == shown[100, 60]).all()
+  assert (found[155, 170] == 100).all()
+
+
+def test_large_images_and_objects_of_no_pixel_are_drawn():
+  objects = two_objects([0.9, 0.8], size=(900, 1300))
+  objects.frames[1] = [3, 3, 3, 3]
+  objects.masks[1] = zlib.compress(b"")
+  shown = report.draw_objects(np.zeros((900, 1300, 3), np.uint8), objects, list("abc"), longest=100)
+  assert shown.shape == (69, 100, 3)
+  assert shown.any()
+
+
+def test_instance_samples_are_written(tmp_path):
+  image = np.full((30, 40, 3), 60, np.uint8)
+  rows = [(image, two_objects(), two_objects([0.9, 0.8]))] * 4
+  report.save_instance_samples(rows, list("abc"), tmp_path / "s.png", "step 3")
+  with Image.open(tmp_path / "s.png") as picture:
+    assert min(picture.size) > 400
+    assert np.asarray(picture).std() > 10
+
+
+def test_the_instance_map_has_the_best_in_front(tmp_path):
+  for scores, corner in (([0.9, 0.2], 1), ([0.2, 0.9], 2), (None, 2)):
+    report.save_instance_map(two_objects(scores), tmp_path / "map.png")
+    ids = np.asarray(Image.open(tmp_path / "map.png"))
+    assert ids.dtype == np.uint16
+    assert ids[13, 12] == corner  # where they overlap
+    assert (ids[6, 6], ids[15, 17], ids[0, 0]) == (1, 2, 0)
+
+
+def test_results_are_cocos():
+  objects = two_objects([0.25, 0.5])
+  results = json.loads(json.dumps(report.coco_results([(42, objects)], [0, 7, 90])))
+  assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [
+    (42, 7, 0.25),
+    (42, 90, 0.5),
+  ]
+  assert results[1]["bbox"] == [10, 12, 8, 4]
+  for i, row in enumerate(results):
+    decoded = coco_masks().decode(row["segmentation"])
+    np.testing.assert_array_equal(decoded, objects.mask(i))
+
+
+def test_the_table_of_precisions():
+  state = AveragePrecisionState.empty(4).update(0, two_objects(), two_objects([0.9, 0.8]))
+  names = ["background", "square", "bar", "never"]
+  console = Console(width=100)
+  with console.capture() as capture:
+    console.print(report.precision_table(state.compute(), names, "val, step 3"))
+  text = capture.get()
+  for part in ("square", "100.0 %", "never", "absent", "mask AP75", "large absent"):
+    assert part in text, part
+  assert "background" not in text
