@@ -1,0 +1,304 @@
+"""Mean field against brute force; properties; gradients; errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jseg import crf
+from jseg.crf import gaussian, lattice
+from jseg.types import InputError
+
+PARAMS = crf.CrfParams(3, 2.0, 1.5, 4.0, 5.0, 20.0)
+
+
+def example(shape=(5, 6), k=3, channels=3, seed=0):
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(size=(*shape, k)).astype(np.float32)
+  image = rng.integers(0, 256, (*shape, channels)).astype(np.float32)
+  return logits, image
+
+
+def brute_force(logits, image, params):
+  """float64 and dense; scalar weights."""
+  shape, k = logits.shape[:-1], logits.shape[-1]
+  place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
+  colour = image.reshape(-1, image.shape[-1]).astype(float)
+
+  def kernel(features):
+    distance = ((features[:, None] - features[None]) ** 2).sum(-1)
+    dense = np.exp(-distance / 2)
+    sums = dense.sum(1)
+    return {
+      "symmetric": dense / np.sqrt(sums[:, None] * sums[None]),
+      "before": dense / sums[None],
+      "after": dense / sums[:, None],
+      "none": dense,
+    }[params.normalization]
+
+  spatial = kernel(place / np.asarray(params.spatial_sigma))
+  bilateral = kernel(
+    np.concatenate(
+      [
+        place / np.asarray(params.bilateral_sigma_xy),
+        colour / np.asarray(params.bilateral_sigma_rgb),
+      ],
+      1,
+    )
+  )
+  mu = -np.eye(k) if params.compatibility is None else np.asarray(params.compatibility)
+  mu = np.diag(mu) if mu.ndim == 1 else mu
+  unary = logits.reshape(-1, k).astype(float)
+
+  def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+  q = softmax(unary)
+  for _ in range(params.iterations):
+    message = params.spatial_weight * spatial @ q + params.bilateral_weight * bilateral @ q
+    q = softmax(unary - message @ mu.T)
+  return q.reshape(logits.shape)
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "before", "after", "none"])
+def test_exact_equals_brute_force(normalization):
+  logits, image = example()
+  scale = 0.1 if normalization == "none" else 1.0
+  params = PARAMS.replace(
+    method="exact", normalization=normalization, spatial_weight=scale, bilateral_weight=4 * scale
+  )
+  found = crf.dense_crf(logits, image, params)
+  np.testing.assert_allclose(found, brute_force(logits, image, params), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"compatibility": np.array([-1.0, -2.0, -0.5])},
+    {"compatibility": np.array([[0.0, 1, 2], [3, 0, 1], [0, 2, -1]])},
+    {"bilateral_sigma_rgb": (10.0, 20.0, 40.0), "spatial_sigma": (1.0, 2.0)},
+  ],
+)
+def test_compatibility_and_bandwidths_by_axis(changes):
+  logits, image = example()
+  params = PARAMS.replace(method="exact", **changes)
+  found = crf.dense_crf(logits, image, params)
+  np.testing.assert_allclose(found, brute_force(logits, image, params), atol=2e-5)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((5, 6), 1), ((5, 6), 5), ((3, 4, 2), 1)])
+def test_channels_and_volumes(shape, channels):
+  logits, image = example(shape, channels=channels)
+  params = PARAMS.replace(method="exact")
+  found = crf.dense_crf(logits, image, params, ndim=len(shape))
+  np.testing.assert_allclose(found, brute_force(logits, image, params), atol=2e-5)
+  near = crf.dense_crf(logits, image, PARAMS, ndim=len(shape))
+  assert np.abs(near - found).mean() < 0.03
+
+
+def test_landmarks_on_every_colour_are_exact():
+  logits, image = example()
+  params = PARAMS.replace(method="landmarks", landmarks=30, bilateral_sigma_rgb=60.0)
+  found = crf.dense_crf(logits, image, params)
+  np.testing.assert_allclose(found, brute_force(logits, image, params), atol=2e-3)
+
+
+def test_taps_equal_matrices():
+  x = np.random.default_rng(0).normal(size=(30, 25, 2)).astype(np.float32)
+  sigmas = jnp.array([1.0, 2.0])
+  np.testing.assert_allclose(
+    gaussian.grid_filter(x, sigmas, (5, 9)), gaussian.grid_filter(x, sigmas), atol=1e-4
+  )
+
+
+def test_zero_weights_give_softmax():
+  logits, image = example()
+  params = PARAMS.replace(spatial_weight=0.0, bilateral_weight=0.0)
+  np.testing.assert_allclose(
+    crf.dense_crf(logits, image, params), jax.nn.softmax(logits), atol=1e-6
+  )
+
+
+@functools.cache
+def points(seed=0, n=40, d=5):
+  features = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+  found = jax.jit(lattice.sort_points)(features)
+  return found, jax.jit(lattice.make_lattice, static_argnums=1)(found, lattice.safe_sizes(n, d))
+
+
+def filtered(x):
+  found, grid = points()
+  tables = (lattice.table_weights(grid, found.weight),) * 2
+  return lattice.lattice_filter(x, found.weight, found.weight, tables, grid)
+
+
+def test_barycentric_weights():
+  weight = points()[0].weight
+  np.testing.assert_allclose(weight.sum(1), 1, atol=1e-5)
+  assert float(weight.min()) > -1e-5
+
+
+def test_transposed_filter():
+  rng = np.random.default_rng(1)
+  x, y = jnp.asarray(rng.normal(size=(2, 40, 3)), jnp.float32)
+  transposed = jax.vjp(filtered, x)[1](y)[0]
+  assert np.vdot(y, filtered(x)) == pytest.approx(np.vdot(transposed, x), rel=1e-4)
+
+
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 2**31), shift=st.floats(-50, 50))
+def test_properties(seed, shift):
+  logits, image = example((4, 5), seed=seed)
+  q = crf.dense_crf(logits, image, PARAMS)
+  np.testing.assert_allclose(q.sum(-1), 1, atol=1e-5)
+  np.testing.assert_allclose(crf.dense_crf(logits + shift, image, PARAMS), q, atol=1e-4)
+  order = np.array([2, 0, 1])
+  np.testing.assert_allclose(
+    crf.dense_crf(logits[..., order], image, PARAMS), q[..., order], atol=1e-5
+  )
+
+
+def test_batch_jit_and_vmap_equal_one_by_one():
+  pairs = [example((4, 5), seed=seed) for seed in (0, 1)]
+  logits, image = (np.stack(x) for x in zip(*pairs, strict=True))
+  one = np.stack([crf.dense_crf(a, b, PARAMS) for a, b in pairs])
+  f = functools.partial(crf.dense_crf, params=PARAMS)
+  for name, g in {"eager": f, "jit": jax.jit(f), "vmap": jax.vmap(f)}.items():
+    np.testing.assert_allclose(g(logits, image), one, atol=1e-5, err_msg=name)
+
+
+def test_capacity_overflow_is_not_silent():
+  logits, image = example((4, 5))
+  f = jax.jit(functools.partial(crf.dense_crf, params=PARAMS.replace(capacity=4)))
+  assert np.isnan(f(logits, image)).all()
+  size = crf.lattice_size(image, PARAMS)
+  f = jax.jit(functools.partial(crf.dense_crf, params=PARAMS.replace(capacity=size)))
+  np.testing.assert_allclose(f(logits, image), crf.dense_crf(logits, image, PARAMS), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (30, 30)])
+def test_constant_images(shape):
+  logits, image = example(shape, k=1 if shape == (1, 1) else 2)
+  q = crf.dense_crf(logits, np.full_like(image, 7), PARAMS)
+  np.testing.assert_allclose(q.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"spatial_sigma": 0.0}, "spatial_sigma 0.0 must be positive"),
+    ({"bilateral_sigma_rgb": -3.0}, "bilateral_sigma_rgb -3.0 must be positive"),
+    ({"bilateral_sigma_xy": (1.0, 2.0, 3.0)}, "one for each spatial axis: 2"),
+    ({"bilateral_sigma_rgb": 1e-6}, "64-bit keys"),
+    ({"compatibility": np.ones(4)}, "for 3 classes it must be one of"),
+    ({"spatial_weight": np.nan}, "spatial_weight nan must be finite"),
+    ({"method": "grid"}, "choose lattice, landmarks, exact"),
+    ({"normalization": "both"}, "choose symmetric, before"),
+    ({"iterations": -1}, "iterations -1 must be 0 or more"),
+    ({"landmarks": 0}, "landmarks 0 must be 1 or more"),
+  ],
+)
+def test_wrong_parameters(changes, match):
+  logits, image = example()
+  with pytest.raises(InputError, match=match):
+    crf.dense_crf(logits, image, PARAMS.replace(**changes))
+
+
+def test_wrong_inputs():
+  logits, image = example()
+  for a, b, match in (
+    (logits, image[:-1], "resize the logits"),
+    (logits, image[..., 0], "grey images need a channel axis"),
+    (logits[:0], image[:0], "must not be empty"),
+    (
+      np.where(logits == logits[0, 0, 0], np.nan, logits),
+      image,
+      "1 pixels have logits that are NaN",
+    ),
+    (np.where(logits == logits[0, 0, 0], np.inf, logits), image, r"NaN or \+inf"),
+    (logits, np.where(image == image[0, 0, 0], np.nan, image), "image holds NaN"),
+  ):
+    with pytest.raises(InputError, match=match):
+      crf.dense_crf(a, b, PARAMS)
+
+
+def test_a_class_ruled_out_stays_out():
+  logits, image = example()
+  logits[..., 1] = -np.inf
+  q = np.asarray(crf.dense_crf(logits, image, PARAMS))
+  assert np.isfinite(q).all()
+  assert (q[..., 1] == 0).all()
+
+
+def test_unaries():
+  q = jax.nn.softmax(crf.unary_from_labels(np.array([[0, 2, 255]]), 3, 0.5))
+  np.testing.assert_allclose(q[0], [[0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [1 / 3] * 3], atol=1e-6)
+  np.testing.assert_allclose(
+    np.exp(crf.unary_from_probabilities([[0.0, 1.0]], scale=0.5)), [[0.25, 0.75]], atol=1e-6
+  )
+  with pytest.raises(InputError, match="labels hold 7, which is none of 3 classes"):
+    crf.unary_from_labels(np.array([0, 7]), 3, 0.5)
+  with pytest.raises(InputError, match="gt_prob 1 must lie between"):
+    crf.unary_from_labels(np.array([0]), 3, 1)
+
+
+def numeric(f, x, eps=1e-5):
+  x = np.asarray(x, np.float64)
+  g = np.zeros_like(x)
+  for i in np.ndindex(x.shape):
+    step = np.zeros_like(x)
+    step[i] = eps
+    g[i] = (f(x + step) - f(x - step)) / (2 * eps)
+  return g
+
+
+@pytest.mark.parametrize("method", ["lattice", "exact", "landmarks"])
+def test_gradients_equal_finite_differences(method):
+  with jax.enable_x64(True):
+    logits, image = (x.astype(np.float64) for x in example((3, 3), k=2))
+    target = np.random.default_rng(5).normal(size=logits.shape)
+    start = PARAMS.replace(
+      method=method,
+      landmarks=4,
+      spatial_weight=np.array([1.0, 2.0]),
+      bilateral_weight=np.array([3.0, 4.0]),
+      compatibility=np.array([[-1.0, 0.2], [0.1, -0.7]]),
+    )
+    names = [
+      *("spatial_weight", "bilateral_weight", "compatibility"),
+      *("spatial_sigma", "bilateral_sigma_xy", "bilateral_sigma_rgb"),
+    ]
+
+    def loss(values):
+      params = start.replace(**{name: values[name] for name in names})
+      return (crf.dense_crf(values["logits"], image, params) * target).sum()
+
+    values = {name: np.asarray(getattr(start, name), np.float64) for name in names}
+    values["logits"] = logits
+    f = jax.jit(loss)
+    gradient = jax.jit(jax.grad(loss))(values)
+    for name, value in values.items():
+      expected = numeric(lambda x, name=name: float(f({**values, name: x})), value)
+      np.testing.assert_allclose(gradient[name], expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_layer_starts_as_the_function_and_learns():
+  logits, image = example((4, 5))
+  logits, image = logits[None], image[None]
+  layer = crf.DenseCRF(PARAMS, train_bandwidths=True)
+  variables = layer.init(jax.random.key(0), logits, image)
+  assert variables["params"]["compatibility"].shape == (3, 3)
+  log_q = jax.jit(layer.apply)(variables, logits, image)
+  np.testing.assert_allclose(np.exp(log_q), crf.dense_crf(logits, image, PARAMS), atol=1e-5)
+
+  def loss(v):
+    return layer.apply(v, logits, image)[..., 0].mean()
+
+  for path, g in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables)):
+    assert np.isfinite(g).all(), path
+    assert np.any(g != 0), path
