@@ -233,7 +233,14 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
     ) from None
   except json.JSONDecodeError as error:
     raise InputError(f"{path} is not valid JSON ({error})") from None
-  config = ml_collections.ConfigDict(_tuples(raw)).lock()
+  config = ml_collections.ConfigDict(_tuples(raw))
+  if name := config.get("model", {}).get("name"):
+    # A run that is older than a key did what the key's default says.
+    reference = default(name)
+    with reference.unlocked(), reference.ignore_type():
+      reference.update(config)
+    config = reference
+  config.lock()
   validate(config)
   return config
 

@@ -86,6 +86,39 @@ def scale_by_group(
   return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
+def _freeze(
+  optimizer: optax.GradientTransformation, prefixes: Sequence[str]
+) -> optax.GradientTransformation:
+  """Leaves the parameters below `prefixes` as they are; the others are all that `optimizer` sees.
+
+  Raises:
+    InputError: from `init`, as parameters are known then: a prefix names none of them, or nothing
+      is left to train.
+  """
+
+  def labels(params: Any) -> Any:
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    for prefix in prefixes:
+      if not any(_is_below(name, prefix) for name in names):
+        top = sorted({name.partition("/")[0] for name in names})
+        raise InputError(
+          f"optim.freeze: no parameter's name begins with {prefix!r}; the network has "
+          f"{', '.join(top)}, and what is inside them, as in {names[0].rpartition('/')[0]!r}"
+        )
+    frozen = [any(_is_below(name, prefix) for prefix in prefixes) for name in names]
+    if all(frozen):
+      raise InputError(f"optim.freeze: {tuple(prefixes)} leaves nothing to train; name fewer parts")
+    kinds = ["frozen" if f else "trained" for f in frozen]
+    return jax.tree.unflatten(jax.tree.structure(params), kinds)
+
+  return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def _is_below(name: str, prefix: str) -> bool:
+  return f"{name}/".startswith(f"{prefix.rstrip('/')}/")
+
+
 def make_optimizer(
   schedule: Callable[[Array | int], Array],
   pretrained: Collection[str] = (),
@@ -97,6 +130,7 @@ def make_optimizer(
   clip_norm: float = 0.0,
   head_lr: float = 1.0,
   bias_lr: float = 1.0,
+  freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """Gradients to updates.
 
@@ -111,9 +145,12 @@ def make_optimizer(
     clip_norm: largest global norm of the gradient; 0 is no limit.
     head_lr: factor of the learning rate of new parameters, those that are not pretrained.
     bias_lr: factor of the learning rate of biases; 2 in Caffe's recipes.
+    freeze: parts of the network that get no update, no weight decay either, and no part in
+      `clip_norm`: names such as "backbone" or "backbone/conv1". Running statistics of norms in them
+      are no parameters and go on changing, unless the network's norm is "frozen_batch".
 
   Raises:
-    InputError: a value is impossible.
+    InputError: a value is impossible; names in `freeze` are checked by the optimizer's `init`.
   """
   if optimizer not in OPTIMIZERS:
     raise InputError(
@@ -133,11 +170,11 @@ def make_optimizer(
   if (head_lr, bias_lr) != (1, 1):
     groups.append(scale_by_group(head_lr, bias_lr, frozenset(pretrained)))
   if optimizer == "adamw":
-    adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
-    return optax.chain(*clip, adamw, *groups)
-  return optax.chain(
-    *clip,
-    optax.add_decayed_weights(weight_decay, mask=decayed),
-    optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
-    *groups,
-  )
+    rule = [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)]
+  else:
+    rule = [
+      optax.add_decayed_weights(weight_decay, mask=decayed),
+      optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
+    ]
+  chain = optax.chain(*clip, *rule, *groups)
+  return _freeze(chain, freeze) if freeze else chain

@@ -8,17 +8,18 @@ import optax
 import pytest
 
 from jseg.checkpoint import Checkpoints
+from jseg.optim import make_optimizer
 from jseg.state import TrainState
 from jseg.types import InputError
 
 
-def make_state(step, width=3, ema=False):
+def make_state(step, width=3, ema=False, optimizer=None):
   params = {"layer": {"kernel": jnp.full((width, 2), float(step)), "bias": jnp.arange(2.0)}}
   return TrainState(
     step=jnp.array(step, jnp.int32),
     params=params,
     batch_stats={"mean": jnp.full(2, step / 7.0)},
-    opt_state=optax.adamw(1e-3).init(params),
+    opt_state=(optimizer or optax.adamw(1e-3)).init(params),
     ema=jax.tree.map(lambda p: p + 1.0, params) if ema else {},
   )
 
@@ -36,13 +37,14 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("ema", [False, True])
-def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema):
+@pytest.mark.parametrize(("ema", "freeze"), [(False, ()), (True, ()), (False, ("layer/bias",))])
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema, freeze):
   checkpoints = Checkpoints(tmp_path)
-  state = make_state(5, ema=ema)
+  optimizer = make_optimizer(lambda _: 0.1, optimizer="adamw", freeze=freeze)
+  state = make_state(5, ema=ema, optimizer=optimizer)
   checkpoints.save(state, {"next_index": 5})
   checkpoints.wait()
-  restored, iterator = checkpoints.restore(make_state(0, ema=ema))
+  restored, iterator = checkpoints.restore(make_state(0, ema=ema, optimizer=optimizer))
   assert_equal(restored, state)
   assert iterator == {"next_index": 5}
   checkpoints.close()

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import pathlib
 
 import pytest
@@ -133,6 +134,22 @@ def test_differences_leave_out_what_changes_no_parameter(tmp_path):
   old = tiny_config(tmp_path)
   new = tiny_config(tmp_path, optim__lr=0.1, log_every=7)
   assert jseg.config.differences(old, new) == ["optim.lr: was 0.05, is 0.1"]
+
+
+def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path):
+  config = tiny_config(tmp_path)
+  raw = config.to_dict()
+  del raw["optim"]["freeze"]
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(raw))
+  assert jseg.config.load(path).to_dict() == config.to_dict()
+  for change, match in (
+    ({"optim": {"freezer": ()}}, r"unknown config key optim.freezer; did you mean optim.freeze"),
+    ({"model": {}}, r"model.name is missing"),
+  ):
+    path.write_text(json.dumps(raw | change))
+    with pytest.raises(InputError, match=match):
+      jseg.config.load(path)
 
 
 def test_a_folder_that_is_no_run(tmp_path):

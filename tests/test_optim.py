@@ -90,6 +90,68 @@ def test_clipping():
   np.testing.assert_allclose(updates["kernel"], [[-0.6, -0.8]], rtol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_frozen_parameters_stay_and_the_others_move_as_without_them(optimizer):
+  def layer():
+    return {"kernel": jnp.full((1, 2), 2.0), "bias": jnp.full(2, 2.0)}
+
+  params = {"backbone": {"conv1": layer(), "conv10": layer()}, "classifier": layer()}
+  knobs = {"optimizer": optimizer, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 1.0}
+  knobs |= {"head_lr": 10.0, "bias_lr": 2.0}
+
+  def trained(params, **more):
+    chain = make_optimizer(lambda _: 0.1, ["backbone/conv10/kernel"], **knobs, **more)
+    state = chain.init(params)
+    for step in range(3):
+      grads = jax.tree.map(lambda p, step=step: p / (step + 1), params)
+      updates, state = chain.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+    return params, state
+
+  # The prefix is a whole part of a name: conv10 isn't conv1.
+  result, state = trained(params, freeze=("backbone/conv1", "classifier/bias"))
+  for name in ("kernel", "bias"):
+    np.testing.assert_array_equal(result["backbone"]["conv1"][name], 2.0)
+  np.testing.assert_array_equal(result["classifier"]["bias"], 2.0)
+  rest = {"backbone": {"conv10": layer()}, "classifier": {"kernel": layer()["kernel"]}}
+  alone, alone_state = trained(rest)
+  assert float(alone["classifier"]["kernel"][0, 0]) != 2.0
+  np.testing.assert_array_equal(
+    result["backbone"]["conv10"]["kernel"], alone["backbone"]["conv10"]["kernel"]
+  )
+  np.testing.assert_array_equal(
+    result["backbone"]["conv10"]["bias"], alone["backbone"]["conv10"]["bias"]
+  )
+  np.testing.assert_array_equal(result["classifier"]["kernel"], alone["classifier"]["kernel"])
+  # No memory goes to moments of what is frozen, and a run without it has the state it always had.
+  sizes = [sum(a.size for a in jax.tree.leaves(s)) for s in (state, alone_state)]
+  assert sizes[0] == sizes[1]
+  states = [make_optimizer(lambda _: 0.1, **knobs, **f).init(rest) for f in ({}, {"freeze": ()})]
+  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+@pytest.mark.parametrize(
+  ("freeze", "match"),
+  [
+    (
+      ("backbon",),
+      r"begins with 'backbon'; the network has backbone, classifier, .*'backbone/conv1'",
+    ),
+    (("backbone", "conv1"), r"no parameter's name begins with 'conv1'"),
+    (("",), r"begins with ''"),
+    (("backbone", "classifier/"), r"\('backbone', 'classifier/'\) leaves nothing to train"),
+  ],
+)
+def test_names_to_freeze_are_checked(freeze, match):
+  params = {
+    "backbone": {"conv1": {"kernel": jnp.ones((1, 1))}},
+    "classifier": {"bias": jnp.ones(1)},
+  }
+  optimizer = make_optimizer(lambda _: 0.1, freeze=freeze)
+  with pytest.raises(InputError, match=match):
+    jax.jit(optimizer.init)(params)
+
+
 @pytest.mark.parametrize(
   ("make", "knobs", "match"),
   [
