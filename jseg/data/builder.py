@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.progress import track
 
 from jseg.data.classes import ClassInfo
+from jseg.data.coco import coco_source
 from jseg.data.existing import existing_source
+from jseg.data.files import FileError
 from jseg.data.folder import folder_source
 from jseg.data.images import decode_image, decode_raw
 from jseg.data.instances import Objects
@@ -33,6 +35,7 @@ from jseg.data.volumes import volumes_source
 from jseg.types import IGNORE, InputError
 
 _KEEP_BYTES = 512 << 20  # a split that decodes to at most this stays in memory
+_MOST_NOTES = 5  # of what was left out of a split, told by name
 _CHUNK = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
 
 
@@ -96,6 +99,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     largest = np.zeros(self._source.ndim, np.int64)
     counts, where_present = np.zeros((2, 256), np.int64)
     objects_an_image: collections.Counter[int] = collections.Counter()
+    notes: list[FileError] = []
     console = Console(stderr=True)
     loaded = _load_all(items, _CHUNK[self._source.ndim])
     examples = track(loaded, f"Preparing {split}", len(items), console=console)
@@ -115,6 +119,11 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
           if field.name != "scores"
         }
       yield i, record
+      notes += example.notes
+    if notes:
+      console.print(f"{split}: left out {len(notes)} object(s), such as", style="yellow")
+      for note in notes[:_MOST_NOTES]:
+        console.print(f"  {note.file}: {note.problem}", highlight=False, soft_wrap=True)
     check_binary(counts, classes, f"split {split}")
     self.info.metadata["max_size"][split] = largest.tolist()
     k = len(classes.names)
@@ -141,6 +150,10 @@ class JsegVolumes(_Builder):
   """`volumes`."""
 
 
+class JsegCoco(_Builder):
+  """`coco`."""
+
+
 class JsegVoc(_Builder):
   """`voc`."""
 
@@ -161,6 +174,7 @@ _SOURCES: dict[str, tuple[Callable[..., Source], type[_Builder]]] = {
   "shapes": (shapes_source, JsegShapes),
   "folder": (folder_source, JsegFolder),
   "volumes": (volumes_source, JsegVolumes),
+  "coco": (coco_source, JsegCoco),
   "voc": (voc_source, JsegVoc),
   "cityscapes": (cityscapes_source, JsegCityscapes),
   "oxford_iiit_pet": (oxford_iiit_pet_source, JsegOxfordIiitPet),
@@ -298,8 +312,8 @@ def load(
   """Loads a data set, preparing it first if its source is new or has changed.
 
   Args:
-    name: shapes, folder, volumes, voc, cityscapes, oxford_iiit_pet; or the name of a TFDS set,
-      with fields.
+    name: shapes, folder, volumes, coco, voc, cityscapes, oxford_iiit_pet; or the name of a TFDS
+      set, with fields.
     root: folder of the source, where it has one.
     data_dir: where prepared data are kept; None is TFDS's default, ~/tensorflow_datasets.
     options: the source's own, such as size and counts of shapes; see the *_source functions.

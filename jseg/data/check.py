@@ -18,7 +18,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from jseg.data.classes import ClassInfo
+from jseg.data.classes import ClassInfo, voc_colormap
+from jseg.data.coco import CocoItem, coco_source, holds_coco
 from jseg.data.files import FileError
 from jseg.data.folder import folder_source, holds_volumes
 from jseg.data.images import decode_image, decode_raw
@@ -40,6 +41,9 @@ class SplitReport:
     sizes: how many images of each (height, width), or (depth, height, width).
     pixels: int64 [256], pixels of each train id; pixels[IGNORE] is void.
     images_with: int64 [256], in how many masks each train id occurs.
+    objects: int64 [k], how many objects of each class there are; of sets of objects.
+    images_with_objects: int64 [k], in how many images.
+    most: objects in one image.
   """
 
   count: int
@@ -48,6 +52,9 @@ class SplitReport:
   )
   pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
   images_with: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+  objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+  images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+  most: int = 0
 
 
 @dataclasses.dataclass
@@ -59,12 +66,14 @@ class Report:
     classes: its classes.
     splits: what each split holds.
     problems: all that must be mended before training.
+    notes: what training will do without.
   """
 
   root: Path
   classes: ClassInfo
   splits: dict[str, SplitReport]
   problems: list[FileError]
+  notes: list[FileError] = dataclasses.field(default_factory=list)
 
   @property
   def ok(self) -> bool:
@@ -73,7 +82,12 @@ class Report:
 
   def table(self) -> RenderableType:
     """Counts, class shares and problems, for a rich console."""
-    return Group(self._splits_table(), self._classes_table(), *self._problem_lines())
+    tables = [self._splits_table()]
+    if any(report.pixels.any() for report in self.splits.values()):
+      tables.append(self._classes_table())
+    if any(report.objects.size for report in self.splits.values()):
+      tables.append(self._objects_table())
+    return Group(*tables, *self._problem_lines())
 
   def _splits_table(self) -> Table:
     table = Table(title=str(self.root), title_justify="left")
@@ -104,19 +118,40 @@ class Report:
       table.add_row(Text.assemble(("■ ", "rgb({},{},{})".format(*color)), f"{i} {name}"), *cells)
     return table
 
+  def _objects_table(self) -> Table:
+    most = ", ".join(f"{report.most} in {split}" for split, report in self.splits.items())
+    table = Table(caption=f"objects (images with any); at most in one image: {most}")
+    table.add_column("class")
+    for split in self.splits:
+      table.add_column(split, justify="right")
+    for i, name in enumerate(self.classes.names):
+      if i > 0:  # the background is no object
+        cells = [
+          f"{report.objects[i]} ({report.images_with_objects[i]})" if report.objects.size else "0"
+          for report in self.splits.values()
+        ]
+        table.add_row(f"{i} {name}", *cells)
+    return table
+
   def _problem_lines(self) -> Iterator[Text]:
+    yield from _listed(self.notes, "yellow", "!")
     if self.ok:
       yield Text("No problems found.", "green")
-      return
-    by_kind: dict[str, list[FileError]] = {}
-    for problem in self.problems:
-      by_kind.setdefault(problem.kind, []).append(problem)
-    for problems in by_kind.values():
-      for problem in problems[:_MOST_PROBLEMS]:
-        yield Text.assemble(("✗ ", "red"), (problem.file, "bold"), f": {problem.problem}")
-        yield Text(f"  {problem.fix}", "dim")
-      if len(problems) > _MOST_PROBLEMS:
-        yield Text(f"  ... and {len(problems) - _MOST_PROBLEMS} more of this kind", "red")
+    else:
+      yield from _listed(self.problems, "red", "✗")
+
+
+def _listed(problems: Sequence[FileError], color: str, sign: str) -> Iterator[Text]:
+  """A few problems of each kind."""
+  by_kind: dict[str, list[FileError]] = {}
+  for problem in problems:
+    by_kind.setdefault(problem.kind, []).append(problem)
+  for alike in by_kind.values():
+    for problem in alike[:_MOST_PROBLEMS]:
+      yield Text.assemble((f"{sign} ", color), (problem.file, "bold"), f": {problem.problem}")
+      yield Text(f"  {problem.fix}", "dim")
+    if len(alike) > _MOST_PROBLEMS:
+      yield Text(f"  ... and {len(alike) - _MOST_PROBLEMS} more of this kind", color)
 
 
 def check_folder(root: str | os.PathLike) -> Report:
@@ -130,21 +165,33 @@ def check_folder(root: str | os.PathLike) -> Report:
   """
   source = _source(root)
   problems = list(source.problems)
+  notes: list[FileError] = []
   splits = {}
   for split, pairs in _pairs(source).items():
     splits[split] = report = SplitReport(len(pairs))
     console = Console(stderr=True)
     for pair in track(pairs, f"Checking {split}", console=console, transient=True):
-      if pair.image.is_file() and pair.mask.is_file():  # otherwise it is a problem already
-        problems += _check_pair(pair, report)
+      files = (pair.image,) if isinstance(pair, CocoItem) else (pair.image, pair.mask)
+      if not all(file.is_file() for file in files):
+        continue  # it is a problem already
+      found = [] if isinstance(pair, CocoItem) else _check_pair(pair, report)
+      if source.has_objects and not found:
+        example, found = _attempt(pair.load)
+        if example is not None:
+          _count_objects(example, report, len(source.classes.names))
+          notes += example.notes
+          if not source.has_labels:
+            report.sizes[example.size] += 1
+      problems += found
     problems += _attempt(check_binary, report.pixels, source.classes, f"split {split}")[1]
-  return Report(Path(root), source.classes, splits, problems)
+  return Report(Path(root), source.classes, splits, problems, notes)
 
 
 def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
   """Writes a PNG of up to 16 images with their masks laid over them, and a legend.
 
-  Void is hatched. Images that cannot be read are left out. A volume shows its middle slice.
+  Void is hatched. Images that cannot be read are left out. A volume shows its middle slice. Each
+  object has a colour of its own, and there is no legend.
 
   Args:
     root: as for `check_folder`.
@@ -159,23 +206,26 @@ def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
     example, failed = _attempt(pair.load)
     if not failed:
       image, label = _picture(example)
-      tiles.append(_tile(image, label, source.classes, f"{split}/{pair.name}"))
+      palette = voc_colormap(IGNORE) if source.has_objects else source.classes.palette
+      tiles.append(_tile(image, label, palette, f"{split}/{pair.name}"))
   if tiles:
-    _compose(tiles, source.classes).save(path)
+    _compose(tiles, None if source.has_objects else source.classes).save(path)
   return bool(tiles)
 
 
 def _source(root: str | os.PathLike) -> Source:
   path = Path(root).expanduser()
+  if holds_coco(path):
+    return coco_source(path)
   is_voc = any(any(path.glob(f"{up}SegmentationClass")) for up in ("", "VOC20*/", "VOCdevkit/*/"))
   if is_voc:
     return voc_source(path)
   return volumes_source(path) if holds_volumes(path) else folder_source(path)
 
 
-def _pairs(source: Source) -> Mapping[str, Sequence[Pair | VolumePair]]:
-  # All layouts are made of file pairs; `Source` promises less.
-  return cast(Mapping[str, Sequence[Pair | VolumePair]], source.splits)
+def _pairs(source: Source) -> Mapping[str, Sequence[Pair | VolumePair | CocoItem]]:
+  # All layouts are made of files; `Source` promises less.
+  return cast(Mapping[str, Sequence[Pair | VolumePair | CocoItem]], source.splits)
 
 
 def _check_pair(pair: Any, report: SplitReport) -> list[FileError]:
@@ -197,6 +247,15 @@ def _check_pair(pair: Any, report: SplitReport) -> list[FileError]:
   return problems
 
 
+def _count_objects(example: Example, report: SplitReport, k: int) -> None:
+  assert example.objects is not None
+  counts = np.bincount(example.objects.classes[~example.objects.crowd], minlength=k)
+  report.objects = counts + (report.objects if report.objects.size else 0)
+  with_objects = report.images_with_objects if report.images_with_objects.size else 0
+  report.images_with_objects = (counts > 0) + with_objects
+  report.most = max(report.most, len(example.objects))
+
+
 def _attempt(function, *args):
   """(result, []) or (None, [the problem])."""
   try:
@@ -207,13 +266,18 @@ def _attempt(function, *args):
 
 def _picture(example: Example) -> tuple[np.ndarray, ...]:
   """Image uint8 [h w c] and label [h w]."""
-  image, label = example.image, example.label
+  image, label, objects = example.image, example.label, example.objects
+  if isinstance(image, bytes) and objects is not None:
+    painted = np.zeros(example.size, np.uint8)
+    for i in np.argsort(-objects.areas, kind="stable").tolist():
+      painted[objects.mask(i)] = IGNORE if objects.crowd[i] else 1 + i % (IGNORE - 1)
+    return decode_image(image), painted
   if isinstance(image, bytes) and isinstance(label, bytes):
     return decode_image(image), decode_raw(label)
   return flatten_volume(np.asarray(image), np.asarray(label))
 
 
-def _spread(source: Source, count: int) -> list[tuple[str, Pair | VolumePair]]:
+def _spread(source: Source, count: int) -> list[tuple[str, Any]]:
   """Up to `count` pairs, evenly over all splits."""
   everything = [(split, pair) for split, pairs in _pairs(source).items() for pair in pairs]
   if len(everything) <= count:
@@ -225,15 +289,15 @@ _TILE, _CAPTION, _GAP = 256, 20, 8
 _INK, _PAPER = (40, 42, 54), (250, 250, 248)
 
 
-def _tile(image: np.ndarray, label: np.ndarray, classes: ClassInfo, caption: str) -> Image.Image:
-  """An image with its mask laid over it, class borders drawn, scaled to fit a square."""
+def _tile(image: np.ndarray, label: np.ndarray, colors: np.ndarray, caption: str) -> Image.Image:
+  """An image with its mask laid over it, borders drawn, scaled to fit a square."""
   scale = _TILE / max(label.shape)
   size = max(1, round(label.shape[1] * scale)), max(1, round(label.shape[0] * scale))
   method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
   image = cv2.resize(image, size, interpolation=method).reshape(size[1], size[0], -1)
   label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
   palette = np.zeros((256, 3), np.float32)
-  palette[: len(classes.palette)] = classes.palette
+  palette[: len(colors)] = colors
   color, void = palette[label], label == IGNORE
   diagonal = np.add.outer(np.arange(label.shape[0]), np.arange(label.shape[1]))
   color[void] = np.where(diagonal[void] // 4 % 2, 255.0, 90.0)[:, None]
@@ -253,12 +317,12 @@ def _tile(image: np.ndarray, label: np.ndarray, classes: ClassInfo, caption: str
   return tile
 
 
-def _compose(tiles: list[Image.Image], classes: ClassInfo) -> Image.Image:
-  """A grid of tiles over a legend."""
+def _compose(tiles: list[Image.Image], classes: ClassInfo | None) -> Image.Image:
+  """A grid of tiles, over a legend of classes."""
   columns = min(4, max(1, len(tiles)))
   rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
   width = columns * (_TILE + _GAP) + _GAP
-  legend = _legend(classes, width - 2 * _GAP)
+  legend = _legend(classes, width - 2 * _GAP) if classes else Image.new("RGB", (1, 1), _PAPER)
   heights = [max(tile.height for tile in row) for row in rows]
   height = sum(heights) + (len(rows) + 2) * _GAP + legend.height
   sheet = Image.new("RGB", (width, height), _PAPER)

@@ -46,7 +46,7 @@ class ClassInfo:
       up in. Given empty, it becomes the VOC colormap.
     ignore_label: raw mask value of void pixels, or None if every pixel has a class.
     ignore_color: colour of void pixels in colour masks, or None.
-    mask_values: raw mask value of each class; None means 0..k-1.
+    mask_values: raw mask value of each class; None means 0..k-1. Of COCO's JSON, category ids.
     instance: masks hold instance ids, 0 being the first class. Of two classes any other id is the
       second; of more, an id is 1000 times its class and a number below 1000, as in Cityscapes.
 
@@ -97,10 +97,10 @@ class ClassInfo:
         f"ignore_label: {self.ignore_label} is also the mask value of class {name!r}; "
         "give the values of the classes as mask_values, or set ignore_label to null"
       )
-    if self.instance and (k < 2 or self.mask_values is not None):
+    if self.instance and k < 2:
       raise InputError(
-        f"task: instance masks need background and at least one class of objects, and no "
-        f"mask_values, but {k} classes are listed; for semantic masks leave task out"
+        f"task: instance masks need background and at least one class of objects, but {k} classes "
+        "are listed; for semantic masks leave task out"
       )
 
   @property

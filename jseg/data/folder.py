@@ -66,6 +66,11 @@ def paired_folder(
     inside = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise InputError(f"{root} holds no data set ({inside} found). {_LAYOUT}")
   classes = ClassInfo.load(root / "classes.json", tasks)
+  if classes.instance and classes.mask_values is not None:
+    raise InputError(
+      f"{root / 'classes.json'}: mask_values are for classes, but these masks hold instance ids; "
+      "leave mask_values out"
+    )
   plain = not any((root / split).is_dir() for split in SPLITS)
   if plain:
     pairs, problems = _find_pairs(root, classes, suffixes, make_pair)
@@ -108,8 +113,8 @@ def pair_source(
 
 
 def split_pairs(
-  pairs: Sequence[Pair], fractions: Mapping[str, float], seed: int
-) -> dict[str, list[Pair]]:
+  pairs: Sequence[Any], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[Any]]:
   """Splits at random; the same seed and the same names give the same splits.
 
   Args:

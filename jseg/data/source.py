@@ -27,6 +27,7 @@ class Example:
     size: (height, width), or (depth, height, width).
     counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
     objects: what is in the image one by one, if the set tells.
+    notes: what was left out of it, and why.
   """
 
   image: bytes | np.ndarray
@@ -34,6 +35,7 @@ class Example:
   size: tuple[int, ...]
   counts: np.ndarray
   objects: Objects | None = None
+  notes: tuple[FileError, ...] = ()
 
 
 class Item(Protocol):
