@@ -11,6 +11,7 @@ _MODULES = (
   "crf",
   "data",
   "evaluate",
+  "export",
   "losses",
   "metrics",
   "models",

@@ -276,26 +276,37 @@ def save_run(run: pathlib.Path, config: Any, classes: ClassInfo) -> None:
   classes.save(run / CLASSES_FILE)
 
 
-def load_run(run: str | pathlib.Path) -> tuple[Any, ClassInfo]:
+def load_run(
+  run: str | pathlib.Path, changes: Mapping[str, Any] | None = None
+) -> tuple[Any, ClassInfo]:
   """The configuration and the classes of a run.
 
+  Args:
+    run: the run directory.
+    changes: values by dotted key that are to differ (`jseg.config.change`).
+
   Raises:
-    InputError: it is no run directory.
+    InputError: it is no run directory, or a change is impossible.
   """
   run = pathlib.Path(run)
   if not run.is_dir():
     raise InputError(f"there is no run directory {run}; give the --workdir of train.py")
-  return configs.load(run / CONFIG_FILE), ClassInfo.load(run / CLASSES_FILE)
+  config = configs.load(run / CONFIG_FILE)
+  return configs.change(config, changes or {}), ClassInfo.load(run / CLASSES_FILE)
 
 
 def load_model(
-  run: str | pathlib.Path, checkpoint: str | int = "best"
+  run: str | pathlib.Path,
+  checkpoint: str | int = "best",
+  changes: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
   """The network of a run and its trained variables.
 
   Args:
     run: the run directory.
     checkpoint: "best", "latest" or a step.
+    changes: of the configuration, as {"model.output_stride": 8}: whatever leaves the weights what
+      they are.
 
   Returns:
     (model, variables), for `model.apply(variables, image)` with an image that went through
@@ -304,7 +315,7 @@ def load_model(
   Raises:
     InputError: nothing was trained there, or the checkpoint is of another network.
   """
-  config, classes = load_run(run)
+  config, classes = load_run(run, changes)
   model = configs.make_model(config, len(classes.names))
   image = jnp.zeros((1, *config.data.size, config.data.channels))
   template = jax.eval_shape(lambda: model.init(jax.random.key(0), image))

@@ -14,6 +14,7 @@ from rich.table import Table
 from jseg import data, models
 from jseg.checkpoint import load_run
 from jseg.evaluate import evaluate_run
+from jseg.export import export_run
 from jseg.loop import use_compilation_cache
 from jseg.predict import Segmenter
 from jseg.report import CONSOLE, progress
@@ -112,6 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     "--tile", action="store_true", help="cut large images into overlapping tiles, don't shrink them"
   )
   predict.add_argument("--margin", type=int, help="pixels that tiles overlap on every side")
+
+  export = command(
+    "export",
+    _export,
+    "write a network with its weights as StableHLO, which runs without this library",
+    "  jseg export runs/mine\n  jseg export runs/mine --size 480 640 --platforms cpu cuda",
+  )
+  _add_run(export)
+  export.add_argument("--out", type=pathlib.Path, help="default: RUN/export/NETWORK.stablehlo")
+  export.add_argument(
+    "--size", type=int, nargs="+", metavar="N", help="height and width; default: the run's"
+  )
+  export.add_argument(
+    "--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="default: cpu cuda tpu"
+  )
   return parser
 
 
@@ -120,6 +136,26 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint", default="best", help="best, latest or a step (default: %(default)s)"
   )
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="another value in the run's configuration, such as model.output_stride=8",
+  )
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, str]:
+  """What --set asks for.
+
+  Raises:
+    InputError: one isn't KEY=VALUE.
+  """
+  pairs = [text.partition("=") for text in arguments.set]
+  for key, equals, value in pairs:
+    if not (key and equals and value):
+      raise InputError(f"--set {key + equals + value}: give KEY=VALUE, as model.output_stride=8")
+  return {key: value for key, _, value in pairs}
 
 
 def _models(_: argparse.Namespace) -> None:
@@ -151,6 +187,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     batch_size=arguments.batch_size,
     boundary=arguments.boundary,
     rand=arguments.rand,
+    changes=_changes(arguments),
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(result.task.table(result.scores, title))
@@ -166,7 +203,11 @@ def _predict(arguments: argparse.Namespace) -> None:
   files = _input_files(arguments.images, data.NIFTI_SUFFIXES if volumes else data.IMAGE_SUFFIXES)
   use_compilation_cache(config)
   segmenter = Segmenter.from_run(
-    arguments.run_directory, arguments.checkpoint, tile=arguments.tile, margin=arguments.margin
+    arguments.run_directory,
+    arguments.checkpoint,
+    _changes(arguments),
+    tile=arguments.tile,
+    margin=arguments.margin,
   )
   total = np.zeros(len(segmenter.classes.names))
   for file in progress(files, "predicting", len(files)):
@@ -178,6 +219,19 @@ def _predict(arguments: argparse.Namespace) -> None:
     table.add_row(name, f"{100 * share:.1f} %")
   CONSOLE.print(table)
   CONSOLE.print(f"written to {arguments.out}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+  paths = export_run(
+    arguments.run_directory,
+    arguments.out,
+    checkpoint=arguments.checkpoint,
+    size=arguments.size,
+    platforms=arguments.platforms,
+    changes=_changes(arguments),
+  )
+  megabytes = paths[0].stat().st_size / 2**20
+  CONSOLE.print(f"written to {paths[0]} ({megabytes:.1f} MiB); what it takes is in {paths[1].name}")
 
 
 def _input_files(paths: Sequence[pathlib.Path], suffixes: Sequence[str]) -> list[pathlib.Path]:

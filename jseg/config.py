@@ -5,6 +5,8 @@ A file in `configs/` starts from `default()` and changes what its recipe needs. 
 `make_schedule` and `make_optimizer`: their defaults live there and nowhere else.
 """
 
+import ast
+import contextlib
 import difflib
 import inspect
 import json
@@ -241,6 +243,37 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
       reference.update(config)
     config = reference
   config.lock()
+  validate(config)
+  return config
+
+
+def change(
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A copy with other values: what `--set KEY=VALUE` does to a run that is used again.
+
+  Args:
+    config: the configuration.
+    changes: values by dotted key; text is read as Python would, and is text otherwise.
+
+  Raises:
+    InputError: there is no such key, or the value is impossible.
+  """
+  config = config.copy_and_resolve_references()
+  known = [key for key, _ in flatten(config)]
+  for key, value in changes.items():
+    if key not in known or key == "model.name":
+      raise InputError(unknown_key(key, [k for k in known if k != "model.name"]))
+    *sections, name = key.split(".")
+    section = config
+    for part in sections:
+      section = section[part]
+    if isinstance(value, str) and not isinstance(section[name], str):
+      with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(value)
+    if not _same_kind(value, section[name]):
+      raise InputError(f"{key}: {value!r} is of another kind than {section[name]!r}")
+    section[name] = value
   validate(config)
   return config
 

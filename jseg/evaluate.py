@@ -47,6 +47,7 @@ def evaluate_run(
   batch_size: int | None = None,
   boundary: bool = False,
   rand: str | None = None,
+  changes: Mapping[str, Any] | None = None,
 ) -> Evaluation:
   """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
 
@@ -59,13 +60,15 @@ def evaluate_run(
     boundary: whether to measure the IoU of the regions' boundaries too (`BoundaryState`).
     rand: the class whose connected parts are objects, to measure the foreground-restricted Rand
       score too (`rand_score`), the mean over the images that have any.
+    changes: of the run's configuration by dotted key, such as {"model.output_stride": 8}; written
+      into the JSON file.
 
   Raises:
-    InputError: no such run, checkpoint, split or class; the data set has other classes than the
-      run's; or boundaries or objects are asked of volumes.
+    InputError: no such run, checkpoint, split or class; a change is impossible; the data set has
+      other classes than the run's; or boundaries or objects are asked of volumes.
   """
   run = pathlib.Path(run)
-  config, classes = load_run(run)
+  config, classes = load_run(run, changes)
   if root is not None:
     config.data.root = root
   if batch_size is not None:
@@ -84,12 +87,12 @@ def evaluate_run(
     raise InputError("boundary IoU and the Rand score are for images; leave them out for volumes")
   task = tasks.create(config, dataset)
   step = checkpoint_step(run, checkpoint)
-  model, variables = load_model(run, step)
+  model, variables = load_model(run, step, changes)
   scores = task.make_evaluator(model, split)(replicate(variables))
-  extra = {}
+  extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
   if boundary or rand:
     segmenter = Segmenter(model, variables, classes, config.data.size, config.data.channels)
-    extra = measure_regions(segmenter, dataset.source(split), boundary=boundary, rand=rand)
+    extra |= measure_regions(segmenter, dataset.source(split), boundary=boundary, rand=rand)
   save_evaluation(run, task, scores, split=split, step=step, extra=extra)
   return Evaluation(split, step, scores, classes.names, task, extra)
 

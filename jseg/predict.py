@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -160,20 +160,25 @@ class Segmenter:
 
   @classmethod
   def from_run(
-    cls, run: str | pathlib.Path, checkpoint: str | int = "best", **options: Any
+    cls,
+    run: str | pathlib.Path,
+    checkpoint: str | int = "best",
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
   ) -> "Segmenter":
     """The network of a run directory.
 
     Args:
       run: the run directory.
       checkpoint: "best", "latest" or a step.
+      changes: of the run's configuration by dotted key, such as {"model.output_stride": 8}.
       **options: `tile` and `margin`.
 
     Raises:
       InputError: nothing was trained there, or the checkpoint is of another network.
     """
-    config, classes = load_run(run)
-    model, variables = load_model(run, checkpoint)
+    config, classes = load_run(run, changes)
+    model, variables = load_model(run, checkpoint, changes)
     return cls(model, variables, classes, config.data.size, config.data.channels, **options)
 
   def __call__(self, image: np.ndarray) -> Prediction:
