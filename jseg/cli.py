@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import sys
@@ -16,8 +17,8 @@ from jseg.checkpoint import load_run
 from jseg.evaluate import evaluate_run
 from jseg.export import export_run
 from jseg.loop import use_compilation_cache
-from jseg.predict import Segmenter
-from jseg.report import CONSOLE, progress
+from jseg.predict import InstanceSegmenter, Segmenter
+from jseg.report import CONSOLE, coco_results, progress
 from jseg.types import InputError
 
 
@@ -209,16 +210,43 @@ def _predict(arguments: argparse.Namespace) -> None:
     tile=arguments.tile,
     margin=arguments.margin,
   )
+  if isinstance(segmenter, InstanceSegmenter):
+    table = _predict_objects(segmenter, files, arguments.out)
+  else:
+    table = _predict_masks(segmenter, files, arguments.out)
+  CONSOLE.print(table)
+  CONSOLE.print(f"written to {arguments.out}")
+
+
+def _predict_masks(segmenter: Segmenter, files: Sequence[pathlib.Path], out: pathlib.Path) -> Table:
   total = np.zeros(len(segmenter.classes.names))
   for file in progress(files, "predicting", len(files)):
-    prediction = segmenter(data.read_volume(file) if volumes else data.read_image(file))
-    prediction.save(arguments.out, _stem(file), like=file)
+    volume = file.name.lower().endswith(tuple(data.NIFTI_SUFFIXES))
+    prediction = segmenter(data.read_volume(file) if volume else data.read_image(file))
+    prediction.save(out, _stem(file), like=file)
     total += list(prediction.shares().values())
   table = Table("class", "mean share", title=f"{len(files)} image(s)", title_justify="left")
   for name, share in zip(segmenter.classes.names, total / len(files), strict=True):
     table.add_row(name, f"{100 * share:.1f} %")
-  CONSOLE.print(table)
-  CONSOLE.print(f"written to {arguments.out}")
+  return table
+
+
+def _predict_objects(
+  segmenter: InstanceSegmenter, files: Sequence[pathlib.Path], out: pathlib.Path
+) -> Table:
+  names, values = segmenter.classes.names, segmenter.classes.values
+  total = np.zeros(len(names), np.int64)
+  results = []
+  for file in progress(files, "predicting", len(files)):
+    prediction = segmenter(data.read_image(file))
+    prediction.save(out, _stem(file))
+    total += np.bincount(prediction.classes, minlength=len(names))
+    results += coco_results([(file.name, prediction.objects)], values)
+  (out / "detections.json").write_text(json.dumps(results))
+  table = Table("class", "objects", title=f"{len(files)} image(s)", title_justify="left")
+  for name, count in list(zip(names, total, strict=True))[1:]:
+    table.add_row(name, f"{count:,}")
+  return table
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ from jseg.types import InputError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+INSTANCE_LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box", "mask")
+
 RESUMABLE = {
   "log_every",
   "eval_every",
@@ -71,14 +73,20 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
     "eval_batch_size": 8,
     "threads": 2,
   }
-  config.augment = {"crop": (), **_arguments(data.make_augment, "size")}  # () is data.size
-  config.loss = {
-    **_arguments(losses.make_loss),
-    "balance": "none",  # or "median": classes weigh median frequency / frequency
-    "class_weights": (),  # or one number a class
-    "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
-    "border_sigma": 5.0,  # and its sigma, in pixels
-  }
+  if models.task(model) == "instance":
+    config.data.max_objects = 100  # an image is trained on, the largest
+    config.data.mask_size = 56  # cells along either side of a training mask
+    config.augment = {"crop": (), **_arguments(data.make_instance_augment, "size")}
+    config.loss = dict.fromkeys(INSTANCE_LOSSES, 1.0)  # what each of the losses weighs
+  else:
+    config.augment = {"crop": (), **_arguments(data.make_augment, "size")}  # () is data.size
+    config.loss = {
+      **_arguments(losses.make_loss),
+      "balance": "none",  # or "median": classes weigh median frequency / frequency
+      "class_weights": (),  # or one number a class
+      "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
+      "border_sigma": 5.0,  # and its sigma, in pixels
+    }
   config.aux_weights = models.aux_weights(model)  # of auxiliary outputs' losses, by name
   config.optim = {
     **_arguments(optim.make_schedule, "steps"),
@@ -141,7 +149,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
   # The parts check their own values.
   make_model(config, num_classes=2)
   make_augment(config)
-  make_loss(config)
+  if models.task(config.model.name) == "instance":
+    _at_least(given, 1, "data.max_objects", "data.mask_size")
+    _at_least(given, 0, *(f"loss.{name}" for name in INSTANCE_LOSSES))
+  else:
+    make_loss(config)
   make_optimizer(config)
 
 
@@ -156,7 +168,9 @@ def make_augment(config: ml_collections.ConfigDict) -> Callable:
   """The augmentation of a configuration."""
   knobs = dict(config.augment)
   crop = tuple(knobs.pop("crop"))
-  return data.make_augment(size=crop or tuple(config.data.size), **knobs)
+  instance = models.task(config.model.name) == "instance"
+  make: Callable = data.make_instance_augment if instance else data.make_augment
+  return make(size=crop or tuple(config.data.size), **knobs)
 
 
 def make_loss(config: ml_collections.ConfigDict) -> losses.Loss:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jseg import config as configs
-from jseg import data, tasks
+from jseg import data, models, tasks
 from jseg.checkpoint import checkpoint_step, load_model, load_run
 from jseg.metrics import BoundaryState, none_if_nan, rand_score
 from jseg.predict import Segmenter
@@ -65,7 +65,8 @@ def evaluate_run(
 
   Raises:
     InputError: no such run, checkpoint, split or class; a change is impossible; the data set has
-      other classes than the run's; or boundaries or objects are asked of volumes.
+      other classes than the run's; or boundaries or objects are asked of volumes or of a network of
+      objects.
   """
   run = pathlib.Path(run)
   config, classes = load_run(run, changes)
@@ -83,6 +84,11 @@ def evaluate_run(
     )
   if rand is not None and rand not in classes.names:
     raise InputError(f"there is no class {rand!r}; choose from {', '.join(classes.names)}")
+  if (boundary or rand) and models.task(config.model.name) == "instance":
+    raise InputError(
+      f"boundary IoU and the Rand score are for classes of pixels, and {config.model.name} finds "
+      "objects; leave them out"
+    )
   if (boundary or rand) and dataset.ndim == 3:
     raise InputError("boundary IoU and the Rand score are for images; leave them out for volumes")
   task = tasks.create(config, dataset)

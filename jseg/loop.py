@@ -156,7 +156,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Any:
         CONSOLE.print(f"step {step}: validation {task.title} {line[task.measure]:.4f}")
         if jax.process_index() == 0:
           save_evaluation(workdir, task, scores, split=config.data.eval_split, step=step)
-          save_curves(workdir / METRICS_FILE, workdir / "curves.png")
+          save_curves(workdir / METRICS_FILE, workdir / "curves.png", task.measure, task.title)
           # One device does it: elsewhere the copies stay idle.
           rows = samples(jax.tree.map(lambda x: x.addressable_data(0), state.variables()))
           draw_samples(workdir, task, rows, step)

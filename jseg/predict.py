@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jseg import data
+from jseg import data, models
 from jseg.checkpoint import load_model, load_run
 from jseg.data import ClassInfo
 from jseg.nn import resize_to
-from jseg.report import legend, overlay
+from jseg.report import draw_objects, legend, overlay, save_instance_map
 from jseg.step import label_at_full_size
 from jseg.types import Array, InputError, Outputs
 
@@ -90,6 +90,122 @@ class Prediction:
     Image.fromarray(self.overlay()).save(paths[1])
     legend(self.shares(), self.classes.palette).save(paths[2])
     return paths
+
+
+@dataclasses.dataclass(frozen=True)
+class InstancePrediction:
+  """The objects found in one image, the best first, at its own size.
+
+  Attributes:
+    image: uint8 [h w 3] or [h w 1], as given.
+    objects: what was found.
+    info: names and colours of the classes.
+  """
+
+  image: np.ndarray
+  objects: data.Objects
+  info: ClassInfo
+
+  @property
+  def boxes(self) -> np.ndarray:
+    """float32 [n 4], (y0 x0 y1 x1) in pixels."""
+    return self.objects.boxes
+
+  @property
+  def scores(self) -> np.ndarray:
+    """float32 [n], probability of the class."""
+    assert self.objects.scores is not None, "found objects have scores"
+    return self.objects.scores
+
+  @property
+  def classes(self) -> np.ndarray:
+    """int32 [n], 1 to k - 1."""
+    return self.objects.classes
+
+  @property
+  def names(self) -> list[str]:
+    """Names of the classes, n of them."""
+    return [self.info.names[i] for i in self.classes]
+
+  @functools.cached_property
+  def masks(self) -> np.ndarray:
+    """Bool [n h w]; made when first asked for, as it is large."""
+    masks = [self.objects.mask(i) for i in range(len(self.objects))]
+    return np.stack(masks) if masks else np.zeros((0, *self.image.shape[:2]), bool)
+
+  def overlay(self, least_score: float = 0.5) -> np.ndarray:
+    """uint8 [H W 3], the image with masks, boxes, names and scores; small images are enlarged."""
+    return draw_objects(self.image, self.objects, self.info.names, least_score=least_score)
+
+  def save(self, out: str | pathlib.Path, stem: str) -> list[pathlib.Path]:
+    """Writes STEM.png, the instance map, and STEM_overlay.png.
+
+    Args:
+      out: folder; made if it isn't there.
+      stem: of the files' names.
+
+    Returns:
+      Their paths. Pixels of the map (16 bits) hold the number of their object, best first, from 1.
+    """
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{stem}.png", out / f"{stem}_overlay.png"]
+    save_instance_map(self.objects, paths[0])
+    Image.fromarray(self.overlay()).save(paths[1])
+    return paths
+
+
+class InstanceSegmenter:
+  """Finds the objects in images of any size with a trained network.
+
+  Images larger than the network's canvas are shrunk to fit it, smaller ones padded, as in training;
+  boxes and masks are brought back to the image's own size. One program serves all sizes.
+
+  Args:
+    model: the network.
+    variables: its parameters and statistics.
+    classes: names and colours.
+    size: canvas (height, width) of the network.
+    channels: 3 (RGB) or 1 (grey).
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    variables: dict[str, Any],
+    classes: ClassInfo,
+    size: Sequence[int],
+    channels: int = 3,
+  ):
+    self.variables = variables
+    self.classes = classes
+    self._size = tuple(int(n) for n in size)
+    self._channels = channels
+
+    @jax.jit
+    def forward(variables, image, size):
+      prepared = data.prepare(image[None], size[None])
+      found = model.apply(variables, prepared, size=size[None], train=False)
+      return jax.tree.map(lambda a: a[0], found)
+
+    self._forward = forward
+
+  def __call__(self, image: np.ndarray) -> InstancePrediction:
+    """Finds the objects of one image.
+
+    Args:
+      image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (grey).
+
+    Raises:
+      InputError: it is of another type or shape.
+    """
+    image = data.as_channels(image, self._channels)
+    if image.ndim != 3:
+      raise InputError(f"this network takes images, not an array of shape {image.shape}")
+    canvas, covered = data.fit(image, self._size)
+    found = self._forward(self.variables, canvas, np.array(covered, np.int32))
+    objects = data.found_objects(jax.device_get(found), covered, image.shape[:2])
+    return InstancePrediction(image, objects, self.classes)
 
 
 class Segmenter:
@@ -165,20 +281,29 @@ class Segmenter:
     checkpoint: str | int = "best",
     changes: Mapping[str, Any] | None = None,
     **options: Any,
-  ) -> "Segmenter":
+  ) -> "Segmenter | InstanceSegmenter":
     """The network of a run directory.
 
     Args:
       run: the run directory.
       checkpoint: "best", "latest" or a step.
       changes: of the run's configuration by dotted key, such as {"model.output_stride": 8}.
-      **options: `tile` and `margin`.
+      **options: `tile` and `margin`, of networks of pixels.
 
     Raises:
-      InputError: nothing was trained there, or the checkpoint is of another network.
+      InputError: nothing was trained there, the checkpoint is of another network, or the network
+        has no such option.
     """
     config, classes = load_run(run, changes)
     model, variables = load_model(run, checkpoint, changes)
+    if models.task(config.model.name) == "instance":
+      given = [name for name, value in options.items() if value]
+      if given:
+        raise InputError(
+          f"{given[0]}: {config.model.name} finds objects in whole images; leave it out, larger "
+          "images are shrunk to data.size"
+        )
+      return InstanceSegmenter(model, variables, classes, config.data.size, config.data.channels)
     return cls(model, variables, classes, config.data.size, config.data.channels, **options)
 
   def __call__(self, image: np.ndarray) -> Prediction:

@@ -86,6 +86,32 @@ def score_table(scores: Scores, names: Sequence[str], title: str) -> Table:
   return table
 
 
+def instance_table(scores: InstanceScores, names: Sequence[str], title: str) -> Table:
+  """AP and AR of masks and boxes per class, with the means below, and by size in the caption."""
+  table = Table(title=title, title_justify="left", show_footer=True)
+  masks, boxes = scores.masks, scores.boxes
+  table.add_column("class", "mean")
+  columns = {
+    "mask AP": (masks.ap_by_class, masks.ap),
+    "mask AP50": (masks.ap50_by_class, masks.ap50),
+    "mask AR": (masks.ar_by_class, masks.ar),
+    "box AP": (boxes.ap_by_class, boxes.ap),
+    "box AP50": (boxes.ap50_by_class, boxes.ap50),
+    "box AR": (boxes.ar_by_class, boxes.ar),
+  }
+  for heading, (_, mean) in columns.items():
+    table.add_column(heading, _percent(mean), justify="right")
+  table.add_column("objects", f"{scores.counts.sum():,}", justify="right")
+  for i, name in list(enumerate(names))[1:]:
+    shares = (_percent(values[i]) for values, _ in columns.values())
+    table.add_row(name, *shares, f"{scores.counts[i]:,}")
+  for kind, measures in (("mask", masks), ("box", boxes)):
+    for what, sizes in (("AP", measures.ap_by_size), ("AR", measures.ar_by_size)):
+      text = "  ".join(f"{size} {_percent(value)}" for size, value in sizes.items())
+      table.caption = f"{table.caption or ''}\n{kind} {what} by size: {text}".strip()
+  return table
+
+
 def _percent(value: float) -> str:
   return "absent" if np.isnan(value) else f"{100 * value:.1f} %"
 
@@ -114,20 +140,30 @@ def save_confusion_plot(scores: Scores, names: Sequence[str], path: pathlib.Path
   figure.savefig(path)
 
 
-def save_curves(metrics: pathlib.Path, path: pathlib.Path) -> None:
-  """Draws loss and mIoU over the steps from a run's metrics.jsonl."""
+def save_curves(
+  metrics: pathlib.Path, path: pathlib.Path, measure: str = "miou", title: str = "mIoU"
+) -> None:
+  """Draws the loss and a measure over the steps from a run's metrics.jsonl.
+
+  Args:
+    metrics: the log.
+    path: PNG to write.
+    measure: its name in the log, a fraction.
+    title: its name for people.
+  """
   lines = [json.loads(line) for line in metrics.read_text().splitlines()]
   figure = _figure(9, 3.5)
-  loss_axes, miou_axes = figure.subplots(1, 2)
-  for split in dict.fromkeys(line["split"] for line in lines):
-    points = [line for line in lines if line["split"] == split]
-    steps = [p["step"] for p in points]
-    marker = "." if len(points) < 40 else ""
-    if all("loss" in p for p in points):
-      loss_axes.plot(steps, [p["loss"] for p in points], marker=marker, label=split)
-    miou_axes.plot(steps, [100 * (p["miou"] or 0.0) for p in points], marker=marker, label=split)
-  for axes, title in ((loss_axes, "loss"), (miou_axes, "mIoU in %")):
-    axes.set_title(title)
+  grid = figure.subplots(1, 2)
+  for axes, key, factor, heading in zip(
+    grid, ("loss", measure), (1, 100), ("loss", f"{title} in %"), strict=True
+  ):
+    for split in dict.fromkeys(line["split"] for line in lines):
+      points = [line for line in lines if line["split"] == split and key in line]
+      marker = "." if len(points) < 40 else ""
+      steps, values = [p["step"] for p in points], [factor * (p[key] or 0.0) for p in points]
+      if points:
+        axes.plot(steps, values, marker=marker, label=split)
+    axes.set_title(heading)
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -384,21 +420,29 @@ def coco_results(
   return results
 
 
+def spread(count: int, length: int) -> list[int]:
+  """Indices from all over a split: the first images of a video would all be the same."""
+  return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+
+
 def terminal_samples(rows: Sequence[Sample], palette: np.ndarray, width: int) -> Text:
-  """The sample pictures as text: two pixels a character, one above the other.
+  """The sample pictures as text: see `terminal_pictures`."""
+  return terminal_pictures(
+    [(image, colourise(truth, palette), colourise(mask, palette)) for image, truth, mask in rows],
+    width,
+  )
+
+
+def terminal_pictures(rows: Sequence[Sequence[np.ndarray]], width: int) -> Text:
+  """Rows of three pictures as text: two pixels a character, one above the other.
 
   Args:
-    rows: the samples.
-    palette: uint8 [k 3].
+    rows: pictures uint8 [h w 3] or [h w 1].
     width: characters in a line.
   """
   strips = []
-  for image, truth, prediction in rows:
-    parts = (
-      np.broadcast_to(image, (*image.shape[:2], 3)),
-      colourise(truth, palette),
-      colourise(prediction, palette),
-    )
+  for image, *others in rows:
+    parts = (np.broadcast_to(image, (*image.shape[:2], 3)), *others)
     side = width // 3 - 1
     height = max(2, round(side * image.shape[0] / image.shape[1]) // 2 * 2)
     small = [Image.fromarray(part).resize((side, height), Image.Resampling.BOX) for part in parts]

@@ -21,9 +21,9 @@ from jseg.losses import mean_over_devices
 from jseg.metrics import confusion
 from jseg.nn import AXIS, resize_to
 from jseg.state import TrainState
-from jseg.types import Array, Batch, Outputs
+from jseg.types import Array, Batch, Detections, InstanceOutputs, Outputs, Targets
 
-Augment = Callable[..., tuple[Array, ...]]
+Augment = Callable[..., tuple[Any, ...]]
 Loss = Callable[[Outputs, Array, Array | None], tuple[Array, Array]]
 Terms = dict[str, tuple[Array, Array, float]]
 """Parts of a loss by name: (sum, count, weight) on one device."""
@@ -190,6 +190,37 @@ def pixels_forward(model: nn.Module, augment: Augment) -> Forward:
   return forward
 
 
+def objects_forward(model: nn.Module, augment: Augment) -> Forward:
+  """The forward of a network of objects.
+
+  Args:
+    model: the network. Its random draws (`sample`) get the same key on every device; it tells its
+      images apart by their place in the global batch.
+    augment: `(key, image [H W c], size [2], targets) -> (image [h w c], size [2], targets)`, with
+      `Targets` of one image.
+  """
+
+  def forward(
+    variables: Any, batch: Batch, key: Array, mutable: Sequence[str]
+  ) -> tuple[InstanceOutputs, Targets, Any]:
+    augment_key, sample_key = jax.random.split(key)
+    keys = example_keys(augment_key, len(batch["image"]))
+    padded = Targets(**{f.name: batch[f.name] for f in dataclasses.fields(Targets)})
+    image, size, targets = jax.vmap(augment)(keys, batch["image"], batch["size"], padded)
+    outputs, updated = model.apply(
+      variables,
+      image,
+      size=size,
+      train=True,
+      targets=targets,
+      mutable=mutable,
+      rngs={"sample": sample_key},
+    )
+    return cast(InstanceOutputs, outputs), targets, updated
+
+  return forward
+
+
 def example_keys(key: Array, batch: int) -> Array:
   """A key for each of a device's examples, by its place in the global batch: keys [b]."""
   places = jax.lax.axis_index(AXIS) * batch + jnp.arange(batch)
@@ -197,18 +228,21 @@ def example_keys(key: Array, batch: int) -> Array:
 
 
 def make_moments_step(
-  model: nn.Module, augment: Augment
+  model: nn.Module,
+  augment: Augment,
+  make_forward: Callable[[nn.Module, Augment], Forward] = pixels_forward,
 ) -> Callable[[TrainState, Batch, Array], Any]:
   """Makes `step(state, batch, key) -> moments`: what each norm sees in a training batch.
 
   Args:
     model: the network.
-    augment: as for `make_train_step`.
+    augment: as for `make_forward`.
+    make_forward: `pixels_forward` or `objects_forward`.
 
   Returns:
     The step; its result goes into `average_moments`.
   """
-  forward = pixels_forward(model, augment)
+  forward = make_forward(model, augment)
 
   def step(state: TrainState, batch: Batch, key: Array) -> Any:
     return forward(state.variables(), batch, key, ["batch_stats", "moments"])[-1]["moments"]
@@ -300,5 +334,28 @@ def make_eval_step(
     image = prepare(batch["image"], batch["size"])
     outputs = cast(Outputs, model.apply(variables, image, train=False))
     return jax.lax.psum(count_batch(outputs.logits, batch), AXIS)
+
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+
+
+def make_detect_step(
+  model: nn.Module, prepare: Callable[[Array, Array], Array]
+) -> Callable[[Any, Batch], tuple[Array, Array, Detections]]:
+  """Makes `step(variables, batch) -> (index, size, detections)`, pmapped over the batch.
+
+  Args:
+    model: the network.
+    prepare: as for `make_eval_step`.
+
+  Returns:
+    The step. It hands out the whole global batch, b images of all devices of all processes, as
+    the measures need the scores of a whole split in one order.
+  """
+
+  def step(variables: Any, batch: Batch) -> tuple[Array, Array, Detections]:
+    image = prepare(batch["image"], batch["size"])
+    detections = cast(Detections, model.apply(variables, image, size=batch["size"], train=False))
+    parts = batch["index"], batch["size"], detections
+    return jax.lax.all_gather(parts, AXIS, tiled=True)
 
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)

@@ -12,13 +12,14 @@ from jseg.losses import make_loss
 from jseg.metrics import ConfusionState, confusion
 from jseg.nn import AXIS, Conv, Norm
 from jseg.optim import make_optimizer
-from jseg.state import create_train_state
+from jseg.state import TrainState, create_train_state
 from jseg.step import (
   average_moments,
   count_batch,
   make_eval_step,
   make_moments_step,
   make_train_step,
+  make_update_step,
   shard,
 )
 from jseg.tasks import semantic
@@ -246,3 +247,35 @@ def test_labels_and_weights_go_with_the_image():
   plain = loss_with(None)
   assert plain > 0
   np.testing.assert_allclose(loss_with(5.0), 6 * plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_each_term_is_divided_by_its_own_global_count(devices):
+  # Loss: w mean(x) + 0.5 w mean(x^2 where known) + a term of nothing; w begins at 2. The first half
+  # of the batch has one known value, the second three.
+  x = np.array([1.0, 2, 3, 4, 5, 6, 7, 8], np.float32)
+  known = np.array([0, 1, 0, 0, 1, 1, 0, 1], bool)
+
+  def forward(variables, batch, key, mutable):
+    return variables["params"]["w"] * batch["x"], batch, {}
+
+  def terms(outputs, batch):
+    mask = batch["known"]
+    squares = jnp.where(mask, outputs * batch["x"], 0.0).sum()
+    return {
+      "all": (outputs.sum(), jnp.float32(outputs.size), 1.0),
+      "known": (squares, mask.sum(dtype=jnp.float32), 0.5),
+      "none": (0.0 * outputs.sum(), jnp.float32(0), 3.0),
+    }
+
+  optimizer = optax.sgd(1.0)
+  params = {"w": jnp.float32(2)}
+  state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), {})
+  mapped = make_update_step(optimizer, forward, terms, lambda _, b: {"seen": b["known"].sum()})
+  state, metrics = mapped(state, shard({"x": x, "known": known}, devices), jax.random.key(0))
+  slope = 4.5 + 0.5 * (4 + 25 + 36 + 64) / 4
+  np.testing.assert_allclose(state.params["w"], 2 - slope, rtol=1e-6)
+  np.testing.assert_allclose(metrics["loss"], 2 * slope, rtol=1e-6)
+  assert [float(n) for n in metrics["terms"]["known"]] == [2 * 129 / 4, 4.0]
+  assert [float(n) for n in metrics["terms"]["none"]] == [0.0, 0.0]
+  assert (int(metrics["seen"]), float(metrics["valid"])) == (4, 8.0)

@@ -13,9 +13,13 @@ from rich.console import RenderableType
 
 from jseg import data, models
 from jseg.step import TrainStep
+from jseg.tasks.instance import InstanceTask
 from jseg.tasks.semantic import SemanticTask
 
-_TASKS: dict[str, Callable[[Any, data.Dataset], "Task"]] = {"semantic": SemanticTask}
+_TASKS: dict[str, Callable[[Any, data.Dataset], "Task"]] = {
+  "semantic": SemanticTask,
+  "instance": InstanceTask,
+}
 
 
 class Task(Protocol):

@@ -25,6 +25,7 @@ from jseg.report import (
   save_confusion_plot,
   save_samples,
   score_table,
+  spread,
   terminal_samples,
 )
 from jseg.step import TrainStep, make_eval_step, make_moments_step, make_train_step, shard
@@ -204,14 +205,12 @@ class SemanticTask:
     """Makes `samples(variables) -> [(image, truth, prediction)]`, from all over a split."""
     config, source = self.config, self.dataset.source(split)
     segmenter = Segmenter(model, {}, self.dataset.classes, config.data.size, config.data.channels)
-    # The first ones of a video would all be the same.
-    count = min(config.samples, len(source))
-    indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()
 
     def samples(variables: Any) -> list[Sample]:
       segmenter.variables = variables
       rows = []
-      for record in (source[index] for index in indices):
+      for index in spread(config.samples, len(source)):
+        record = source[index]
         prediction = segmenter(record["image"])
         image, label, mask = data.flatten_volume(prediction.image, record["label"], prediction.mask)
         rows.append((image, label, mask))
