@@ -181,6 +181,57 @@ def test_parameter_counts_of_networks_on_resnet(name, knobs, parameters):
   assert models.count_parameters(name, 21, **knobs) == parameters
 
 
+# The tiny RefineNet's maps have 64, 32, 16 and 8 channels, its paths 8, 4, 4 and 4; a unit on n
+# channels has 18 n^2 + n parameters. By hand: reduction, units, fusion, chains, output, classifier.
+@pytest.mark.parametrize(
+  ("knobs", "parameters"),
+  [
+    ({}, 6624 + 4072 + 1008 + 2016 + 6108 + 74),
+    ({"chain": 3}, 6624 + 4072 + 1008 + 3024 + 6108 + 74),
+    ({"chain": 0}, 6624 + 4072 + 1008 + 6108 + 74),
+    ({"order": "conv_pool"}, 6624 + 4072 + 1008 + 2016 + 6108 + 74),
+    ({"blocks": 2}, 6624 + 4072 + 864 + 576 + 1752 + 74),
+    ({"blocks": 1}, 6624 + 4072 + 720 + 288 + 876 + 74),
+  ],
+)
+def test_parameters_of_refinenets_decoder_by_hand(knobs, parameters):
+  model = models.create("refinenet", 2, **(models.tiny("refinenet") | knobs))
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  decoder = {k: v for k, v in variables["params"].items() if k != "backbone"}
+  assert sum(a.size for a in jax.tree.leaves(decoder)) == parameters
+
+
+def test_orders_of_chained_pooling():
+  """Scaling by a positive number and taking a maximum commute; by a negative one they don't."""
+  image = jnp.float32(np.random.default_rng(1).normal(size=(1, 37, 41, 3)))
+  nets = [
+    models.create("refinenet", 2, **(models.tiny("refinenet") | {"blocks": 1, "order": order}))
+    for order in ("pool_conv", "conv_pool")
+  ]
+  variables = draw(nets[0], image)
+  applied = [jax.jit(net.apply) for net in nets]
+
+  def logits(factor):
+    kernel = jnp.zeros((3, 3, 4, 4)).at[1, 1].set(factor * jnp.eye(4))
+    chains = {name: {"kernel": kernel} for name in ("chain0_0", "chain0_1")}
+    params = variables["params"] | chains
+    return [apply(variables | {"params": params}, image).logits for apply in applied]
+
+  first, second = logits(0.5)
+  close(first, second)
+  first, second = logits(-0.5)
+  assert np.abs(first - second).max() > 0.01 * np.std(first)
+
+
+def test_refinenet_begins_with_small_scores():
+  model = models.create("refinenet", 5, **models.tiny("refinenet"))
+  image = jnp.float32(np.random.default_rng(0).normal(size=(2, 64, 64, 3)))
+  rngs = {name: jax.random.key(i) for i, name in enumerate(("params", "dropout"))}
+  outputs, variables = jax.jit(lambda: model.init_with_output(rngs, image, train=True))()
+  assert np.abs(outputs.logits).max() < 0.1  # the first loss is that of a guess, log 5
+  assert np.std(variables["params"]["layer4_reduce"]["kernel"]) == pytest.approx(0.01, rel=0.1)
+
+
 def test_batch_norm_replaces_the_biases_before_it():
   with_norm = models.count_parameters("unet", 2, widths=(4, 8))
   without = models.count_parameters("unet", 2, widths=(4, 8), norm="none")

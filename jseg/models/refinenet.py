@@ -13,22 +13,26 @@ from jseg.nn import Conv, check_norm, max_pool, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 CHAINS = ("pool_conv", "conv_pool")
+_GAUSS = nn.initializers.normal(0.01)
 
 
 class RefineNet(nn.Module):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
-  Maps of the ResNet at strides 32, 16, 8 and 4 are refined, coarsest first (figure 2): each goes
+  Maps of the ResNet at strides 32, 16, 8 and 4 are refined, coarsest first (figure 2(c)): each goes
   through residual convolution units, is fused with what came before, pooled in a chain and refined
-  again. No norms outside of the ResNet, whose statistics are frozen in the paper.
+  again. No norms outside of the ResNet, whose statistics are frozen in the paper. Kernels there
+  begin as N(0, .01), as in the authors' guosheng/refinenet; by He's rule, for nets without so many
+  sums, the first scores would be in the thousands.
 
   Attributes:
     num_classes: k.
     depth: of the ResNet, 18 to 152.
-    blocks: RefineNet blocks: 4, one for each map (figure 2(c)), or 2 or 1 (figures 2(a), 2(b)),
+    blocks: RefineNet blocks: 4, one for each map (figure 2(c)), or 2 or 1 (figures 7(b), 7(a)),
       each for several maps.
-    chain: number of poolings in a chain; 4 as released, 2 in the paper's figure 3.
-    order: "pool_conv" (figure 3, DrSleep/refinenet-pytorch) or "conv_pool".
+    chain: number of poolings in a chain; 4 in the released weights, 2 in the paper's figure 3.
+    order: "pool_conv" (figure 3, DrSleep/refinenet-pytorch) or "conv_pool", which the authors' code
+      calls improved.
     features: channels of the coarsest map's path and of the others'.
     dropout: rate on the two coarsest maps and before the classifier.
     norm: kind of normalisation of the ResNet.
@@ -79,7 +83,8 @@ class RefineNet(nn.Module):
     maps = backbone(image, train=train)
 
     def conv(x: Array, features: int, name: str, *, bias: bool = False) -> Array:
-      return Conv(features, (3, 3), use_bias=bias, name=name, **types)(x)
+      kernel = {"kernel_init": _GAUSS, "use_bias": bias}
+      return Conv(features, (3, 3), name=name, **kernel, **types)(x)
 
     def units(x: Array, count: int, name: str) -> Array:
       """Residual convolution units (section 3.2)."""
