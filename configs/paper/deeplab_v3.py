@@ -1,0 +1,47 @@
+"""DeepLab V3 on Pascal VOC (Chen et al. 2017, arXiv:1706.05587, sections 4 and 4.2).
+
+Two phases: at output stride 16 with live batch norm, then at 8 with its statistics frozen. The
+second one, on train and val, is for the test server; weights don't depend on the stride.
+
+  python train.py --config=configs/paper/deeplab_v3.py:phase1 --config.data.root=VOCdevkit \
+      --config.init_from=resnet101.safetensors --workdir=runs/deeplab_v3
+  python train.py --config=configs/paper/deeplab_v3.py:phase2 --config.data.root=VOCdevkit \
+      --config.init_from=runs/deeplab_v3 --workdir=runs/deeplab_v3_phase2
+
+The paper's numbers: 77.21 mean IoU on VOC 2012 val after phase 1 at stride 16, 78.51 evaluated at
+stride 8. Its second phase trains on the official trainval set; here it is train_aug again, so that
+val still measures. The paper's batch norm keeps .9997 of its statistics at a step, ours .9. Not run
+here.
+"""
+
+import jseg.config
+from jseg.types import InputError
+
+VARIANTS = {
+  "phase1": {"output_stride": 16, "norm": "batch"},
+  "phase2": {"output_stride": 8, "norm": "frozen_batch"},
+}
+
+
+def get_config(variant="phase1"):
+  """The configuration of a phase."""
+  if variant not in VARIANTS:
+    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
+  config = jseg.config.default("deeplab_v3", **VARIANTS[variant])
+  config.steps = 30_000
+  config.data.name = "voc"
+  config.data.train_split = "train_aug"
+  config.data.size = (513, 513)
+  config.data.batch_size = 16
+  config.data.eval_batch_size = 4
+  config.augment.crop = (513, 513)
+  config.augment.scale = (0.5, 2.0)
+  config.optim.optimizer = "sgd"
+  config.optim.lr = 0.007 if variant == "phase1" else 0.001
+  config.optim.momentum = 0.9
+  config.optim.weight_decay = 1e-4
+  config.optim.schedule = "poly"
+  config.optim.power = 0.9
+  config.eval_every = 3000
+  config.checkpoint_every = 1000
+  return config

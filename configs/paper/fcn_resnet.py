@@ -1,0 +1,38 @@
+"""torchvision's FCN on ResNet (pytorch/vision references/segmentation), on Pascal VOC.
+
+  python train.py --config=configs/paper/fcn_resnet.py:fcn_resnet50 --config.data.root=VOCdevkit \
+      --config.init_from=resnet50.safetensors --workdir=runs/fcn_resnet50
+
+Also `:fcn_resnet101`. torchvision trains on COCO's images with VOC's 20 categories for 30 epochs,
+and reports 60.5 and 63.7 mean IoU on COCO val 2017; this is the same on VOC's images, which has no
+such number. Its auxiliary head has ten times the rate; here all have the same. Not run here.
+"""
+
+import jseg.config
+from jseg.types import InputError
+
+VARIANTS = {"fcn_resnet50": 50, "fcn_resnet101": 101}  # their depths
+
+
+def get_config(variant="fcn_resnet50"):
+  """The configuration of either depth."""
+  if variant not in VARIANTS:
+    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
+  config = jseg.config.default("fcn_resnet", depth=VARIANTS[variant], aux=True)
+  config.steps = 9900  # 30 epochs of train_aug
+  config.data.name = "voc"
+  config.data.train_split = "train_aug"
+  config.data.size = (520, 520)
+  config.data.batch_size = 32
+  config.data.eval_batch_size = 4
+  config.augment.crop = (480, 480)
+  config.augment.scale = (0.5, 2.0)
+  config.optim.optimizer = "sgd"
+  config.optim.lr = 0.02
+  config.optim.momentum = 0.9
+  config.optim.weight_decay = 1e-4
+  config.optim.schedule = "poly"
+  config.optim.power = 0.9
+  config.eval_every = 1000
+  config.checkpoint_every = 500
+  return config

@@ -1,0 +1,58 @@
+"""PSPNet on Pascal VOC, Cityscapes and ADE20K (Zhao et al. 2017), as in the authors' hszhao/semseg.
+
+  python train.py --config=configs/paper/pspnet.py:voc --config.data.root=VOCdevkit \
+      --config.init_from=resnet101.safetensors --workdir=runs/pspnet_voc
+  python train.py --config=configs/paper/pspnet.py:cityscapes --config.data.root=cityscapes \
+      --config.init_from=resnet101.safetensors --workdir=runs/pspnet_cityscapes
+  python train.py --config=configs/paper/pspnet.py:ade20k --config.data.root=ade20k \
+      --config.init_from=resnet50.safetensors --workdir=runs/pspnet_ade20k
+
+The authors' numbers at one scale: .7907 mean IoU on VOC 2012 val (PSPNet-101), .7863 on Cityscapes
+val (PSPNet-101), .4189 on ADE20K val (PSPNet-50); theirs slide a window of the crop's size over the
+image. Their ResNets begin with three 3x3 convolutions, torchvision's with one 7x7: the stem and
+what follows it begin anew. Not run here.
+
+ADE20K is a folder (`train/images`, `train/masks`, ...) of ADEChallengeData2016's images and masks,
+where `classes.json` has the 150 names, `"mask_values": [1, 2, ..., 150]` and `"ignore_label": 0`.
+"""
+
+from typing import Any
+
+import jseg.config
+from jseg.types import InputError
+
+VARIANTS: dict[str, dict[str, Any]] = {
+  # Epochs of the authors, in steps.
+  "voc": {"depth": 101, "steps": 33_000, "crop": 473, "size": (513, 513)},
+  "cityscapes": {"depth": 101, "steps": 37_200, "crop": 713, "size": (1024, 2048)},
+  "ade20k": {"depth": 50, "steps": 126_000, "crop": 473, "size": (683, 683)},
+}
+
+
+def get_config(variant="voc"):
+  """The configuration for one of the data sets."""
+  if variant not in VARIANTS:
+    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
+  recipe = VARIANTS[variant]
+  config = jseg.config.default("pspnet", depth=recipe["depth"])
+  config.steps = recipe["steps"]
+  config.data.name = "folder" if variant == "ade20k" else variant
+  config.data.train_split = "train_aug" if variant == "voc" else "train"
+  config.data.size = recipe["size"]
+  config.data.batch_size = 16
+  config.data.eval_batch_size = 4
+  config.augment.crop = (recipe["crop"], recipe["crop"])
+  config.augment.scale = (0.5, 2.0)
+  config.augment.rotation = 10.0
+  config.augment.blur = 1.0
+  config.aux_weights.aux = 0.4
+  config.optim.optimizer = "sgd"
+  config.optim.lr = 0.01
+  config.optim.momentum = 0.9
+  config.optim.weight_decay = 1e-4
+  config.optim.schedule = "poly"
+  config.optim.power = 0.9
+  config.optim.head_lr = 10.0
+  config.eval_every = 3000
+  config.checkpoint_every = 1000
+  return config
