@@ -83,8 +83,7 @@ class RefineNet(nn.Module):
     maps = backbone(image, train=train)
 
     def conv(x: Array, features: int, name: str, *, bias: bool = False) -> Array:
-      kernel = {"kernel_init": _GAUSS, "use_bias": bias}
-      return Conv(features, (3, 3), name=name, **kernel, **types)(x)
+      return Conv(features, (3, 3), use_bias=bias, kernel_init=_GAUSS, name=name, **types)(x)
 
     def units(x: Array, count: int, name: str) -> Array:
       """Residual convolution units (section 3.2)."""
