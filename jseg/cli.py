@@ -14,7 +14,9 @@ from rich.table import Table
 
 from jseg import data, models
 from jseg.checkpoint import load_run
-from jseg.evaluate import evaluate_run
+from jseg.crf import CrfParams
+from jseg.crf.settings import parse_params, run_params
+from jseg.evaluate import Evaluation, evaluate_run
 from jseg.export import export_run
 from jseg.loop import use_compilation_cache
 from jseg.predict import InstanceSegmenter, Segmenter
@@ -89,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     "evaluate",
     _evaluate,
     "measure a checkpoint on a split, at the images' original size",
-    "  jseg evaluate runs/quickstart\n  jseg evaluate runs/camvid --split test",
+    "  jseg evaluate runs/quickstart\n  jseg evaluate runs/camvid --split test\n"
+    "  jseg evaluate runs/camvid --crf --boundary",
   )
   _add_run(evaluate)
   evaluate.add_argument("--split", help="default: the validation split of the run")
@@ -99,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument(
     "--rand", metavar="CLASS", help="the Rand score too, objects being the parts of this class"
   )
+  _add_crf(evaluate, "measure what a dense CRF makes of it too")
 
   predict = command(
     "predict",
@@ -114,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     "--tile", action="store_true", help="cut large images into overlapping tiles, don't shrink them"
   )
   predict.add_argument("--margin", type=int, help="pixels that tiles overlap on every side")
+  _add_crf(predict, "refine by a dense CRF on the image's own colours")
 
   export = command(
     "export",
@@ -159,6 +164,25 @@ def _changes(arguments: argparse.Namespace) -> dict[str, str]:
   return {key: value for key, _, value in pairs}
 
 
+def _add_crf(parser: argparse.ArgumentParser, what: str) -> None:
+  parser.add_argument(
+    "--crf",
+    action="store_true",
+    help=f"{what}; its parameters are those of RUN/crf.json (jseg tune-crf), else DeepLab V2's",
+  )
+  parser.add_argument(
+    "--crf-params",
+    metavar="PARAMS",
+    help="KEY=VALUE,... or a JSON file: parameters that differ from these; implies --crf",
+  )
+
+
+def _crf(arguments: argparse.Namespace) -> CrfParams | None:
+  if arguments.crf_params is not None:
+    return parse_params(arguments.crf_params, run_params(arguments.run_directory))
+  return run_params(arguments.run_directory) if arguments.crf else None
+
+
 def _models(_: argparse.Namespace) -> None:
   table = Table("network", "parameters", "arguments")
   for name in models.names():
@@ -189,13 +213,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     boundary=arguments.boundary,
     rand=arguments.rand,
     changes=_changes(arguments),
+    crf=_crf(arguments),
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(result.task.table(result.scores, title))
   for key, what in (("boundary_miou", "mean boundary IoU"), ("rand", "Rand score")):
     if result.extra.get(key) is not None:
       CONSOLE.print(f"{what}: {100 * result.extra[key]:.1f} %")
+  if "crf" in result.extra:
+    CONSOLE.print(_crf_table(result))
   CONSOLE.print(f"written to {pathlib.Path(arguments.run_directory) / 'evaluation'}")
+
+
+def _crf_table(result: Evaluation) -> Table:
+  """Measures before and after the CRF."""
+  before = {**result.task.log_line(result.scores), **result.extra}
+  after = result.extra["crf"]
+  table = Table("measure", "without CRF", "with CRF", title="dense CRF", title_justify="left")
+  for key in ("miou", "pixel_accuracy", "boundary_miou", "rand"):
+    if after.get(key) is not None:
+      table.add_row(key, f"{100 * before[key]:.1f} %", f"{100 * after[key]:.1f} %")
+  return table
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -209,6 +247,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     _changes(arguments),
     tile=arguments.tile,
     margin=arguments.margin,
+    crf=_crf(arguments),
   )
   if isinstance(segmenter, InstanceSegmenter):
     table = _predict_objects(segmenter, files, arguments.out)

@@ -6,10 +6,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jseg import config as configs
 from jseg import data, models, tasks
 from jseg.checkpoint import checkpoint_step, load_model, load_run
-from jseg.metrics import BoundaryState, none_if_nan, rand_score
+from jseg.crf import CrfParams
+from jseg.crf.settings import to_dict
+from jseg.metrics import BoundaryState, ConfusionState, host_confusion, none_if_nan, rand_score
 from jseg.predict import Segmenter
 from jseg.report import progress
 from jseg.step import replicate
@@ -27,7 +31,8 @@ class Evaluation:
     scores: the measures, `Scores` of a network of pixels.
     names: of the classes.
     task: of the run.
-    extra: measures that were asked for besides: `boundary_miou`, `boundary_iou` by class, `rand`.
+    extra: measures that were asked for besides: `boundary_miou`, `boundary_iou` by class, `rand`;
+      and `crf`, the measures after the CRF and its `params`.
   """
 
   split: str
@@ -48,6 +53,7 @@ def evaluate_run(
   boundary: bool = False,
   rand: str | None = None,
   changes: Mapping[str, Any] | None = None,
+  crf: CrfParams | None = None,
 ) -> Evaluation:
   """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
 
@@ -60,13 +66,14 @@ def evaluate_run(
     boundary: whether to measure the IoU of the regions' boundaries too (`BoundaryState`).
     rand: the class whose connected parts are objects, to measure the foreground-restricted Rand
       score too (`rand_score`), the mean over the images that have any.
+    crf: parameters of a dense CRF, to measure what it makes of the predictions too.
     changes: of the run's configuration by dotted key, such as {"model.output_stride": 8}; written
       into the JSON file.
 
   Raises:
     InputError: no such run, checkpoint, split or class; a change is impossible; the data set has
-      other classes than the run's; or boundaries or objects are asked of volumes or of a network of
-      objects.
+      other classes than the run's; or boundaries, objects or a CRF are asked of volumes or of a
+      network of objects.
   """
   run = pathlib.Path(run)
   config, classes = load_run(run, changes)
@@ -84,48 +91,82 @@ def evaluate_run(
     )
   if rand is not None and rand not in classes.names:
     raise InputError(f"there is no class {rand!r}; choose from {', '.join(classes.names)}")
-  if (boundary or rand) and models.task(config.model.name) == "instance":
+  if (boundary or rand or crf is not None) and models.task(config.model.name) == "instance":
     raise InputError(
-      f"boundary IoU and the Rand score are for classes of pixels, and {config.model.name} finds "
-      "objects; leave them out"
+      "boundary IoU, the Rand score and the CRF are for classes of pixels, and "
+      f"{config.model.name} finds objects; leave them out"
     )
-  if (boundary or rand) and dataset.ndim == 3:
-    raise InputError("boundary IoU and the Rand score are for images; leave them out for volumes")
+  if (boundary or rand or crf is not None) and dataset.ndim == 3:
+    raise InputError(
+      "boundary IoU, the Rand score and the CRF are for images; leave them out for volumes"
+    )
   task = tasks.create(config, dataset)
   step = checkpoint_step(run, checkpoint)
   model, variables = load_model(run, step, changes)
   scores = task.make_evaluator(model, split)(replicate(variables))
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
-  if boundary or rand:
+  if boundary or rand or crf is not None:
     segmenter = Segmenter(model, variables, classes, config.data.size, config.data.channels)
-    extra |= measure_regions(segmenter, dataset.source(split), boundary=boundary, rand=rand)
+    source = dataset.source(split)
+    extra |= measure_regions(segmenter, source, boundary=boundary, rand=rand, crf=crf)
   save_evaluation(run, task, scores, split=split, step=step, extra=extra)
   return Evaluation(split, step, scores, classes.names, task, extra)
 
 
 def measure_regions(
-  segmenter: Segmenter, source: data.Examples, *, boundary: bool, rand: str | None
+  segmenter: Segmenter,
+  source: data.Examples,
+  *,
+  boundary: bool,
+  rand: str | None,
+  crf: CrfParams | None = None,
 ) -> dict[str, Any]:
-  """Measures that look at whole regions: `boundary_miou`, `boundary_iou` by class, and `rand`."""
+  """Measures that need whole images: `boundary_miou`, `boundary_iou` by class, and `rand`.
+
+  With a CRF there is `crf` besides: its `params`, and the same measures and those of `Scores` after
+  it.
+  """
   names = segmenter.classes.names
-  state = BoundaryState.empty(len(names))
-  scores = []
-  for index in progress(range(len(source)), "regions", len(source)):
+  before, after = _Regions(names, boundary, rand), _Regions(names, boundary, rand)
+  state = ConfusionState.empty(len(names))
+  for index in progress(range(len(source)), "whole images", len(source)):
     example = source[index]
-    mask, label = segmenter(example["image"]).mask, example["label"]
-    if boundary:
-      state = state.update(mask, label)
-    if rand is not None:
-      scores.append(rand_score(mask, label, names.index(rand)))
-  extra: dict[str, Any] = {}
-  if boundary:
-    result = state.compute()
-    by_class = dict(zip(names, map(none_if_nan, result.iou), strict=True))
-    extra |= {"boundary_miou": none_if_nan(result.miou), "boundary_iou": by_class}
-  if rand is not None:
-    known = [score for score in scores if not math.isnan(score)]
-    extra["rand"] = sum(known) / len(known) if known else None
-  return extra
+    prediction, label = segmenter(example["image"]), example["label"]
+    before.add(prediction.mask, label)
+    if crf is not None:
+      mask = prediction.refine(crf).mask
+      after.add(mask, label)
+      state = state.update(host_confusion(mask, label, len(names)))
+  if crf is None:
+    return before.compute()
+  scores = state.compute().to_dict(names)
+  return before.compute() | {"crf": {"params": to_dict(crf), **scores, **after.compute()}}
+
+
+class _Regions:
+  """Running measures of whole images."""
+
+  def __init__(self, names: Sequence[str], boundary: bool, rand: str | None):
+    self._names, self._rand = names, rand
+    self._boundary = BoundaryState.empty(len(names)) if boundary else None
+    self._scores: list[float] = []
+
+  def add(self, mask: np.ndarray, label: np.ndarray) -> None:
+    if self._boundary is not None:
+      self._boundary = self._boundary.update(mask, label)
+    if self._rand is not None:
+      self._scores.append(rand_score(mask, label, self._names.index(self._rand)))
+
+  def compute(self) -> dict[str, Any]:
+    extra: dict[str, Any] = {}
+    if self._boundary is not None:
+      result = self._boundary.compute()
+      by_class = dict(zip(self._names, map(none_if_nan, result.iou), strict=True))
+      extra |= {"boundary_miou": none_if_nan(result.miou), "boundary_iou": by_class}
+    if self._rand is not None:
+      known = [score for score in self._scores if not math.isnan(score)]
+      extra["rand"] = sum(known) / len(known) if known else None
+    return extra
 
 
 def save_evaluation(

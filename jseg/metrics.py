@@ -49,6 +49,13 @@ def confusion(prediction: Array, label: Array, num_classes: int) -> Array:
   return jax.lax.map(lambda pair: count(*pair), (label, prediction)).sum(0)
 
 
+def host_confusion(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+  """`confusion`, int64 [k k], of one image on the host: no program for each size."""
+  valid = label != IGNORE
+  pairs = label[valid].astype(np.int64) * num_classes + prediction[valid]
+  return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
   """Measures of one split; all but `pixels` and `matrix` are fractions in [0, 1].

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jseg import crf as dense
 from jseg import data, models
 from jseg.checkpoint import load_model, load_run
 from jseg.data import ClassInfo
@@ -24,6 +25,17 @@ from jseg.types import Array, InputError, Outputs
 _BUCKET = 128
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
 # a folder of photos compiles a few programs and not one for each size.
+_NO_VOLUMES = (
+  "CRF: the CRF after a network is for images; leave it out for volumes, or call "
+  "jseg.crf.dense_crf with ndim=3 on the probabilities"
+)
+
+
+def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
+  return tuple(-(-n // _BUCKET) * _BUCKET for n in shape)
+
+
+_resize_to = jax.jit(resize_to, static_argnums=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +57,27 @@ class Prediction:
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
     """float32 [... k] on the mask, summing to 1; computed when first asked for, as it is large."""
+    return np.asarray(jax.nn.softmax(self._logits_at_full_size(), -1))
+
+  def _logits_at_full_size(self) -> Array:
     shape = self.mask.shape
     logits = jnp.asarray(self._logits)
     if self._size != shape:
-      logits = resize_to(logits, jnp.array(self._size), jnp.array(shape), shape)
-    return np.asarray(jax.nn.softmax(logits[tuple(map(slice, shape))], -1))
+      canvas = _canvas(shape)
+      logits = _resize_to(logits, np.array(self._size), np.array(shape), canvas)
+    return logits[tuple(map(slice, shape))]
+
+  def refine(self, params: dense.CrfParams | None = None) -> "Prediction":
+    """The same image after mean field in a dense CRF, at the image's own size on its own colours.
+
+    Raises:
+      InputError: it is a volume, or the parameters don't fit the image.
+    """
+    if self.mask.ndim == 3:
+      raise InputError(_NO_VOLUMES)
+    log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), self.image, params))
+    mask = log_q.argmax(-1).astype(np.uint8)
+    return dataclasses.replace(self, mask=mask, _logits=log_q, _size=mask.shape)
 
   def overlay(self, alpha: float = 0.55) -> np.ndarray:
     """uint8 [h w 3], the image under the classes' colours; of a volume, its middle slice."""
@@ -225,9 +253,10 @@ class Segmenter:
     tile: whether large images are tiled and not shrunk.
     margin: pixels on every side of a tile that are not used, but give the others their context;
       None: a quarter of the canvas. Rounded down to a multiple of 32, or 8 in volumes.
+    crf: parameters of a dense CRF that refines each prediction; None: none does.
 
   Raises:
-    InputError: the margins leave nothing of a tile.
+    InputError: the margins leave nothing of a tile, or a CRF is asked of volumes.
   """
 
   def __init__(
@@ -240,8 +269,12 @@ class Segmenter:
     *,
     tile: bool = False,
     margin: int | None = None,
+    crf: dense.CrfParams | None = None,
   ):
+    if crf is not None and len(size) == 3:
+      raise InputError(_NO_VOLUMES)
     self.variables = variables
+    self._crf = crf
     self.classes = classes
     self._size = tuple(int(n) for n in size)
     self._channels = channels
@@ -288,7 +321,7 @@ class Segmenter:
       run: the run directory.
       checkpoint: "best", "latest" or a step.
       changes: of the run's configuration by dotted key, such as {"model.output_stride": 8}.
-      **options: `tile` and `margin`, of networks of pixels.
+      **options: `tile`, `margin` and `crf`, of networks of pixels.
 
     Raises:
       InputError: nothing was trained there, the checkpoint is of another network, or the network
@@ -316,7 +349,10 @@ class Segmenter:
     Raises:
       InputError: it is of another type or shape.
     """
-    image = data.as_channels(image, self._channels)
+    prediction = self._segment(data.as_channels(image, self._channels))
+    return prediction if self._crf is None else prediction.refine(self._crf)
+
+  def _segment(self, image: np.ndarray) -> Prediction:
     shape = image.shape[:-1]
     if len(shape) != len(self._size):
       kinds = {2: "images", 3: "volumes"}
@@ -329,9 +365,8 @@ class Segmenter:
       mask = logits.argmax(-1).astype(np.uint8)
       return Prediction(image, mask, self.classes, logits, shape)
     canvas_image, size = data.fit(image, self._size)
-    canvas = tuple(-(-n // _BUCKET) * _BUCKET for n in shape)
     logits, mask = self._forward(
-      self.variables, canvas_image, np.array(size, np.int32), np.array(shape), canvas
+      self.variables, canvas_image, np.array(size, np.int32), np.array(shape), _canvas(shape)
     )
     mask = np.asarray(mask)[: shape[0], : shape[1]]
     return Prediction(image, mask, self.classes, logits, tuple(size))
