@@ -21,6 +21,7 @@ from jseg.export import export_run
 from jseg.loop import use_compilation_cache
 from jseg.predict import InstanceSegmenter, Segmenter
 from jseg.report import CONSOLE, coco_results, progress
+from jseg.tune_crf import RANGES, tune_crf
 from jseg.types import InputError
 
 
@@ -133,6 +134,25 @@ def _parser() -> argparse.ArgumentParser:
   )
   export.add_argument(
     "--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="default: cpu cuda tpu"
+  )
+
+  tune = command(
+    "tune-crf",
+    _tune_crf,
+    "search the parameters of the CRF that --crf then uses, over the ranges of DeepLab's papers",
+    "  jseg tune-crf runs/mine\n  jseg tune-crf runs/mine --images 100 --ranges v1",
+  )
+  _add_run(tune)
+  tune.add_argument("--split", help="default: the validation split of the run")
+  tune.add_argument("--root", help="where the data set's files are, if they have moved")
+  tune.add_argument(
+    "--images", type=int, default=20, help="of the split; the papers take 100 (default: 20)"
+  )
+  tune.add_argument(
+    "--ranges", choices=list(RANGES), default="v2", help="DeepLab V1's or V2's (default: v2)"
+  )
+  tune.add_argument(
+    "--crf-params", metavar="PARAMS", help="KEY=VALUE,... or a JSON file: what isn't searched"
   )
   return parser
 
@@ -299,6 +319,30 @@ def _export(arguments: argparse.Namespace) -> None:
   )
   megabytes = paths[0].stat().st_size / 2**20
   CONSOLE.print(f"written to {paths[0]} ({megabytes:.1f} MiB); what it takes is in {paths[1].name}")
+
+
+def _tune_crf(arguments: argparse.Namespace) -> None:
+  use_cpu_cores()
+  use_compilation_cache(load_run(arguments.run_directory, _changes(arguments))[0])
+  text = arguments.crf_params
+  result = tune_crf(
+    arguments.run_directory,
+    split=arguments.split,
+    checkpoint=arguments.checkpoint,
+    root=arguments.root,
+    images=arguments.images,
+    ranges=arguments.ranges,
+    base=None if text is None else parse_params(text),
+    changes=_changes(arguments),
+  )
+  table = Table(*result.trials[0][0], "mIoU", title="the best of them", title_justify="left")
+  for values, miou in result.trials[:10]:
+    table.add_row(*(f"{value:g}" for value in values.values()), f"{100 * miou:.2f} %")
+  CONSOLE.print(table)
+  CONSOLE.print(f"without CRF: {100 * result.without:.2f} %")
+  if not result.miou > result.without:
+    CONSOLE.print("no setting is better than none: leave --crf out, or widen the search")
+  CONSOLE.print(f"written to {pathlib.Path(arguments.run_directory) / 'crf.json'}")
 
 
 def _input_files(paths: Sequence[pathlib.Path], suffixes: Sequence[str]) -> list[pathlib.Path]:

@@ -9,15 +9,20 @@ from tiny import tiny_config
 
 import jseg
 from jseg import cli
+from jseg import tune_crf as tune
 from jseg.crf import CrfParams, dense_crf
 from jseg.crf.settings import make_params, parse_params, run_params, to_dict
 from jseg.data import read_image
 from jseg.evaluate import evaluate_run
 from jseg.loop import train
-from jseg.metrics import confusion, host_confusion
+from jseg.metrics import ConfusionState, confusion, host_confusion
+from jseg.predict import Prediction
+from jseg.tune_crf import search
 from jseg.types import InputError
 
-MILD = CrfParams(iterations=2, bilateral_sigma_xy=8.0, bilateral_sigma_rgb=20.0)
+# Exact filtering compiles quickly; the lattice has its own tests.
+MILD = CrfParams(iterations=2, bilateral_sigma_xy=8, bilateral_sigma_rgb=20, method="exact")
+TEXT = "iterations=2,bilateral_sigma_xy=8,bilateral_sigma_rgb=20,method=exact"
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +98,7 @@ def test_a_crf_without_kernels_changes_nothing(run):
 
 
 def test_evaluate_writes_measures_before_and_after(run, capsys):
-  text = "iterations=2,bilateral_sigma_xy=8,bilateral_sigma_rgb=20"
-  cli.main(["evaluate", str(run), "--crf-params", text, "--boundary"])
+  cli.main(["evaluate", str(run), "--crf-params", TEXT, "--boundary"])
   shown = capsys.readouterr().out
   assert "without CRF" in shown
   saved = json.loads((run / "evaluation" / "val.json").read_text())
@@ -116,7 +120,7 @@ def test_predict_refines(run, tmp_path):
   image = np.random.default_rng(1).integers(0, 256, (32, 40, 3), np.uint8)
   Image.fromarray(image).save(tmp_path / "a.png")
   arguments = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
-  cli.main([*arguments, "--crf-params", "iterations=2,bilateral_sigma_xy=8,bilateral_sigma_rgb=20"])
+  cli.main([*arguments, "--crf-params", TEXT])
   expected = jseg.Segmenter.from_run(run, crf=MILD)(read_image(tmp_path / "a.png")).mask
   with Image.open(tmp_path / "out" / "a.png") as written:
     np.testing.assert_array_equal(np.asarray(written), expected)
@@ -126,3 +130,65 @@ def test_a_crf_is_not_for_volumes():
   classes = jseg.data.ClassInfo.load  # not reached
   with pytest.raises(InputError, match="CRF after a network is for images; leave it out"):
     jseg.Segmenter(None, {}, classes, (8, 8, 8), 1, crf=MILD)
+
+
+def prediction_of(probability, image):
+  """A prediction of two classes: float [h w], the second one's probability."""
+  classes = jseg.data.ClassInfo(("a", "b"))
+  logits = np.log(np.stack([1 - probability, probability], -1)).astype(np.float32)
+  mask = logits.argmax(-1).astype(np.uint8)
+  return Prediction(image, mask, classes, logits, mask.shape)
+
+
+def test_the_search_finds_the_best_of_its_grid():
+  image = np.zeros((12, 12, 3), np.uint8)
+  image[:, 6:] = 200
+  label = (image[..., 0] > 0).astype(np.uint8)
+  wrong = np.random.default_rng(0).random(label.shape) < 0.2
+  probability = np.where(label ^ wrong, 0.7, 0.3)
+  examples = [(prediction_of(probability, image), label)]
+  base = CrfParams(spatial_weight=0.0, bilateral_sigma_xy=5.0, method="exact")
+  ranges = {"bilateral_weight": (0.0, 4.0), "bilateral_sigma_rgb": (10.0, 2000.0)}
+  result = search(examples, ranges, base)
+  assert result.without == pytest.approx(
+    ConfusionState.empty(2).update(host_confusion(examples[0][0].mask, label, 2)).compute().miou
+  )
+  assert result.miou > result.without
+  assert result.params.bilateral_weight > 0
+  assert result.params.bilateral_sigma_rgb < 2000
+  assert result.params.bilateral_sigma_xy == 5.0
+  assert [miou for _, miou in result.trials] == sorted((m for _, m in result.trials), reverse=True)
+  assert examples[0][0].refine(result.params).mask.mean() == pytest.approx(0.5, abs=0.1)
+  tried = [tuple(values.values()) for values, _ in result.trials]
+  assert {(0.0, 10.0), (2.0, 1005.0), (4.0, 2000.0)} <= set(tried)
+  assert len(set(tried)) == len(tried) <= 18
+
+
+def test_tune_crf_writes_what_crf_uses(run, capsys, monkeypatch):
+  small = {"bilateral_weight": (1.0, 2.0), "bilateral_sigma_xy": (6.0, 8.0)}
+  monkeypatch.setitem(tune.RANGES, "v2", small)
+  fixed = "bilateral_sigma_rgb=20,iterations=1,spatial_weight=0,method=exact"
+  cli.main(["tune-crf", str(run), "--images", "2", "--crf-params", fixed])
+  shown = capsys.readouterr().out
+  assert "without CRF" in shown
+  params = run_params(run)
+  saved = json.loads((run / "crf.json").read_text())
+  (run / "crf.json").unlink()
+  assert (params.method, params.iterations) == ("exact", 1)
+  assert 1 <= params.bilateral_weight <= 2
+  assert 6 <= params.bilateral_sigma_xy <= 8
+  assert saved["images"] == 2
+  assert saved["split"] == "val"
+
+
+@pytest.mark.parametrize(
+  ("options", "match"),
+  [
+    ({"ranges": "v3"}, "no ranges 'v3'; choose from v1, v2"),
+    ({"images": 0}, "images: 0 must be at least 1"),
+    ({"split": "dev"}, "no split 'dev'"),
+  ],
+)
+def test_mistakes_in_tuning(run, options, match):
+  with pytest.raises(InputError, match=match):
+    tune.tune_crf(run, **options)

@@ -27,6 +27,7 @@ RANKS = {
   "export": 8,
   "tasks": 9,
   "evaluate": 10,
+  "tune_crf": 10,
   "loop": 11,
   "cli": 12,
 }
