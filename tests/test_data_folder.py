@@ -209,3 +209,40 @@ def test_oxford_pet_downloads_once(tmp_path, monkeypatch):
     assert len(layouts.oxford_iiit_pet_source().splits["train"]) == 7
   assert [url.rsplit("/", 1)[1] for url in urls] == ["images.tar.gz", "annotations.tar.gz"]
   assert all(url in tfds.builder_cls("oxford_iiit_pet").url_infos for url in urls)
+
+
+def test_instance_ids_of_several_classes(tmp_path):
+  add_classes(tmp_path, classes=["none", "cat", "dog"], task="instance")
+  ids = np.array([[0, 1000, 1001], [2000, 2255, 255]], np.uint16)
+  save(tmp_path / "train" / "images" / "a.jpg", np.zeros((2, 3, 3)))
+  (tmp_path / "train" / "masks").mkdir()
+  Image.fromarray(ids).save(tmp_path / "train" / "masks" / "a.png")
+  item = folder_source(tmp_path).splits["train"][0]
+  with pytest.raises(
+    InputError, match=r"value 255 \(1 pixels\) of no class; objects of the 2 kinds"
+  ):
+    item.load()
+  ids[1, 2] = 0
+  Image.fromarray(ids).save(tmp_path / "train" / "masks" / "a.png")
+  example = item.load()
+  assert decode_raw(example.label).tolist() == [[0, 1, 1], [2, 2, 0]]
+  assert example.objects.classes.tolist() == [1, 1, 2, 2]
+
+
+def test_instance_masks_that_are_none(tmp_path):
+  add_classes(tmp_path, task="instance")
+  add_pair(tmp_path / "train", "a")
+  save(tmp_path / "train" / "masks" / "a.png", np.zeros((4, 6, 3)))
+  with pytest.raises(InputError, match="a colour image cannot be a mask of instance ids"):
+    folder_source(tmp_path).splits["train"][0].load()
+  add_classes(tmp_path, task="instance", mask_values=[0, 255])
+  with pytest.raises(InputError, match="these masks hold instance ids; leave mask_values out"):
+    folder_source(tmp_path)
+
+
+def test_the_255th_object_is_one_like_any_other(tmp_path):
+  add_classes(tmp_path, task="instance")
+  add_pair(tmp_path / "train", "a", np.arange(250, 274).reshape(4, 6) % 256)
+  objects = folder_source(tmp_path).splits["train"][0].load().objects
+  assert len(objects) == 23  # 250 to 255 and 1 to 17
+  assert not objects.crowd.any()

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from jseg import data
 from jseg.data.instances import (
@@ -19,7 +21,7 @@ from jseg.data.instances import (
   objects_from_ids,
   paste,
 )
-from jseg.types import Detections, Targets
+from jseg.types import Detections, InputError, Targets
 
 
 def disc(size, centre, radius):
@@ -206,3 +208,121 @@ def test_evaluation_without_labels():
   seen = list(batches)
   assert [set(batch) for batch in seen] == [{"image", "size", "index"}] * 2
   assert np.concatenate([b["index"] for b in seen]).tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+
+
+class TinyLvis(tfds.core.GeneratorBasedBuilder):
+  """Objects with a mask each, as TFDS has LVIS."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    objects = {
+      "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+      "bbox": tfds.features.BBoxFeature(),
+      "segmentation": tfds.features.Image(shape=(None, None, 1)),
+    }
+    features = {
+      "image": tfds.features.Image(encoding_format="png"),
+      "objects": tfds.features.Sequence(objects),
+    }
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(3):
+      objects = [
+        {
+          "label": k % 2,
+          "bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+          "segmentation": Image.fromarray(disc((9, 12), (4, 4 + k), 3).astype(np.uint8)),
+        }
+        for k in range(i)
+      ]
+      image = Image.fromarray(np.full((9, 12, 3), i, np.uint8))
+      yield i, {"image": image, "objects": objects}
+
+
+LVIS = {"image": "image", "objects": "objects", "class": "label", "mask": "segmentation"}
+
+
+def test_a_tfds_set_with_a_mask_an_object(tmp_path):
+  dataset = data.load("tiny_lvis", data_dir=tmp_path, fields=LVIS)
+  assert dataset.classes.names == ("background", "cat", "dog")
+  by_count = {len(example["objects"]): example["objects"] for example in dataset.source("train")}
+  assert sorted(by_count) == [0, 1, 2]
+  assert by_count[2].classes.tolist() == [1, 2]
+  np.testing.assert_array_equal(by_count[2].mask(1), disc((9, 12), (4, 5), 3))
+  dogs = LVIS | {"values": {"1": 1}, "classes": ["none", "dog"]}
+  some = data.load("tiny_lvis", data_dir=tmp_path, fields=dogs)
+  assert sorted(len(example["objects"]) for example in some.source("train")) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"mask": "masks"}, "has no feature 'masks' as mask; it has label, bbox, segmentation|bbox"),
+    ({"objects": "image"}, "has no feature 'label' as class; it has none"),
+    ({"label": "image", "id": "id"}, "either mask or label and id"),
+    ({"masks": "x"}, r"unknown \['masks'\]"),
+    ({"values": {0: 1}}, "both or none"),
+    ({"values": {0: 0}, "classes": ["none", "cat"]}, r"must map to 1\.\.1"),
+  ],
+)
+def test_a_field_map_that_does_not_fit(tmp_path, changes, message):
+  with pytest.raises(InputError, match=message):
+    data.load("tiny_lvis", data_dir=tmp_path, fields=LVIS | changes)
+
+
+class TinyPanoptic(tfds.core.GeneratorBasedBuilder):
+  """Objects as colours of one image, as TFDS has coco/2017_panoptic."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    objects = {
+      "id": np.int64,
+      "label": tfds.features.ClassLabel(num_classes=5),
+      "is_crowd": np.bool_,
+    }
+    features = {
+      "image": tfds.features.Image(encoding_format="jpeg"),
+      "panoptic_image": tfds.features.Image(encoding_format="png"),
+      "panoptic_objects": tfds.features.Sequence(objects),
+    }
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"validation": self._generate_examples()}
+
+  def _generate_examples(self):
+    colors = np.zeros((9, 12, 3), np.uint8)
+    colors[:4, :6], colors[5:, 2:9], colors[4, :] = (3, 1, 0), (4, 0, 2), (9, 9, 9)
+    objects = [
+      {"id": 3 + 256, "label": 4, "is_crowd": False},
+      {"id": 4 + 2 * 65536, "label": 1, "is_crowd": True},
+      {"id": 9 * (1 + 256 + 65536), "label": 0, "is_crowd": False},  # stuff
+    ]
+    images = {"image": Image.new("RGB", (12, 9)), "panoptic_image": Image.fromarray(colors)}
+    yield 0, {**images, "panoptic_objects": objects}
+
+
+def test_a_tfds_set_in_the_panoptic_format(tmp_path):
+  fields = {
+    "image": "image",
+    "label": "panoptic_image",
+    "objects": "panoptic_objects",
+    "class": "label",
+    "id": "id",
+    "crowd": "is_crowd",
+    "values": {4: 1, 1: 2},
+    "classes": ["background", "a", "b"],
+  }
+  dataset = data.load("tiny_panoptic", data_dir=tmp_path, fields=fields)
+  example = dataset.source("validation")[0]
+  objects = example["objects"]
+  assert objects.classes.tolist() == [1, 2]
+  assert objects.crowd.tolist() == [False, True]
+  assert objects.boxes.tolist() == [[0, 0, 4, 6], [5, 2, 9, 9]]
+  assert objects.areas.tolist() == [24, 28]

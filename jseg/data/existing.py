@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import tensorflow_datasets as tfds
 
 from jseg.data.classes import ClassInfo
 from jseg.data.images import canonical_image, encode_png
+from jseg.data.instances import Annotation, join
 from jseg.data.masks import read_mask
 from jseg.data.source import Example, Source, check_sizes, make_example
 from jseg.types import IGNORE, InputError
 
 _KEYS = ("image", "label", "values", "classes", "palette", "name", "splits")
+_OBJECT_KEYS = ("objects", "class", "mask", "id", "crowd")
 
 
 def existing_source(
@@ -29,11 +31,18 @@ def existing_source(
     fields: `image` and `label`, the names of its features; `values`, raw mask value -> train id
       (255 for void); `classes`, the names; and if wanted `palette`, `name` (the feature that
       names examples) and `splits`, our split -> TFDS split, such as {"val": "train[90%:]"}.
+      Sets of objects give instead of `label`: `objects`, the sequence that has an entry for each;
+      `class`, the feature in it that is its class; and either `mask`, the one that is its mask, or
+      `id`, its id in the image `label`, whose colours are ids as in COCO's panoptic format; and
+      `crowd` if there is one. `values` and `classes` may then be left out, to take all classes by
+      the names that TFDS knows; objects of classes that `values` leaves out are left out.
     data_dir: where TFDS keeps its data; None for its default.
 
   Raises:
     InputError: if the map does not fit the set, or the set is stored as tfrecord.
   """
+  if "objects" in fields:
+    return _object_source(name, fields, data_dir)
   missing = [key for key in ("image", "label", "values", "classes") if key not in fields]
   unknown = sorted(set(fields) - set(_KEYS))
   if missing or unknown:
@@ -51,16 +60,76 @@ def existing_source(
     if key in fields and fields[key] not in builder.info.features:
       features = ", ".join(builder.info.features)
       raise InputError(f"fields: {name} has no feature {fields[key]!r}; it has {features}")
-  splits = fields.get("splits") or {split: split for split in builder.info.splits}
-  items = {}
-  for ours, theirs in splits.items():
-    records = _records(builder, theirs, fields)
-    items[ours] = [
-      TfdsItem(records, i, fields, classes, table, f"{name}:{theirs}") for i in range(len(records))
-    ]
-  content = [builder.info.full_name, builder.info.dataset_size, sorted(fields.items(), key=str)]
-  digest = hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
+  items = {
+    ours: [TfdsItem(records, i, fields, classes, table, where) for i in range(len(records))]
+    for ours, records, where in _splits(builder, fields)
+  }
+  digest = _digest(builder, fields)
   return Source(classes, items, lambda: digest)
+
+
+def _object_source(
+  name: str, fields: Mapping[str, Any], data_dir: str | os.PathLike | None
+) -> Source:
+  """A set of objects; see `existing_source`."""
+  missing = [key for key in ("image", "objects", "class") if key not in fields]
+  unknown = sorted(set(fields) - set(_KEYS) - set(_OBJECT_KEYS))
+  if missing or unknown or ("mask" in fields) == ("label" in fields and "id" in fields):
+    raise InputError(
+      f"fields for {name}: missing {missing}, unknown {unknown}; sets of objects need image, "
+      "objects, class, and either mask or label and id; they may have crowd, values, classes, "
+      "palette, splits"
+    )
+  builder = _builder(name, data_dir)
+  features = builder.info.features
+  entry = dict(features.items()).get(fields["objects"])
+  inner = getattr(entry, "feature", {})
+  outer_keys, inner_keys = ("image", "objects", "label"), ("class", "mask", "id", "crowd")
+  for keys, found in ((outer_keys, features), (inner_keys, inner)):
+    for key in keys:
+      if key in fields and fields[key] not in found:
+        known = ", ".join(found) or "none"
+        raise InputError(f"fields: {name} has no feature {fields[key]!r} as {key}; it has {known}")
+  kind = inner[fields["class"]]
+  named = isinstance(kind, tfds.features.ClassLabel)
+  if ("values" in fields) != ("classes" in fields) or not (named or "values" in fields):
+    raise InputError(
+      f"fields for {name}: give values, such as {{0: 1, 1: 2}}, and classes, such as "
+      '["background", "cat", "dog"], both or none; a set that names no classes needs them'
+    )
+  if "values" in fields:
+    values = {int(raw): int(train) for raw, train in fields["values"].items()}
+    names = tuple(fields["classes"])
+  else:
+    values = {i: i + 1 for i in range(kind.num_classes)}
+    names = ("background", *kind.names)
+  if not all(0 < train < len(names) for train in values.values()):
+    raise InputError(
+      f"fields for {name}: values {values} must map to 1..{len(names) - 1}, the positions in "
+      "classes; the first class is the background"
+    )
+  palette = np.array(fields.get("palette", ()), np.uint8)
+  classes = ClassInfo(names, palette, ignore_label=None, instance=True)
+  items = {
+    ours: [TfdsObjects(records, i, fields, values, where) for i in range(len(records))]
+    for ours, records, where in _splits(builder, fields)
+  }
+  digest = _digest(builder, fields)
+  return Source(classes, items, lambda: digest, has_objects=True, has_labels=False)
+
+
+def _splits(
+  builder: tfds.core.DatasetBuilder, fields: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, str]]:
+  """(our split, its records, how to call it) of each."""
+  splits = fields.get("splits") or {split: split for split in builder.info.splits}
+  for ours, theirs in splits.items():
+    yield ours, _records(builder, theirs, fields), f"{builder.name}:{theirs}"
+
+
+def _digest(builder: tfds.core.DatasetBuilder, fields: Mapping[str, Any]) -> str:
+  content = [builder.info.full_name, builder.info.dataset_size, sorted(fields.items(), key=str)]
+  return hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +158,44 @@ class TfdsItem:
     raw = read_mask(_encoded(record[self.fields["label"]]), f"{where} mask")
     check_sizes(image, where, raw, f"{where} mask")
     return make_example(image, raw, self.classes, self.table, f"{where} mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsObjects:
+  """One record of a TFDS data source of objects."""
+
+  records: Any
+  index: int
+  fields: Mapping[str, Any]
+  values: Mapping[int, int]
+  where: str
+
+  @property
+  def name(self) -> str:
+    """Its position; see `TfdsItem`."""
+    return f"{self.index:06d}"
+
+  def load(self) -> Example:
+    """Reads and canonicalises it. Raises FileError if a mask and the image differ in size."""
+    record, fields = self.records[self.index], self.fields
+    where = f"{self.where}[{self.index}]"
+    image = canonical_image(_encoded(record[fields["image"]]), where)
+    entries = record[fields["objects"]]
+    kinds = np.asarray(entries[fields["class"]])
+    crowd = entries[fields["crowd"]] if "crowd" in fields else np.zeros(len(kinds), bool)
+    if "mask" in fields:
+      masks = [np.squeeze(np.asarray(mask), -1) > 0 for mask in entries[fields["mask"]]]
+    else:
+      colors = read_mask(_encoded(record[fields["label"]]), f"{where} mask").astype(np.int32)
+      ids = colors @ np.array([1, 256, 65536]) if colors.ndim == 3 else colors
+      masks = [ids == number for number in entries[fields["id"]]]
+    annotations = []
+    for mask, kind, many in zip(masks, kinds.tolist(), crowd, strict=True):
+      check_sizes(image, where, mask, f"{where} mask")
+      if kind in self.values:
+        annotations.append(Annotation(mask, self.values[kind], bool(many)))
+    none = np.zeros(256, np.int64)
+    return Example(image.data, None, image.size, none, join(image.size, annotations))
 
 
 def _table(name: str, values: Mapping[Any, int], k: int) -> np.ndarray:
@@ -134,7 +241,7 @@ def _records(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str,
   skip = {
     fields[key]: tfds.decode.SkipDecoding()
     for key in ("image", "label")
-    if isinstance(features[fields[key]], tfds.features.Image)
+    if key in fields and isinstance(features[fields[key]], tfds.features.Image)
   }
   try:
     return builder.as_data_source(split, decoders=skip)
