@@ -17,6 +17,7 @@ _MODULES = (
   "models",
   "nn",
   "predict",
+  "weights",
 )
 
 

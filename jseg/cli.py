@@ -1,12 +1,14 @@
 """The `jseg` command."""
 
 import argparse
+import ast
 import contextlib
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from jseg.crf import CrfParams
 from jseg.crf.settings import parse_params, run_params
 from jseg.evaluate import Evaluation, evaluate_run
 from jseg.export import export_run
+from jseg.imports import import_run
 from jseg.loop import use_compilation_cache
 from jseg.predict import InstanceSegmenter, Segmenter
 from jseg.report import CONSOLE, coco_results, progress
@@ -154,6 +157,21 @@ def _parser() -> argparse.ArgumentParser:
   tune.add_argument(
     "--crf-params", metavar="PARAMS", help="KEY=VALUE,... or a JSON file: what isn't searched"
   )
+
+  weights = command(
+    "import-weights",
+    _import_weights,
+    "make a run of weights that were trained elsewhere; nothing in the file is executed",
+    "  jseg import-weights deeplabv3_resnet50_coco.pth --out runs/deeplab_v3\n"
+    "  jseg import-weights fcn8s-atonce_from_caffe.pth --set model.at_once=True --out runs/fcn8s\n"
+    "  jseg import-weights resnet50.safetensors --model deeplab_v3 --classes my_data/classes.json "
+    "--out runs/start",
+  )
+  weights.add_argument("source", metavar="SRC", help="a .safetensors, .pth or .pt file")
+  weights.add_argument("--model", help="the network, where the file is an ImageNet classifier")
+  weights.add_argument("--out", type=pathlib.Path, required=True, help="run directory to make")
+  weights.add_argument("--classes", type=pathlib.Path, help="a classes.json with names and colours")
+  _add_set(weights)
   return parser
 
 
@@ -162,6 +180,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint", default="best", help="best, latest or a step (default: %(default)s)"
   )
+  _add_set(parser)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--set",
     action="append",
@@ -171,17 +193,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _changes(arguments: argparse.Namespace) -> dict[str, str]:
-  """What --set asks for.
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+  """What --set asks for, values read as Python's.
 
   Raises:
     InputError: one isn't KEY=VALUE.
   """
-  pairs = [text.partition("=") for text in arguments.set]
-  for key, equals, value in pairs:
+  changes: dict[str, Any] = {}
+  for text in arguments.set:
+    key, equals, value = text.partition("=")
     if not (key and equals and value):
-      raise InputError(f"--set {key + equals + value}: give KEY=VALUE, as model.output_stride=8")
-  return {key: value for key, _, value in pairs}
+      raise InputError(f"--set {text}: give KEY=VALUE, as model.output_stride=8")
+    changes[key] = value
+    with contextlib.suppress(ValueError, SyntaxError):  # a word
+      changes[key] = ast.literal_eval(value)
+  return changes
 
 
 def _add_crf(parser: argparse.ArgumentParser, what: str) -> None:
@@ -343,6 +369,23 @@ def _tune_crf(arguments: argparse.Namespace) -> None:
   if not result.miou > result.without:
     CONSOLE.print("no setting is better than none: leave --crf out, or widen the search")
   CONSOLE.print(f"written to {pathlib.Path(arguments.run_directory) / 'crf.json'}")
+
+
+def _import_weights(arguments: argparse.Namespace) -> None:
+  changes = _changes(arguments)
+  classes = data.ClassInfo.load(arguments.classes) if arguments.classes else None
+  loaded = import_run(arguments.source, arguments.out, arguments.model, classes, changes)
+  knobs = ", ".join(f"{k}={v}" for k, v in loaded.knobs.items())
+  names = load_run(arguments.out)[1].names
+  some = ", ".join(names[:3])
+  for line in (
+    f"{arguments.source}: {loaded.what}",
+    f"{loaded.name}({knobs}), {loaded.num_classes} classes ({some}, ...): {loaded.report}",
+    f"note: {loaded.note}" if loaded.note else "",
+    f"written to {arguments.out}",
+  ):
+    if line:
+      CONSOLE.print(line, highlight=False, markup=False)
 
 
 def _input_files(paths: Sequence[pathlib.Path], suffixes: Sequence[str]) -> list[pathlib.Path]:

@@ -5,8 +5,6 @@ A file in `configs/` starts from `default()` and changes what its recipe needs. 
 `make_schedule` and `make_optimizer`: their defaults live there and nowhere else.
 """
 
-import ast
-import contextlib
 import difflib
 import inspect
 import json
@@ -92,7 +90,7 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
     **_arguments(optim.make_schedule, "steps"),
     **_arguments(optim.make_optimizer, "schedule", "pretrained"),
   }
-  config.init_from = ""  # a run directory or a .safetensors file to take parameters from
+  config.init_from = ""  # a run directory, .safetensors or .pth file to take parameters from
   config.precise_bn_batches = 0  # over which norms' statistics are recomputed to evaluate; 0: off
   config.ema = 0.0  # decay of the moving average of the parameters; 0 is off
   config.log_every = 20
@@ -268,7 +266,7 @@ def change(
 
   Args:
     config: the configuration.
-    changes: values by dotted key; text is read as Python would, and is text otherwise.
+    changes: values by dotted key.
 
   Raises:
     InputError: there is no such key, or the value is impossible.
@@ -282,9 +280,6 @@ def change(
     section = config
     for part in sections:
       section = section[part]
-    if isinstance(value, str) and not isinstance(section[name], str):
-      with contextlib.suppress(ValueError, SyntaxError):
-        value = ast.literal_eval(value)
     if not _same_kind(value, section[name]):
       raise InputError(f"{key}: {value!r} is of another kind than {section[name]!r}")
     section[name] = value

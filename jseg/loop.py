@@ -23,6 +23,7 @@ from jseg import config as configs
 from jseg import data, tasks
 from jseg.checkpoint import CONFIG_FILE, Checkpoints, load_model, load_run, save_run
 from jseg.evaluate import save_evaluation
+from jseg.imports import IMPORT_FILE
 from jseg.report import CONSOLE, save_curves
 from jseg.state import TrainState, create_train_state
 from jseg.step import average_moments, replicate, shard
@@ -250,6 +251,11 @@ def open_run(workdir: pathlib.Path, config: Any, classes: data.ClassInfo) -> Non
   Raises:
     InputError: another run is there, or it can't be written.
   """
+  if (workdir / IMPORT_FILE).exists():
+    raise InputError(
+      f"{workdir} holds imported weights and no training; to train from them, name another "
+      f"--workdir and add --config.init_from={workdir}"
+    )
   if (workdir / CONFIG_FILE).exists():
     old, old_classes = load_run(workdir)
     changed = configs.differences(old, config)

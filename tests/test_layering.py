@@ -22,6 +22,7 @@ RANKS = {
   "config": 5,
   "step": 6,
   "checkpoint": 6,
+  "imports": 7,
   "report": 7,
   "predict": 8,
   "export": 8,

@@ -54,8 +54,8 @@ def test_read_tensors(tmp_path):
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
-    ("none.safetensors", None, r"there is no file .*none.safetensors; give a run .* or a .safeten"),
-    ("vgg16.pth", b"abc", r"vgg16.pth is no .safetensors file; save the weights as one"),
+    ("none.safetensors", None, r"there is no file .*none.safetensors; give a run .*, a .safeten"),
+    ("vgg16.pth", b"abc", r"vgg16.pth is no PyTorch checkpoint but something else"),
     ("garbage.safetensors", b"\x00\xff" * 99, r"garbage.safetensors is damaged or no .safetensors"),
     ("empty.safetensors", b"", r"empty.safetensors is damaged"),
   ],
@@ -180,7 +180,9 @@ def test_preprocessing_is_folded_into_the_first_convolution():
 def test_unknown_names(tensors):
   known = ", ".join(sorted(tensors)[:4])
   message = re.escape(f"net.safetensors: no known network has these tensors ({known}, ...)")
-  with pytest.raises(InputError, match=rf"{message}; known are torchvision's vgg16 and vgg16_bn"):
+  with pytest.raises(
+    InputError, match=rf"{message}; known are ImageNet classifiers of torchv.*PSP"
+  ):
     foreign_variables(tensors, "net.safetensors")
 
 

@@ -1,5 +1,7 @@
 """Writes the files in tests/golden that come from torchvision: feature maps, and class scores.
 
+And two small checkpoints in the formats of `torch.save`, for the tests of their reader.
+
   pip install torch torchvision
   python tools/golden_torchvision.py
 
@@ -7,6 +9,7 @@ Weights and images come from tests/golden/formula.py. Of every map a regular gri
 files stay small.
 """
 
+import argparse
 import dataclasses
 import json
 import re
@@ -133,9 +136,34 @@ def keeper(maps: dict[str, np.ndarray], name: str) -> Callable[..., None]:
   return lambda module, inputs, output: maps.update({name: output.numpy().copy()})
 
 
+def save_checkpoints() -> None:
+  """What trainers save: weights of several types under DataParallel's names, and more."""
+  kernel = torch.arange(54, dtype=torch.float32).reshape(2, 3, 3, 3) / 8
+  weights = {
+    "kernel": kernel,
+    "transposed": torch.arange(6, dtype=torch.float64).reshape(2, 3).t(),
+    "part": kernel[1, :, ::2],
+    "parameter": torch.nn.Parameter(torch.tensor([1.5, -2.0])),
+    "half": torch.tensor([0.1, 65504.0]).half(),
+    "bfloat16": torch.tensor([0.1, 1e30]).bfloat16(),
+    "steps": torch.tensor(7),
+    "flags": torch.tensor([True, False]),
+    "empty": torch.zeros(0, 3),
+  }
+  checkpoint = {
+    "epoch": 3,
+    "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()},
+    "best": np.float64(0.5),
+    "args": argparse.Namespace(lr=0.1),
+  }
+  for name, is_zip in (("checkpoint", True), ("checkpoint_legacy", False)):
+    torch.save(checkpoint, GOLDEN / f"{name}.pth", _use_new_zipfile_serialization=is_zip)
+
+
 @torch.no_grad()
 def main() -> None:
   """Computes and writes the files."""
+  save_checkpoints()
   for file, network in NETWORKS.items():
     model = torchvision.models.get_model(network.name, weights=None, **network.arguments).eval()
     entries = fill(model, network)

@@ -16,7 +16,7 @@ from jseg.backbones import VGG16, AlexNet, GoogLeNet
 from jseg.nn import Conv, ConvTranspose, bilinear_kernel, upsample_fixed
 from jseg.types import Array, InputError, Outputs
 
-BACKBONES = ("vgg16", "alexnet", "googlenet")
+BACKBONES = ("vgg16", "alexnet", "googlenet", "alexnet_torchvision", "googlenet_torchvision")
 _PUBLISHED_PADDING = 100
 
 
@@ -45,7 +45,8 @@ class _FCN(nn.Module):
 
   Attributes:
     num_classes: k.
-    backbone: "vgg16", and for stride 32 also "alexnet" or "googlenet".
+    backbone: "vgg16", and for stride 32 also "alexnet" or "googlenet", or both in the form that
+      torchvision has weights of: one column without LRN, and batch norm with 3x3 kernels for 5x5.
     padding: "published": 100 pixels around the image and an unpadded fc6. "same": only what
       keeps every convolution's size, which is much less work on small images and the same
       network inside large ones. GoogLeNet has no fc6, and is padded as the classifier either way.
@@ -147,19 +148,27 @@ class _FCN(nn.Module):
       origins = {f"pool{i}": (2**i - 1) / 2 + 1 - pad for i in (3, 4, 5)}
       # Three elements of fc6's window come before its centre.
       return vgg(image, train=train), origins | {"fc7": origins["pool5"] + 32 * 3 * published}
-    if not (published and self.backbone == "alexnet"):
+    form = self.backbone.removesuffix("_torchvision")
+    torchvision = form != self.backbone
+    if not (published and form == "alexnet"):
       # Strided 3x3 windows need some room.
       image = jnp.pad(image, [(0, 0), *((0, max(0, 64 - n)) for n in image.shape[1:3]), (0, 0)])
-    if self.backbone == "alexnet":
+    if form == "alexnet":
       # 34 and not 2: the first element must not lie so far inside that no kernel reaches the edge.
       pad = _PUBLISHED_PADDING if published else 34
-      widths = _scaled((96, 256, 384, 384, 256), self.width, 2)
-      alexnet = AlexNet(widths, 2, True, pad, name="backbone", **fc, **types)
+      columns: dict[str, Any] = {"groups": 1 if torchvision else 2, "lrn": not torchvision}
+      widths = (64, 192, 384, 256, 256) if torchvision else (96, 256, 384, 384, 256)
+      widths = _scaled(widths, self.width, 2)
+      alexnet = AlexNet(widths, first_padding=pad, name="backbone", **columns, **fc, **types)
       # The window of fc6 is 6 wide: centred at 2.5, or .5 after "SAME" has put 2 in front.
       return alexnet(image, train=train), {"fc7": 33 - pad + 32 * (2.5 if published else 0.5)}
-    googlenet = GoogLeNet(width=self.width, name="backbone", **types)
+    changed: dict[str, Any] = {"norm": "batch", "five": 3, "last_pool": 2, "lrn": False}
+    knobs = changed if torchvision else {}
+    googlenet = GoogLeNet(width=self.width, name="backbone", **knobs, **types)
     drop = nn.Dropout(self.dropout, deterministic=not train)
-    return {"fc7": drop(googlenet(image, train=train)["inception5b"])}, {"fc7": 30.0}
+    x = drop(googlenet(image, train=train)["inception5b"])
+    # The windows of pool4 are centred half an element further where they are 3 wide, not 2.
+    return {"fc7": x}, {"fc7": 22.0 if torchvision else 30.0}
 
 
 def _scaled(widths: Sequence[int], factor: float, multiple: int = 1) -> tuple[int, ...]:

@@ -27,16 +27,23 @@ class Transfer:
   unused: Sequence[str]
 
   def __str__(self) -> str:
-    lines = [f"{len(self.taken)} tensors taken"]
-    for what, names in (
-      ("not in it, so newly initialised", self.kept),
-      ("of another shape, so newly initialised", self.reshaped),
-      ("in it but not in the network", self.unused),
-    ):
-      if names:
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        lines.append(f"{what}: {', '.join(names[:8])}{more}")
-    return "; ".join(lines)
+    lines = [
+      f"{len(self.taken)} tensors taken",
+      _listed("not in it, so newly initialised", self.kept),
+      _listed("of another shape, so newly initialised", self.reshaped),
+      _listed("in it but not in the network", self.unused),
+    ]
+    return "; ".join(filter(None, lines))
+
+  def differences(self) -> str:
+    """What the network has and the source has not, or in another shape."""
+    lines = [_listed("missing", self.kept), _listed("of another shape", self.reshaped)]
+    return "; ".join(filter(None, lines))
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+  more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+  return f"{what}: {', '.join(names[:8])}{more}" if names else ""
 
 
 def transfer(
@@ -45,7 +52,8 @@ def transfer(
   """Replaces what has the same path and shape.
 
   Args:
-    variables: {"params", "batch_stats"} of the network.
+    variables: {"params", "batch_stats"} of the network; shapes and types are enough where all are
+      replaced.
     source: the same of what was trained elsewhere.
     where: it comes from, for messages.
 
@@ -63,8 +71,8 @@ def transfer(
     new = given.pop(name, None)
     if new is None:
       kept.append(name)
-    elif np.shape(new) != np.shape(old):
-      reshaped.append(f"{name} {tuple(np.shape(new))}, here {tuple(np.shape(old))}")
+    elif np.shape(new) != old.shape:
+      reshaped.append(f"{name} {tuple(np.shape(new))}, here {tuple(old.shape)}")
     else:
       taken.append(name)
       return jax.numpy.asarray(new, old.dtype)
