@@ -280,9 +280,8 @@ def change(
     section = config
     for part in sections:
       section = section[part]
-    if not _same_kind(value, section[name]):
-      raise InputError(f"{key}: {value!r} is of another kind than {section[name]!r}")
-    section[name] = value
+    with config.ignore_type():  # `validate` says it more kindly
+      section[name] = value
   validate(config)
   return config
 

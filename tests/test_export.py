@@ -107,7 +107,7 @@ def test_weights_of_stride_16_are_used_at_stride_8(v3, tmp_path, capsys):
       {"model.output_strde": 8},
       r"unknown config key model.output_strde; did you mean model.output",
     ),
-    ({"model.output_stride": "x"}, r"model.output_stride: 'x' is of another kind than 16"),
+    ({"model.output_stride": "x"}, r"model.output_stride: 'x' must be of the kind of its default"),
     ({"model.output_stride": 12}, r"output_stride: 12 must be 8 or 16"),
     ({"model.name": "unet"}, r"unknown config key model.name"),
     ({"model.width": 0.25}, r"is of another network"),

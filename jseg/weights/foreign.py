@@ -76,7 +76,7 @@ def fold_preprocessing(variables: Mapping[str, Any], foreign: Foreign) -> None:
 
   Inside the image the result is the same. Where the kernel reaches into the padding it isn't quite:
   zeros there are ImageNet's mean colour for us and `preprocessing.mean` for them. Caffe's mean
-  differs from ours by one of 255 grey levels at most.
+  differs from ours by one of 255 grey levels at most, GoogLeNet's by up to 24.
   """
   theirs = foreign.preprocessing
   conv = _module(variables["params"], foreign.first)
