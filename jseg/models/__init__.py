@@ -27,6 +27,7 @@ _MODELS = {
   "fcn_resnet": "jseg.models.fcn_resnet:FCNResNet",
   "pspnet": "jseg.models.pspnet:PSPNet",
   "refinenet": "jseg.models.refinenet:RefineNet",
+  "mask_rcnn": "jseg.models.mask_rcnn:MaskRCNN",
 }
 # Arguments that are not the network's own: the data set and the run decide on them.
 _COMMON = ("num_classes", "dtype", "param_dtype", "parent", "name")

@@ -2,7 +2,8 @@
 
 Networks call `Conv` and never the framework's convolution, so a faster form reaches all of them:
 
-  * a 1x1 kernel is a matrix product (a strided one slices first);
+  * a 1x1 kernel is a matrix product (a strided one slices first), and so is a kernel of the size of
+    the map;
   * taps that see nothing but padding are cut off, on every platform: an atrous kernel whose rate
     exceeds the feature map is a 1x1;
   * on CPU and TPU an atrous kernel that spends much of its work in padding is a sum of shifted
@@ -119,6 +120,11 @@ def conv(
   strides, dilation = per_dimension(strides, rank), per_dimension(dilation, rank)
   pads = _explicit_padding(padding, x.shape[1:-1], kernel.shape[:rank], strides, dilation)
   kernel, pads = _cut_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
+  if kernel.shape[:rank] == x.shape[1:-1] and not any(map(any, pads)):
+    # One output pixel, so a fully connected layer.
+    one = (1,) * rank
+    x, kernel = x.reshape(len(x), *one, -1), kernel.reshape(*one, -1, kernel.shape[-1])
+    strides = one
   if math.prod(kernel.shape[:rank]) == 1:
     return _pointwise(x, kernel, strides, pads)
   return _conv(x, kernel, strides, pads, dilation)

@@ -89,7 +89,7 @@ class Norm(nn.Module):
     if self.kind == "frozen_batch" or not train:
       return mean.value, variance.value
     axes = tuple(range(x.ndim - 1))
-    split = _is_split()
+    split = is_split()
     shift = jnp.zeros(channels)
     if math.prod(x.shape[:-1]) <= _FEW:
       # The difference of mean squares below loses digits where a map's values lie close together,
@@ -157,7 +157,7 @@ def _align(a: Array, like: Array) -> Array:
   return jnp.expand_dims(a, tuple(range(like.ndim - a.ndim)))
 
 
-def _is_split() -> bool:
+def is_split() -> bool:
   """Whether we are traced inside a map over `AXIS`.
 
   The same module serves the pmapped step and calls without any map: initialisation, evaluation,

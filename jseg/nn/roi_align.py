@@ -1,0 +1,250 @@
+"""Features of regions: RoIAlign (He et al. 2017, arXiv:1703.06870, section 3), and RoIPool.
+
+All levels of a pyramid lie side by side on one canvas, so that a region's level is an offset and
+not a case of its own.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jseg.nn.boxes import box_area
+from jseg.types import Array
+
+
+def region_levels(boxes: Array, strides: Sequence[int]) -> Array:
+  """Level of each region: one of 224 pixels is pooled at stride 16 (arXiv:1612.03144, equation 1).
+
+  Args:
+    boxes: [p 4].
+    strides: of the levels, each twice the one before.
+
+  Returns:
+    int32 [p], positions in `strides`.
+  """
+  first = round(math.log2(strides[0]))
+  # A hundredth of a pixel stands for nothing, whose logarithm is minus infinity.
+  edge = jnp.maximum(jnp.sqrt(box_area(boxes)), 0.01)
+  level = jnp.floor(4 + jnp.log2(edge / 224) + 1e-6).astype(jnp.int32)
+  return jnp.clip(level - first, 0, len(strides) - 1)
+
+
+def roi_align(
+  levels: Sequence[Array],
+  boxes: Array,
+  *,
+  size: int,
+  strides: Sequence[int],
+  ratio: int = 2,
+  aligned: bool = False,
+) -> Array:
+  """Mean of ratio x ratio bilinear samples in each of size x size bins of every region.
+
+  Equal to torchvision's MultiScaleRoIAlign. Boxes get no gradient.
+
+  Args:
+    levels: [h w c] each, the finest first.
+    boxes: [p 4] in pixels of the image.
+    size: bins along either axis, s.
+    strides: of the levels.
+    ratio: samples along either axis of a bin.
+    aligned: whether cell i is centred at i + .5, which is true, or at i with regions of at least
+      one cell, which is how torchvision's networks are trained.
+
+  Returns:
+    [p s s c] of the features' type; computed in float32. Samples more than a cell outside are 0.
+  """
+  return _align(tuple(levels), boxes, size, tuple(strides), ratio, aligned)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _align(
+  levels: tuple[Array, ...],
+  boxes: Array,
+  size: int,
+  strides: tuple[int, ...],
+  ratio: int,
+  aligned: bool,
+) -> Array:
+  shapes = [level.shape for level in levels]
+  canvas = _canvas(levels)
+  flat = canvas.reshape(-1, canvas.shape[-1])
+  (row, wy), (column, wx) = _samples(shapes, boxes, size, strides, ratio, aligned)
+  total = jnp.zeros((), jnp.float32)
+  # A sum over corners and samples, which XLA makes one loop; nothing larger than the result exists.
+  for dy, dx, i, j in itertools.product(range(2), range(2), range(ratio), range(ratio)):
+    y, x = row[:, i::ratio] + dy, column[:, j::ratio] + dx
+    weight = wy[:, i::ratio, None, dy] * wx[:, None, j::ratio, dx]
+    total += weight[..., None] * flat[y[:, :, None] * canvas.shape[1] + x[:, None]]
+  return (total / ratio**2).astype(canvas.dtype)
+
+
+def _align_forward(levels, boxes, size, strides, ratio, aligned):
+  shapes = [jax.ShapeDtypeStruct(level.shape, level.dtype) for level in levels]
+  return _align(levels, boxes, size, strides, ratio, aligned), (_Shapes(shapes), boxes)
+
+
+def _align_backward(size, strides, ratio, aligned, saved, dy):
+  shapes, boxes = saved
+  shapes = shapes.value
+  c = dy.shape[-1]
+  (row, wy), (column, wx) = _samples(
+    [s.shape for s in shapes], boxes, size, strides, ratio, aligned
+  )
+  # Each sample adds to the 2 x 2 cells around it. They are added together, as the time a scatter
+  # takes on CPU is that of its number of updates.
+  dy = dy.astype(jnp.float32) / ratio**2
+  dy = jnp.repeat(jnp.repeat(dy, ratio, 1), ratio, 2)[:, :, :, None, None]
+  updates = dy * wy[:, :, None, :, None, None] * wx[:, None, :, None, :, None]
+  where = jnp.stack(jnp.broadcast_arrays(row[:, :, None], column[:, None]), -1)
+  canvas = jnp.zeros((*_canvas_size([s.shape for s in shapes]), c), jnp.float32)
+  canvas = lax.scatter_add(
+    canvas,
+    where.reshape(-1, 2),
+    updates.reshape(-1, 2, 2, c),
+    lax.ScatterDimensionNumbers((1, 2, 3), (), (0, 1)),
+    mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+  )
+  starts = _starts([s.shape for s in shapes])
+  levels = tuple(
+    canvas[: s.shape[0], start : start + s.shape[1]].astype(s.dtype)
+    for s, start in zip(shapes, starts, strict=True)
+  )
+  return levels, jnp.zeros_like(boxes)
+
+
+_align.defvjp(_align_forward, _align_backward)
+
+
+@jax.tree_util.register_static
+class _Shapes:
+  """Shapes and types of arrays that the derivative needs to know, but not their values."""
+
+  def __init__(self, value: Sequence[jax.ShapeDtypeStruct]):
+    self.value = value
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Shapes) and self.value == other.value
+
+  def __hash__(self) -> int:
+    return hash(tuple(self.value))
+
+
+def _starts(shapes: Sequence[Sequence[int]]) -> np.ndarray:
+  """First column of each level on the canvas; one column is left free after each."""
+  return np.cumsum([0] + [shape[1] + 1 for shape in shapes[:-1]]).astype(np.int32)
+
+
+def _canvas_size(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
+  return max(s[0] for s in shapes) + 1, sum(s[1] + 1 for s in shapes)
+
+
+def _canvas(levels: Sequence[Array]) -> Array:
+  """[h w c] of all levels side by side, with zeros between and below."""
+  height, _ = _canvas_size([level.shape for level in levels])
+  return jnp.concatenate(
+    [jnp.pad(level, [(0, height - level.shape[0]), (0, 1), (0, 0)]) for level in levels], 1
+  )
+
+
+def _samples(
+  shapes: Sequence[Sequence[int]],
+  boxes: Array,
+  size: int,
+  strides: Sequence[int],
+  ratio: int,
+  aligned: bool,
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+  """For rows and columns: cell before each sample, int32 [p s*ratio], on the canvas, and the
+  weights of that cell and the next [p s*ratio 2].
+  """
+  level = region_levels(boxes, strides)
+  scaled = boxes / jnp.asarray(strides, jnp.float32)[level][:, None] - (0.5 if aligned else 0.0)
+  low, length = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
+  length = length if aligned else jnp.maximum(length, 1.0)
+  steps = (np.arange(size * ratio, dtype=np.float32) + 0.5) / (size * ratio)
+  axes = []
+  for axis, starts in enumerate((np.zeros(len(shapes), np.int32), _starts(shapes))):
+    cells = jnp.asarray([shape[axis] for shape in shapes])[level][:, None]
+    at = low[:, axis, None] + length[:, axis, None] * steps[None]
+    inside = ((at >= -1) & (at <= cells))[..., None]
+    at = jnp.clip(at, 0, cells - 1)
+    cell = jnp.floor(at).astype(jnp.int32)
+    after = at - cell
+    weights = jnp.where(inside, jnp.stack([1 - after, after], -1), 0)
+    axes.append((cell + jnp.asarray(starts)[level][:, None], weights))
+  return axes[0], axes[1]
+
+
+def roi_pool(levels: Sequence[Array], boxes: Array, *, size: int, strides: Sequence[int]) -> Array:
+  """Maximum over size x size bins whose edges are rounded to whole cells.
+
+  RoIPool (Girshick 2015, arXiv:1504.08083, section 2.1), what RoIAlign improves on. Equal to
+  torchvision's `roi_pool`. It looks at whole maps, region by region, and is slow.
+
+  Args:
+    levels: [h w c] each, the finest first.
+    boxes: [p 4] in pixels of the image.
+    size: bins along either axis, s.
+    strides: of the levels.
+
+  Returns:
+    [p s s c] of the features' type; 0 where a bin has no cell.
+  """
+  canvas = _canvas(levels)
+  level = region_levels(boxes, strides)
+  scaled = boxes / jnp.asarray(strides, jnp.float32)[level][:, None]
+  scaled = jnp.floor(scaled + 0.5).astype(jnp.int32)
+  low, cells = scaled[:, :2], jnp.maximum(scaled[:, 2:] - scaled[:, :2] + 1, 1)
+  shapes = jnp.asarray([x.shape[:2] for x in levels])[level]
+  starts = jnp.stack(
+    [jnp.zeros_like(level), jnp.asarray(_starts([x.shape for x in levels]))[level]], -1
+  )
+  bins = jnp.arange(size)[None, :, None]
+  first = bins * cells[:, None] // size
+  last = -(-(bins + 1) * cells[:, None] // size)
+  first, last = (
+    jnp.clip(edge + low[:, None], 0, shapes[:, None]) + starts[:, None] for edge in (first, last)
+  )
+
+  @jax.checkpoint
+  def one(edges: tuple[Array, Array]) -> Array:
+    x = canvas
+    for axis in range(2):
+      cell = jnp.arange(x.shape[axis])
+      bin_ = (cell >= edges[0][:, axis, None]) & (cell < edges[1][:, axis, None])
+      x = jnp.moveaxis(x, axis, 0)[None]
+      x = jnp.where(bin_[:, :, None, None], x, -jnp.inf).max(1)
+      x = jnp.moveaxis(x, 0, axis)
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+  return lax.map(one, (first, last))
+
+
+def crop_masks(masks: Array, frames: Array, boxes: Array, size: int) -> Array:
+  """What of each object lies in each of size x size bins of a box.
+
+  Args:
+    masks: uint8 [p m m], coverage of each cell of the frame, 0 to 255.
+    frames: [p 4], boxes that the masks cover.
+    boxes: [p 4].
+    size: bins along either axis, s.
+
+  Returns:
+    float32 [p s s] in [0, 1]: the mean of 2 x 2 bilinear samples a bin; 0 outside of the frame.
+  """
+  cells = masks.shape[-1]
+  unit = jnp.maximum(frames[:, 2:] - frames[:, :2], 1e-3) / cells
+  low, high = ((edge - frames[:, :2]) / unit for edge in (boxes[:, :2], boxes[:, 2:]))
+  steps = (np.arange(2 * size, dtype=np.float32) + 0.5) / (2 * size)
+  at = low[:, None] + (high - low)[:, None] * steps[None, :, None] - 0.5
+  weights = jnp.maximum(1 - jnp.abs(at[..., None] - np.arange(cells, dtype=np.float32)), 0)
+  weights = weights.reshape(len(boxes), size, 2, 2, cells).mean(2)
+  share = masks.astype(jnp.float32) / 255
+  return jnp.einsum("piy,pyx,pjx->pij", weights[:, :, 0], share, weights[:, :, 1])
