@@ -176,9 +176,9 @@ class MaskRCNN(nn.Module):
     b, height, width, _ = image.shape
     if size is None:
       size = jnp.tile(jnp.array([[height, width]]), (b, 1))
-    inside = (jnp.arange(height) < size[:, :1])[:, :, None] & (jnp.arange(width) < size[:, 1:])[
-      :, None
-    ]
+    rows = jnp.arange(height)[None] < size[:, :1]
+    columns = jnp.arange(width)[None] < size[:, 1:]
+    inside = rows[:, :, None] & columns[:, None]
     x = jnp.where(inside[..., None], image, 0)
     # Every level is twice as large as the next, as the pyramid wants it.
     x = jnp.pad(x, [(0, 0), (0, -height % 32), (0, -width % 32), (0, 0)])
@@ -318,7 +318,7 @@ class MaskRCNN(nn.Module):
       jnp.asarray(boxes), targets.boxes, valid, targets.crowd, high=0.7, low=0.3, best_too=True
     )
     # Anchors around padding teach nothing.
-    inside = ((boxes[:, :2] + boxes[:, 2:]) / 2 < size).all(-1)
+    inside = ((boxes[:, :2] + boxes[:, 2:]) / 2 < size[None]).all(-1)
     label = jnp.where((label == 0) & ~inside, -1, label)
     picked, there = sample(
       jax.random.fold_in(key, 0), label, self.anchor_samples, self.anchor_samples // 2

@@ -33,7 +33,7 @@ def iou(a: Array, b: Array) -> Array:
 
 def clip_boxes(boxes: Array, size: Array) -> Array:
   """Boxes [... 4] cut at the edges of an image of (height, width) [2]."""
-  return jnp.clip(boxes, 0, jnp.tile(size, 2).astype(boxes.dtype))
+  return jnp.clip(boxes, 0, jnp.broadcast_to(jnp.tile(size, 2), boxes.shape).astype(boxes.dtype))
 
 
 def encode_boxes(boxes: Array, references: Array, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:

@@ -217,7 +217,7 @@ def roi_pool(levels: Sequence[Array], boxes: Array, *, size: int, strides: Seque
   def one(edges: tuple[Array, Array]) -> Array:
     x = canvas
     for axis in range(2):
-      cell = jnp.arange(x.shape[axis])
+      cell = jnp.arange(x.shape[axis])[None]
       bin_ = (cell >= edges[0][:, axis, None]) & (cell < edges[1][:, axis, None])
       x = jnp.moveaxis(x, axis, 0)[None]
       x = jnp.where(bin_[:, :, None, None], x, -jnp.inf).max(1)
@@ -244,7 +244,8 @@ def crop_masks(masks: Array, frames: Array, boxes: Array, size: int) -> Array:
   low, high = ((edge - frames[:, :2]) / unit for edge in (boxes[:, :2], boxes[:, 2:]))
   steps = (np.arange(2 * size, dtype=np.float32) + 0.5) / (2 * size)
   at = low[:, None] + (high - low)[:, None] * steps[None, :, None] - 0.5
-  weights = jnp.maximum(1 - jnp.abs(at[..., None] - np.arange(cells, dtype=np.float32)), 0)
+  grid = np.arange(cells, dtype=np.float32)[None, None, None]
+  weights = jnp.maximum(1 - jnp.abs(at[..., None] - grid), 0)
   weights = weights.reshape(len(boxes), size, 2, 2, cells).mean(2)
   share = masks.astype(jnp.float32) / 255
   return jnp.einsum("piy,pyx,pjx->pij", weights[:, :, 0], share, weights[:, :, 1])
