@@ -15,6 +15,7 @@ from jseg import config as configs
 from jseg.checkpoint import load_run
 from jseg.crf import CrfParams
 from jseg.metrics import BoundaryState, ConfusionState, host_confusion
+from jseg.predict import Prediction
 from jseg.report import colourise
 from jseg.tune_crf import RANGES, search
 
@@ -22,6 +23,7 @@ _SPLIT = flags.DEFINE_string("split", "val", "of the run's data set")
 _IMAGES = flags.DEFINE_integer("images", 20, "of both halves together, from all over the split")
 _SHRINK = flags.DEFINE_integer("shrink", 1, "divides height and width of images and labels")
 _RANGES = flags.DEFINE_enum("ranges", "v2", list(RANGES), "to search")
+_TUNE = flags.DEFINE_bool("tune", True, "whether to search, too")
 _PICTURE = flags.DEFINE_string("picture", "", "PNG of image, before, after and truth")
 
 
@@ -42,27 +44,30 @@ def main(argv: list[str]) -> None:
   indices = np.linspace(0, len(source) - 1, min(_IMAGES.value, len(source))).astype(int)
   pairs = [_shrunk(source[int(i)]) for i in indices]
   examples = [(segmenter(image), label) for image, label in pairs]
-  tuning, held_out = search(examples[::2], RANGES[_RANGES.value]), examples[1::2]
-  print(f"{len(tuning.trials)} trials on {len(examples[::2])} images; best {tuning.trials[0][0]}")
-  print(f"on these: mIoU {100 * tuning.without:.2f} -> {100 * tuning.miou:.2f} %")
-  print(f"on the other {len(held_out)}:")
-  refined = {
-    "without": [prediction for prediction, _ in held_out],
-    "DeepLab V2's": [prediction.refine(CrfParams()) for prediction, _ in held_out],
-    "tuned": [prediction.refine(tuning.params) for prediction, _ in held_out],
-  }
-  k = len(classes.names)
-  for name, predictions in refined.items():
-    state, boundary = ConfusionState.empty(k), BoundaryState.empty(k)
-    for prediction, (_, label) in zip(predictions, held_out, strict=True):
-      state = state.update(host_confusion(prediction.mask, label, k))
-      boundary = boundary.update(prediction.mask, label)
+  k, held_out = len(classes.names), examples[1::2]
+
+  def measure(name: str, params: CrfParams | None) -> list[Prediction]:
+    state, boundary, refined = ConfusionState.empty(k), BoundaryState.empty(k), []
+    for prediction, label in held_out:
+      refined.append(prediction if params is None else prediction.refine(params))
+      state = state.update(host_confusion(refined[-1].mask, label, k))
+      boundary = boundary.update(refined[-1].mask, label)
     miou, edge = state.compute().miou, boundary.compute().miou
-    print(f"  {name}: mIoU {100 * miou:.2f} %, boundary IoU {100 * edge:.2f} %")
+    print(f"{name}: mIoU {100 * miou:.2f} %, boundary IoU {100 * edge:.2f} %", flush=True)
+    return refined
+
+  print(f"measured on {len(held_out)} images")
+  before = measure("without", None)
+  after = measure("DeepLab V2's parameters", CrfParams())
+  if _TUNE.value:
+    tuning = search(examples[::2], RANGES[_RANGES.value])
+    print(f"tuned on {len(examples[::2])} others, {len(tuning.trials)} trials; there mIoU")
+    print(f"{100 * tuning.without:.2f} -> {100 * tuning.miou:.2f} % with {tuning.trials[0][0]}")
+    after = measure("tuned", tuning.params)
   if _PICTURE.value:
     rows = [
       np.concatenate([a.image, *(colourise(m, classes.palette) for m in (a.mask, b.mask, t))], 1)
-      for a, b, (_, t) in zip(refined["without"], refined["tuned"], held_out, strict=True)
+      for a, b, (_, t) in zip(before, after, held_out, strict=True)
     ]
     Image.fromarray(np.concatenate(rows[:4], 0)).save(_PICTURE.value)
 

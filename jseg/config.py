@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from jseg import data, losses, models, optim
+from jseg.crf import DenseCRF
+from jseg.crf.settings import make_params, to_dict
+from jseg.models.with_crf import WithCRF
 from jseg.types import InputError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -90,6 +93,12 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
     **_arguments(optim.make_schedule, "steps"),
     **_arguments(optim.make_optimizer, "schedule", "pretrained"),
   }
+  if models.ndim(model) == 2 and models.task(model) == "semantic":
+    config.crf = {
+      "train": False,  # puts a dense CRF behind the network, trained with it
+      "train_bandwidths": False,  # and not its weights and compatibility alone
+      **_crf_defaults(),
+    }
   config.init_from = ""  # a run directory, .safetensors or .pth file to take parameters from
   config.precise_bn_batches = 0  # over which norms' statistics are recomputed to evaluate; 0: off
   config.ema = 0.0  # decay of the moving average of the parameters; 0 is off
@@ -100,6 +109,13 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
   config.samples = 6  # validation images in each sample picture
   config.compilation_cache = "~/.cache/jseg/xla"  # compiled programs, for the next start; "" is off
   return config.lock()
+
+
+def _crf_defaults() -> dict[str, Any]:
+  # As many iterations as Zheng et al. 2015 train with.
+  values = to_dict(DenseCRF().params)
+  del values["compatibility"]  # Potts at first
+  return values
 
 
 def _arguments(function: Callable, *without: str) -> dict[str, Any]:
@@ -159,7 +175,13 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Any:
   """The network of a configuration."""
   knobs = dict(config.model)
   name = knobs.pop("name")
-  return models.create(name, num_classes=num_classes, dtype=DTYPES[config.dtype], **knobs)
+  network = models.create(name, num_classes=num_classes, dtype=DTYPES[config.dtype], **knobs)
+  if "crf" not in config:
+    return network
+  values = dict(config.crf)
+  train, bandwidths = values.pop("train"), values.pop("train_bandwidths")
+  layer = DenseCRF(make_params(values), train_bandwidths=bandwidths)
+  return WithCRF(network, layer) if train else network
 
 
 def make_augment(config: ml_collections.ConfigDict) -> Callable:

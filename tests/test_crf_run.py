@@ -1,21 +1,27 @@
-"""The dense CRF after a trained network: evaluate, predict."""
+"""The dense CRF after a trained network, and as its last layer."""
 
+import contextlib
 import json
+import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_config
 
 import jseg
-from jseg import cli
+from jseg import cli, loop
 from jseg import tune_crf as tune
-from jseg.crf import CrfParams, dense_crf
+from jseg.checkpoint import checkpoint_step, load_model
+from jseg.crf import CrfParams, DenseCRF, dense_crf
 from jseg.crf.settings import make_params, parse_params, run_params, to_dict
-from jseg.data import read_image
+from jseg.data import normalize, read_image
 from jseg.evaluate import evaluate_run
 from jseg.loop import train
 from jseg.metrics import ConfusionState, confusion, host_confusion
+from jseg.models.with_crf import WithCRF
 from jseg.predict import Prediction
 from jseg.tune_crf import search
 from jseg.types import InputError
@@ -52,6 +58,7 @@ def test_parameters_as_text(tmp_path):
     ("iterations=true", r"iterations True must be a whole number"),
     ("bilateral_weight=much", r"bilateral_weight 'much' must be a number"),
     ("bilateral_weight=4,5", r"'5' is not KEY=VALUE; write --crf-params"),
+    ("bilateral_sigma_xy=0", r"bilateral_sigma_xy 0 must be above 0; a weight of 0 switches"),
     ("method=fast", r"method 'fast' is not known; choose lattice"),
     ("nowhere.json", r"nowhere.json can't be read \(No such file"),
   ],
@@ -192,3 +199,101 @@ def test_tune_crf_writes_what_crf_uses(run, capsys, monkeypatch):
 def test_mistakes_in_tuning(run, options, match):
   with pytest.raises(InputError, match=match):
     tune.tune_crf(run, **options)
+
+
+def with_layer(data_dir, **changes):
+  return tiny_config(
+    data_dir,
+    steps=3,
+    samples=1,
+    crf__train=True,
+    crf__iterations=1,
+    crf__method="exact",
+    crf__bilateral_sigma_rgb=20.0,
+    data__size=(16, 16),
+    data__options={"size": 32, "train": 8, "val": 4, "test": 4},
+    **changes,
+  )
+
+
+@contextlib.contextmanager
+def stop_at_once():
+  event = threading.Event()
+  event.set()
+  yield event
+
+
+def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch):
+  run, config = tmp_path / "run", with_layer(tmp_path)
+  monkeypatch.setattr(loop, "stop_signal", stop_at_once)
+  learnt = []
+  for step in (1, 2):
+    assert train(config, run) is None
+    assert checkpoint_step(run, "latest") == step
+    learnt.append(load_model(run, "latest")[1]["params"]["crf"])
+  start = {"compatibility": -np.eye(5), "spatial_weight": 3.0, "bilateral_weight": 4.0}
+  assert learnt[0].keys() == start.keys()
+  for name, value in start.items():
+    assert (np.asarray(learnt[0][name]) != value).any(), name
+    assert (learnt[0][name] != learnt[1][name]).any(), name
+
+  # Evaluation applies the trained layer: it is the CRF with these parameters on the bare network.
+  _, variables = load_model(run, "latest")
+  params = dict(variables["params"])
+  layer = params.pop("crf")
+  image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  bare = {"params": params, "batch_stats": variables["batch_stats"]}
+  config.crf.train = False
+  network = jseg.config.make_model(config, 5)
+  logits = network.apply(bare, normalize(image)[None]).logits[0]
+  expected = dense_crf(
+    logits, image, CrfParams(1, method="exact", bilateral_sigma_rgb=20.0, **layer)
+  )
+  found = jseg.Segmenter.from_run(run, "latest")(image).probabilities
+  np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_every_parameter_of_the_layer_gets_a_gradient():
+  config = tiny_config("", crf__train=True, crf__train_bandwidths=True, crf__method="exact")
+  model = jseg.config.make_model(config, 3)
+  image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+  variables = model.init(jax.random.key(1), image)
+  plain = jseg.config.default("unet", **jseg.models.tiny("unet"))
+  bare = jseg.config.make_model(plain, 3).init(jax.random.key(1), image)["params"]
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
+  assert shapes({k: v for k, v in variables["params"].items() if k != "crf"}) == shapes(bare)
+
+  def loss(layer):
+    params = {**variables["params"], "crf": layer}
+    return model.apply({**variables, "params": params}, image).logits[0, :4, :, 1].sum()
+
+  gradients = jax.grad(loss)(variables["params"]["crf"])
+  assert len(gradients) == 6
+  for name, gradient in gradients.items():
+    assert np.isfinite(gradient).all(), name
+    assert np.abs(gradient).max() > 0, name
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"crf__iterations": -1}, r"iterations -1 must be 0 or more"),
+    ({"crf__method": "fast"}, r"method 'fast' is not known"),
+    ({"crf__bilateral_sigma_xy": 0.0}, r"bilateral_sigma_xy 0.0 must be above 0"),
+  ],
+)
+def test_mistakes_in_the_layers_configuration(tmp_path, changes, match):
+  with pytest.raises(InputError, match=match):
+    jseg.config.validate(tiny_config(tmp_path, crf__train=True, **changes))
+
+
+def test_networks_of_volumes_and_of_objects_have_no_layer():
+  assert not {"crf"} & set(jseg.config.default("unet3d"))
+
+
+def test_logits_must_lie_on_the_image():
+  network = jseg.models.create("deeplab_v1", 3, **jseg.models.tiny("deeplab_v1"))
+  model = WithCRF(network, DenseCRF())
+  rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  with pytest.raises(InputError, match=r"crf.train: logits .* must lie on the image"):
+    jax.eval_shape(lambda x: model.init(rngs, x, train=True), jnp.zeros((1, 33, 33, 3)))

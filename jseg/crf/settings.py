@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jseg.crf.inference import CrfParams, check_settings
 from jseg.types import InputError
 
@@ -36,6 +38,8 @@ def make_params(values: Mapping[str, Any], base: CrfParams | None = None) -> Crf
       fits, kind = _numeric(value) or value is default, "a number or a list of numbers"
     if not fits:
       raise InputError(f"CRF: {name} {value!r} must be {kind}, such as {default!r}")
+    if name.endswith(("sigma", "sigma_xy", "sigma_rgb")) and not np.all(np.asarray(value) > 0):
+      raise InputError(f"CRF: {name} {value} must be above 0; a weight of 0 switches a kernel off")
   params = dataclasses.replace(base, **values)
   check_settings(params)
   return params
