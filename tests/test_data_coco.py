@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from test_data_check import printed
 from test_data_folder import save
+from tiny import tiny_config
 
 from jseg import data
 from jseg.data.coco import _runs, coco_source
 from jseg.data.instances import coco_masks, encode_rle
+from jseg.loop import train
 from jseg.types import InputError
 
 SIZE = (20, 30)
@@ -317,6 +319,14 @@ def test_300_objects_where_100_are_kept(tmp_path):
   assert sorted(batch["valid"].sum(1).tolist()) == [0, 100]
   widths = batch["boxes"][batch["valid"]][:, 3]
   assert widths.min() >= 17  # the widest hundred of 12 each
+
+
+def test_a_network_of_classes_is_refused(tmp_path):
+  write(tmp_path, content(annotation(1)))
+  root = str(tmp_path)
+  config = tiny_config(tmp_path / "data", data__name="coco", data__root=root, data__options={})
+  with pytest.raises(InputError, match="learns the class of every pixel, but coco tells objects"):
+    train(config, tmp_path / "run")
 
 
 def test_the_check_counts_objects(tmp_path):

@@ -89,7 +89,7 @@ class SemanticTask:
 
     Raises:
       InputError: volumes for a network of images or the reverse, volumes that the canvas can't
-        hold, or not one class weight a class.
+        hold, objects without labels, or not one class weight a class.
     """
     config, dataset = self.config, self.dataset
     kinds = {2: "images", 3: "volumes"}
@@ -99,6 +99,11 @@ class SemanticTask:
       raise InputError(
         f"model.name: {config.model.name} takes {kinds[wanted]}, but {config.data.name} holds "
         f"{kinds[dataset.ndim]}; choose from {', '.join(fitting)}"
+      )
+    if not dataset.has_labels:
+      raise InputError(
+        f"model.name: {config.model.name} learns the class of every pixel, but {config.data.name} "
+        "tells objects only; choose mask_rcnn, or bring masks of classes"
       )
     if dataset.ndim == 3:
       for split in (config.data.train_split, config.data.eval_split):
