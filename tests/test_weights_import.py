@@ -214,7 +214,7 @@ def classifier(tmp_path_factory):
 def test_a_classifier_needs_a_network(classifier):
   message = (
     r"resnet18.safetensors is torchvision's or timm's resnet18, a classifier of images; name the "
-    r"network .* \(--model\): deeplab_v3, fcn_resnet, refinenet, deeplab_v2$"
+    r"network .* \(--model\): deeplab_v3, fcn_resnet, refinenet, mask_rcnn, deeplab_v2$"
   )
   with pytest.raises(InputError, match=message):
     load(classifier[0])
@@ -319,6 +319,10 @@ def test_classes_by_their_number():
   ade20k = class_info(150).names
   assert len(set(ade20k)) == 150
   assert (ade20k[0], ade20k[5], ade20k[44]) == ("wall", "ceiling", "chest of drawers")
+  coco = class_info(91).names
+  assert (coco[0], coco[1], coco[12], coco[13], coco[90]) == (
+    *("background", "person", "class_12", "stop sign", "toothbrush"),
+  )
   assert class_info(3).names == ("class_0", "class_1", "class_2")
 
 

@@ -20,12 +20,33 @@ _ADE20K = """
   blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen,
   plate, monitor, bulletin board, shower, radiator, glass, clock, flag
 """
+# In the order of their ids, of which ten are not in use.
+_COCO = """
+  person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
+  fire hydrant, , stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
+  bear, zebra, giraffe, , backpack, umbrella, , , handbag, tie, suitcase, frisbee, skis,
+  snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard,
+  tennis racket, bottle, , wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich,
+  orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, ,
+  dining table, , , toilet, , tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven,
+  toaster, sink, refrigerator, , book, clock, vase, scissors, teddy bear, hair drier, toothbrush
+"""
 
 
 def class_info(count: int) -> ClassInfo:
-  """VOC's 21 classes, Cityscapes' 19, ADE20K's 150, or class_0, class_1, ..."""
+  """VOC's 21 classes, Cityscapes' 19, COCO's 91, ADE20K's 150, or class_0, class_1, ..."""
   for known in (VOC, CITYSCAPES):
     if len(known.names) == count:
       return known
-  ade20k = tuple(" ".join(name.split()) for name in _ADE20K.split(","))
-  return ClassInfo(ade20k if len(ade20k) == count else tuple(f"class_{i}" for i in range(count)))
+  numbers = tuple(f"class_{i}" for i in range(count))
+  ade20k = _names(_ADE20K)
+  if len(ade20k) == count:
+    return ClassInfo(ade20k)
+  coco = ("background", *_names(_COCO))
+  if len(coco) == count:
+    return ClassInfo(tuple(a or b for a, b in zip(coco, numbers, strict=True)))
+  return ClassInfo(numbers)
+
+
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(" ".join(name.split()) for name in text.split(","))

@@ -120,7 +120,7 @@ def _resnet(tensors: Mapping[str, np.ndarray]) -> Foreign | None:
     what = f"hszhao/semseg's resnet{depth} with a stem of three convolutions"
     return Foreign(what, {"pspnet": {"depth": depth}}, layers)
   networks: dict[str, dict] = {
-    name: {"depth": depth} for name in ("deeplab_v3", "fcn_resnet", "refinenet")
+    name: {"depth": depth} for name in ("deeplab_v3", "fcn_resnet", "refinenet", "mask_rcnn")
   }
   if depth in (18, 50, 101):
     networks["deeplab_v2"] = {"backbone": f"resnet{depth}"}

@@ -26,11 +26,15 @@ class Layer:
     kind: "conv" (weight [f c ...]), "transposed" (weight [c f ...]), "norm", or "dense": a
       fully connected layer [f c kh kw] whose input was a map of `window`, made a convolution.
     window: (kh, kw) of "dense"; (1, 1) where its input was a vector.
+    outputs: order in which to take its outputs, group by group; empty: as they are.
+    epsilon: that a norm adds to the variance. Ours adds 1e-5, so the variance takes the difference.
   """
 
   path: str
   kind: str = "conv"
   window: tuple[int, int] = (1, 1)
+  outputs: tuple[int, ...] = ()
+  epsilon: float = 1e-5
 
 
 def convert(
@@ -61,10 +65,15 @@ def convert(
     value = np.asarray(tensor, np.float32)
     if layer.kind == "norm":
       collection, ours = _NORM[leaf]
+      if ours == "var":
+        value = value + np.float32(layer.epsilon - 1e-5)
     else:
       collection, ours = "params", "kernel" if leaf == "weight" else leaf
       if leaf == "weight":
         value = _kernel(name, value, layer)
+      if layer.outputs:
+        groups = value.reshape(*value.shape[:-1], -1, len(layer.outputs))
+        value = groups[..., list(layer.outputs)].reshape(value.shape)
     target = variables[collection]
     for part in layer.path.split("/"):
       target = target.setdefault(part, {})

@@ -16,6 +16,7 @@ from jseg.weights import (
   classifiers,
   drsleep,
   kazuto_deeplab,
+  mask_rcnn,
   pytorch_fcn,
   semseg,
   torchvision,
@@ -27,10 +28,10 @@ from jseg.weights.transfer import Transfer, transfer
 
 # Classifiers last: RefineNet has all that a ResNet has, and more.
 _CLASSES = 21
-_FAMILIES = (torchvision, pytorch_fcn, kazuto_deeplab, semseg, drsleep, classifiers)
+_FAMILIES = (torchvision, mask_rcnn, pytorch_fcn, kazuto_deeplab, semseg, drsleep, classifiers)
 KNOWN = (
   "ImageNet classifiers of torchvision and timm (alexnet, vgg16, vgg16_bn, googlenet, resnet18 to "
-  "152), torchvision's fcn_resnet and deeplabv3_resnet, wkentaro/pytorch-fcn, "
+  "152), torchvision's fcn_resnet, deeplabv3_resnet and maskrcnn_resnet_fpn, wkentaro/pytorch-fcn, "
   "kazuto1011/deeplab-pytorch (V2, V3), hszhao/semseg's PSPNet, DrSleep/refinenet-pytorch"
 )
 

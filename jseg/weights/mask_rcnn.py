@@ -1,0 +1,100 @@
+"""torchvision's Mask R-CNN: maskrcnn_resnet50_fpn, its second form, and their relatives."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jseg.weights.convert import Layer
+from jseg.weights.foreign import Foreign, by_path, layer_names, scores_of
+from jseg.weights.resnet import resnet_depth, resnet_path
+
+# Boxes are x, y, w, h there and y, x, h, w here.
+_BOX = (1, 0, 3, 2)
+_HEADS = {
+  "rpn.head.cls_logits": Layer("rpn/score"),
+  "rpn.head.bbox_pred": Layer("rpn/box", outputs=_BOX),
+  "roi_heads.box_head.fc6": Layer("box_head/dense1", "dense", (7, 7)),
+  "roi_heads.box_head.fc7": Layer("box_head/dense2", "dense"),
+  "roi_heads.box_predictor.cls_score": Layer("box_head/score", "dense"),
+  "roi_heads.box_predictor.bbox_pred": Layer("box_head/box", "dense", outputs=_BOX),
+  "roi_heads.mask_predictor.conv5_mask": Layer("mask_head/upsample", "transposed"),
+  "roi_heads.mask_predictor.mask_fcn_logits": Layer("mask_head/score"),
+}
+# How layers were called before torchvision 0.13, and in the released weights of the first form.
+_OLD = (
+  (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)", r"\1.0"),
+  (r"rpn\.head\.conv", "rpn.head.conv.0.0"),
+  (r"roi_heads\.mask_head\.mask_fcn(\d)", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0"),
+)
+
+
+def recognise(tensors: Mapping[str, np.ndarray]) -> Foreign | None:
+  """Either form, on any ResNet; None if it is no Mask R-CNN."""
+  depth = resnet_depth(tensors, "backbone.body.")
+  needed = [f"{name}.weight" for name in _HEADS if "fc" not in name.split(".")[2]]
+  if depth is None or not all(name in tensors for name in needed):
+    return None
+  names = layer_names(tensors)
+  new = {name: _new_name(name) for name in names}
+  old = any(name != new[name] for name in names)
+  layers = {}
+  for name in names:
+    layer = _HEADS.get(name) or _layer(new[name])
+    if layer and layer.kind == "norm" and old:
+      # In those days frozen batch norm had no epsilon.
+      layer = Layer(layer.path, "norm", epsilon=0.0)
+    if layer:
+      layers[name] = layer
+  known = set(new.values())
+
+  def count(pattern: str) -> int:
+    return next(i for i in itertools.count() if pattern.format(i) not in known)
+
+  with_norm = "backbone.fpn.inner_blocks.0.1" in known
+  convs = count("roi_heads.box_head.{}.0")
+  knobs: dict[str, Any] = {
+    "depth": depth,
+    "norm": "batch" if with_norm else "frozen_batch",
+    "head_norm": "batch" if with_norm else "none",
+    "rpn_convs": count("rpn.head.conv.{}.0"),
+    "box_convs": convs,
+    "box_dense": 2 if "roi_heads.box_head.fc7" in known else 1,
+    "mask_convs": count("roi_heads.mask_head.{}.0"),
+  }
+  if convs:
+    # The flattening in between has no weights, but a number.
+    layers[f"roi_heads.box_head.{convs + 1}"] = Layer("box_head/dense1", "dense", (7, 7))
+  form = "_v2" if with_norm else ""
+  return Foreign(
+    f"torchvision's maskrcnn_resnet{depth}_fpn{form}",
+    {"mask_rcnn": knobs},
+    layers,
+    scores_of(tensors, "roi_heads.box_predictor.cls_score"),
+  )
+
+
+def _new_name(name: str) -> str:
+  for pattern, replacement in _OLD:
+    if match := re.fullmatch(pattern, name):
+      return replacement(match) if callable(replacement) else match.expand(replacement)
+  return name
+
+
+def _layer(name: str) -> Layer | None:
+  """Of a name that has a number in it."""
+  if name.startswith("backbone.body."):
+    path = resnet_path(name.removeprefix("backbone.body."))
+    return by_path(path) if path else None
+  if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.([01])", name):
+    kind, level, part = match.groups()
+    path = f"fpn/{'lateral' if kind == 'inner' else 'level'}{int(level) + 2}"
+    return by_path(path + ("_norm" if part == "1" else ""))
+  if match := re.fullmatch(r"rpn\.head\.conv\.(\d)\.0", name):
+    return Layer(f"rpn/conv{int(match[1]) + 1}")
+  if match := re.fullmatch(r"roi_heads\.(box|mask)_head\.(\d)\.([01])", name):
+    head, place, part = match.groups()
+    return by_path(f"{head}_head/{('conv', 'norm')[int(part)]}{int(place) + 1}")
+  return None
