@@ -1,6 +1,8 @@
 """Mean field against brute force; properties; gradients; errors."""
 
 import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -302,3 +304,24 @@ def test_layer_starts_as_the_function_and_learns():
   for path, g in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables)):
     assert np.isfinite(g).all(), path
     assert np.any(g != 0), path
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "before", "after", "none"])
+def test_equals_pydensecrf(normalization):
+  """With its lattice for the spatial kernel; tests/golden/README.md tells more."""
+  with np.load(pathlib.Path(__file__).parent / "golden" / "crf.npz") as file:
+    meta = json.loads(str(file["meta"]))
+    logits, image, expected = (file[name] for name in ("logits", "image", normalization))
+  spatial, bilateral = meta["weights_none" if normalization == "none" else "weights"]
+  params = crf.CrfParams(
+    meta["iterations"],
+    spatial,
+    meta["spatial"],
+    bilateral,
+    *meta["bilateral"],
+    normalization=normalization,
+    spatial_filter="lattice",
+  )
+  assert abs(crf.dense_crf(logits, image, params) - expected).mean() < 1e-5
+  # Not by doing nothing.
+  assert abs(np.asarray(jax.nn.softmax(logits)) - expected).mean() > 0.1
