@@ -1,0 +1,325 @@
+"""Boxes, anchors, matching, sampling, suppression and RoIAlign against plain NumPy."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jseg.nn import (
+  anchors,
+  clip_boxes,
+  crop_masks,
+  decode_boxes,
+  encode_boxes,
+  iou,
+  match,
+  nms,
+  region_levels,
+  roi_align,
+  sample,
+)
+
+properties = settings(deadline=None, max_examples=25, derandomize=True)
+seeds = st.integers(0, 2**31)
+
+
+def random_boxes(rng, n, extent=40):
+  """Whole numbers on a small map, so that there are duplicates, empty boxes and equal overlaps."""
+  corner = rng.integers(-5, extent, (n, 2))
+  return np.concatenate([corner, corner + rng.integers(0, 15, (n, 2))], 1).astype(np.float32)
+
+
+def overlaps(boxes):
+  """IoU of all pairs, in float32; 0 of empty ones."""
+  a, b = boxes[:, None], boxes[None]
+  low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+  shared = np.prod(np.maximum(high - low, 0), -1)
+  area = np.prod(boxes[:, 2:] - boxes[:, :2], -1)
+  union = area[:, None] + area[None] - shared
+  return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def test_iou_by_hand():
+  a = jnp.array([[0.0, 0, 4, 4], [2, 2, 2, 9]])
+  b = jnp.array([[0.0, 0, 4, 4], [2, 2, 6, 4], [4, 0, 8, 4], [2, 2, 2, 9]])
+  expected = [[1, 4 / 20, 0, 0], [0, 0, 0, 0]]
+  np.testing.assert_allclose(iou(a, b), expected, rtol=1e-6)
+
+
+def test_clipped_boxes():
+  boxes = jnp.array([[-3.0, 2, 50, 9], [-9, -9, -1, -1]])
+  np.testing.assert_array_equal(
+    clip_boxes(boxes, jnp.array([20, 8])), [[0, 2, 20, 8], [0, 0, 0, 0]]
+  )
+
+
+def test_encoding_by_hand():
+  box, reference = jnp.array([10.0, 20, 30, 60]), jnp.array([0.0, 0, 10, 80])
+  # Centres (20, 40) and (5, 40), sizes (20, 40) and (10, 80).
+  expected = [1.5 * 10, 0, math.log(2) * 5, -math.log(2) * 5]
+  np.testing.assert_allclose(encode_boxes(box, reference, (10, 10, 5, 5)), expected, rtol=1e-6)
+
+
+@properties
+@given(seeds)
+def test_decoding_undoes_encoding(seed):
+  rng = np.random.default_rng(seed)
+  one = np.array([0, 0, 1, 1])
+  boxes, references = (random_boxes(rng, 20) + one for _ in range(2))
+  weights = (10, 10, 5, 5)
+  deltas = encode_boxes(jnp.float32(boxes), jnp.float32(references), weights)
+  np.testing.assert_allclose(
+    decode_boxes(deltas, jnp.float32(references), weights), boxes, atol=1e-4
+  )
+
+
+def test_growth_is_bounded_and_empty_boxes_are_finite():
+  reference = jnp.array([[0.0, 0, 16, 16]])
+  grown = decode_boxes(jnp.full((1, 4), 1e3).at[:, :2].set(0), reference)
+  np.testing.assert_allclose(grown[0, 2:] - grown[0, :2], 1000, rtol=1e-5)
+  empty = jnp.array([[3.0, 3, 3, 3]])
+  for a, b in ((empty, reference), (reference, empty), (empty, empty)):
+    assert np.isfinite(encode_boxes(a, b)).all()
+
+
+def test_anchors_by_hand():
+  (made,) = anchors((8, 12), [(2, 3)], [(4,)], (1, 4))
+  assert made.shape == (2, 3, 2, 4)
+  np.testing.assert_array_equal(made[0, 0], [[-2, -2, 2, 2], [-4, -1, 4, 1]])
+  np.testing.assert_array_equal(made[1, 2, 0], [4 - 2, 8 - 2, 4 + 2, 8 + 2])
+
+
+def greedy(boxes, scores, valid, threshold, most, groups):
+  rivals = (overlaps(boxes) > threshold) & (groups[:, None] == groups[None])
+  kept, gone = [], ~valid
+  for i in np.argsort(-scores, kind="stable"):
+    if not gone[i]:
+      kept.append(int(i))
+      gone |= rivals[i]
+  return kept[:most]
+
+
+@functools.partial(jax.jit, static_argnames="most")
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None, None))
+def suppress(boxes, scores, valid, groups, threshold, most):
+  return nms(boxes, scores, valid, threshold=threshold, most=most, groups=groups)
+
+
+@properties
+@given(seeds, st.sampled_from([0.0, 0.3, 0.5, 0.7]), st.sampled_from([12, 50]))
+def test_suppression_is_greedy(seed, threshold, most):
+  # 120 cases an example, 3000 in all: equal scores, duplicates, empty boxes, none valid.
+  rng = np.random.default_rng(seed)
+  cases, n = 120, 50
+  boxes = random_boxes(rng, cases * n, 25).reshape(cases, n, 4)
+  scores = rng.integers(0, 30, (cases, n)).astype(np.float32) / 30
+  valid = rng.random((cases, n)) < rng.choice([0, 0.5, 1], (cases, 1), p=[0.1, 0.3, 0.6])
+  groups = rng.integers(0, 3, (cases, n))
+  kept, there = map(np.asarray, suppress(boxes, scores, valid, groups, np.float32(threshold), most))
+  for i in range(cases):
+    expected = greedy(boxes[i], scores[i], valid[i], np.float32(threshold), most, groups[i])
+    assert list(kept[i][there[i]]) == expected
+    assert list(np.flatnonzero(there[i])) == list(range(len(expected)))
+
+
+def test_suppression_over_several_blocks():
+  rng = np.random.default_rng(0)
+  n = 700
+  boxes, scores = random_boxes(rng, n, 120), rng.random(n).astype(np.float32)
+  everything, one = np.ones(n, bool), np.zeros(n, int)
+  for most in (50, n):
+    run = jax.jit(functools.partial(nms, threshold=0.3, most=most))
+    kept, there = map(np.asarray, run(boxes, scores, everything))
+    assert list(kept[there]) == greedy(boxes, scores, everything, np.float32(0.3), most, one)
+
+
+def test_a_chain_takes_as_many_rounds_as_it_has_links():
+  # Each box suppresses the next alone, so that every other one stays.
+  n = 300
+  boxes = np.stack([np.zeros(n), np.arange(n), np.ones(n), np.arange(n) + 2.0], 1)
+  kept, there = nms(
+    jnp.float32(boxes), jnp.arange(n, 0, -1.0), jnp.ones(n, bool), threshold=0.3, most=n
+  )
+  assert list(kept[there]) == list(range(0, n, 2))
+
+
+OBJECTS = jnp.array([[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 40], [0, 0, 0, 0]])
+
+
+def test_matching_by_hand():
+  boxes = jnp.array(
+    [
+      [0.0, 0, 10, 10],  # object 0 itself
+      [0, 0, 10, 5],  # half of it: neither
+      [0, 0, 2, 10],  # a fifth of it: background
+      [20, 20, 30, 24],  # .4 of object 1, which nothing overlaps more
+      [50, 50, 60, 60],
+      [0, 22, 10, 30],  # in the crowd
+      [0, 0, 0, 0],
+    ]
+  )
+  valid = jnp.array([True, True, True, False])
+  crowd = jnp.array([False, False, True, False])
+  run = functools.partial(match, boxes, OBJECTS, valid, crowd, high=0.7, low=0.3)
+  index, label = run()
+  assert list(label) == [1, -1, 0, -1, 0, -1, 0]
+  assert index[0] == 0
+  index, label = run(best_too=True)
+  assert list(label) == [1, -1, 0, 1, 0, -1, 0]
+  assert index[3] == 1
+
+
+@pytest.mark.parametrize("best_too", [False, True])
+def test_without_objects_all_is_background(best_too):
+  boxes = jnp.concatenate([OBJECTS, OBJECTS + 3])
+  none = jnp.zeros(4, bool)
+  _, label = match(boxes, OBJECTS, none, none, high=0.7, low=0.3, best_too=best_too)
+  assert list(label) == [0] * 8
+
+
+def test_an_object_that_nothing_touches_takes_no_box():
+  valid = jnp.array([True, False, False, False])
+  far = OBJECTS + 100
+  _, label = match(far, OBJECTS, valid, ~valid & False, high=0.7, low=0.3, best_too=True)
+  assert list(label) == [0] * 4
+
+
+@properties
+@given(seeds, st.integers(0, 20), st.integers(0, 20))
+def test_samples(seed, matches, others):
+  rng = np.random.default_rng(seed)
+  label = np.full(40, -1)
+  label[rng.permutation(40)[: matches + others]] = [1] * matches + [0] * others
+  index, there = sample_eight(jax.random.key(seed), label)
+  found = min(matches, 4)
+  number = min(8, found + others)
+  assert list(there) == [True] * number + [False] * (8 - number)
+  drawn = label[np.asarray(index)[:number]]
+  assert list(drawn) == [1] * found + [0] * (number - found)
+  assert len(set(index[:number].tolist())) == number
+
+
+@jax.jit
+def sample_eight(key, label):
+  return sample(key, label, 8, 4)
+
+
+def test_samples_are_drawn_evenly():
+  label = jnp.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+  keys = jax.random.split(jax.random.key(0), 4000)
+  index, _ = jax.vmap(lambda key: sample(key, label, 4, 2))(keys)
+  counts = np.bincount(np.asarray(index).ravel(), minlength=10) / 4000
+  np.testing.assert_allclose(counts, [0.5] * 4 + [1 / 3] * 6, atol=0.04)
+
+
+def test_more_samples_than_boxes():
+  index, there = sample(jax.random.key(0), jnp.array([0, 1, -1, 0]), 9, 5)
+  assert there.sum() == 3
+  assert set(index[there].tolist()) == {0, 1, 3}
+
+
+def test_levels():
+  edges = np.array([0, 10, 111, 112, 223, 224, 447, 448, 2000], np.float32)
+  boxes = jnp.stack([jnp.zeros(9), jnp.zeros(9), edges, edges], -1)
+  assert list(region_levels(boxes, (4, 8, 16, 32))) == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def bilinear(x, y0, x0):
+  """torchvision's: what is outside by more than a cell is 0, else the edge is repeated."""
+  h, w, _ = x.shape
+  if not (-1 <= y0 <= h and -1 <= x0 <= w):
+    return 0
+  y0, x0 = np.clip(y0, 0, h - 1), np.clip(x0, 0, w - 1)
+  i, j = int(y0), int(x0)
+  k, m = min(i + 1, h - 1), min(j + 1, w - 1)
+  a, b = y0 - i, x0 - j
+  return (1 - a) * ((1 - b) * x[i, j] + b * x[i, m]) + a * ((1 - b) * x[k, j] + b * x[k, m])
+
+
+def align_by_hand(levels, boxes, size, strides, ratio, aligned):
+  result = np.zeros((len(boxes), size, size, levels[0].shape[-1]))
+  for p, box in enumerate(np.float64(boxes)):
+    edge = math.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+    level = 0
+    while level + 1 < len(strides) and edge >= 56 * strides[0] / 4 * 2 ** (level + 1):
+      level += 1
+    start, end = box[:2] / strides[level], box[2:] / strides[level]
+    if aligned:
+      start, end = start - 0.5, end - 0.5
+    length = end - start if aligned else np.maximum(end - start, 1)
+    for i in range(size):
+      for j in range(size):
+        for a in range(ratio):
+          for b in range(ratio):
+            at = start + length * np.array([i + (a + 0.5) / ratio, j + (b + 0.5) / ratio]) / size
+            result[p, i, j] += bilinear(levels[level], *at) / ratio**2
+  return result
+
+
+@functools.cache
+def compiled_align(ratio, aligned):
+  return jax.jit(functools.partial(roi_align, size=2, strides=(4, 8), ratio=ratio, aligned=aligned))
+
+
+@properties
+@given(seeds, st.sampled_from([(2, False), (2, True), (1, False)]))
+def test_roi_align_is_a_mean_of_samples(seed, form):
+  # 40 regions an example, a thousand in all.
+  rng = np.random.default_rng(seed)
+  levels = [rng.normal(size=(h, w, 2)).astype(np.float32) for h, w in ((9, 7), (5, 4))]
+  corner, size = rng.uniform(-30, 60, (40, 2)), rng.exponential(60, (40, 2))
+  size[:5] = 0
+  boxes = np.concatenate([corner, corner + size], 1).astype(np.float32)
+  # On the border between levels rounding decides.
+  boxes = boxes[np.abs(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], 1)) - 112) > 0.1]
+  boxes = np.concatenate([boxes, np.zeros((40 - len(boxes), 4), np.float32)])
+  ours = compiled_align(*form)(levels, boxes)
+  np.testing.assert_allclose(ours, align_by_hand(levels, boxes, 2, (4, 8), *form), atol=2e-5)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gradient_of_roi_align(aligned):
+  rng = np.random.default_rng(0)
+  levels = tuple(jnp.float32(rng.normal(size=(h, w, 2))) for h, w in ((9, 7), (5, 4)))
+  corner = rng.uniform(-10, 30, (6, 2))
+  boxes = jnp.float32(np.concatenate([corner, corner + rng.uniform(0, 200, (6, 2))], 1))
+  align = functools.partial(roi_align, boxes=boxes, size=3, strides=(4, 8), aligned=aligned)
+  # Pooling is linear: y . (A x) is (A' y) . x, for regions of two images at a time.
+  batch = tuple(jnp.stack([level, level[::-1]]) for level in levels)
+  pooled, pull = jax.vjp(jax.jit(jax.vmap(align)), batch)
+  y = jnp.float32(rng.normal(size=pooled.shape))
+  (gradient,) = pull(y)
+  for i in range(2):
+    sums = [(g[i] * x[i]).sum() for g, x in zip(gradient, batch, strict=True)]
+    np.testing.assert_allclose(sum(sums), (y[i] * pooled[i]).sum(), rtol=1e-4)
+  assert all(g.any() for g in gradient)
+
+
+def test_roi_align_of_a_line_is_exact():
+  # Bilinear samples of a linear map are the map itself; cell i is centred at i + .5 if aligned.
+  rows = jnp.broadcast_to(jnp.arange(16.0)[:, None, None], (16, 16, 1))
+  box = jnp.array([[8.0, 8, 40, 40]])
+  aligned = roi_align([rows], box, size=2, strides=(4,), aligned=True)
+  np.testing.assert_allclose(aligned[0, :, 0, 0], [4 - 0.5, 8 - 0.5])
+  plain = roi_align([rows], box, size=2, strides=(4,))
+  np.testing.assert_allclose(plain[0, :, 0, 0], [4, 8])
+
+
+def test_masks_are_cropped():
+  mask = np.zeros((1, 8, 8), np.uint8)
+  mask[:, :4] = 255  # the upper half
+  frame = jnp.array([[10.0, 20, 26, 36]])
+  whole = crop_masks(jnp.asarray(mask), frame, frame, 4)
+  np.testing.assert_allclose(whole[0], [[1] * 4] * 2 + [[0] * 4] * 2, atol=1e-6)
+  # A box from the middle of the frame to a frame further down.
+  below = crop_masks(jnp.asarray(mask), frame, jnp.array([[10.0, 28, 26, 44]]), 4)
+  np.testing.assert_allclose(below[0, 0], [1, 1, 0, 0], atol=0.13)
+  far = crop_masks(jnp.asarray(mask), frame, frame + 100, 4)
+  assert not far.any()
+  empty = crop_masks(jnp.asarray(mask), jnp.zeros((1, 4)), jnp.zeros((1, 4)), 4)
+  assert np.isfinite(empty).all()
