@@ -123,7 +123,7 @@ def conv(
   if kernel.shape[:rank] == x.shape[1:-1] and not any(map(any, pads)):
     # One output pixel, so a fully connected layer.
     one = (1,) * rank
-    x, kernel = x.reshape(len(x), *one, -1), kernel.reshape(*one, -1, kernel.shape[-1])
+    x, kernel = x.reshape(x.shape[0], *one, -1), kernel.reshape(*one, -1, kernel.shape[-1])
     strides = one
   if math.prod(kernel.shape[:rank]) == 1:
     return _pointwise(x, kernel, strides, pads)
