@@ -114,6 +114,8 @@ def recognised(meta):
     ("alexnet", AlexNet(), 2_469_696),
     ("vgg16", VGG16(), 14_714_688),
     ("vgg16_bn", VGG16(norm="batch"), 14_723_136),
+    ("alexnet_fc", AlexNet(fc=(4096, 4096), fc_padding="VALID"), 57_003_840),
+    ("vgg16_timm", VGG16((8, 16, 32, 64, 64), fc=(4096, 4096), fc_padding="VALID"), 29_861_032),
     ("googlenet", GoogLeNet(norm="batch", five=3, last_pool=2, lrn=False), 5_599_904),
     ("resnet18", ResNet(18), 11_176_512),
     ("resnet50", ResNet(50), 23_508_032),
@@ -123,7 +125,8 @@ def recognised(meta):
 def test_backbone(name, model, parameters):
   results, meta = load(name)
   variables, foreign = imported(meta)
-  assert name.removesuffix("_dilated") in foreign.what
+  assert re.sub("_(dilated|fc|timm)$", "", name) in foreign.what
+  assert foreign.what.startswith("timm") == name.endswith("timm")
   variables = {key: tree.get("backbone", {}) for key, tree in variables.items()}
   assert count(variables["params"]) == parameters == meta["parameters"]
   features = run(model, variables, image(meta))

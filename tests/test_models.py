@@ -416,6 +416,31 @@ def test_published_crop_offsets(monkeypatch, name, backbone, offsets):
     assert crops == expected
 
 
+@pytest.mark.parametrize("backbone", fcn.BACKBONES)
+def test_fcn_lays_its_logits_on_the_image(backbone):
+  """What one column of pixels changes lies around it, on average over a stride."""
+  knobs = models.tiny("fcn32s") | {"backbone": backbone, "learn_upsampling": False}
+  model = models.create("fcn32s", 2, **knobs)
+  width, columns = 800, np.arange(384, 416)
+  x = jnp.zeros((32, 1, width, 3)).at[np.arange(32), :, columns].set(1)
+  variables = jax.eval_shape(model.init, jax.random.key(0), x[:1])
+
+  def positive(path, a):
+    # Without biases and with means, nothing but the column is seen, and it is never cancelled.
+    is_one = path[-1].key in ("scale", "var")
+    return jnp.full(a.shape, 1 if is_one else a.shape[-1] / a.size if a.ndim > 1 else 0)
+
+  variables = jax.tree_util.tree_map_with_path(positive, variables)
+  logits = jax.jit(model.apply)(variables, x).logits[:, 0, :, 0]
+  assert (logits >= 0).all()
+  reached = np.asarray(logits > 0)
+  first = reached.argmax(-1)
+  last = width - 1 - reached[:, ::-1].argmax(-1)
+  assert first.min() > 0  # the image's edge cuts nothing off
+  assert last.max() < width - 1
+  np.testing.assert_allclose(np.mean((first + last) / 2 - columns), 0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "backbone"), [("fcn32s", "alexnet"), ("fcn8s", "vgg16")])
 def test_fixed_upsampling_is_what_learnt_upsampling_begins_with(name, backbone):
   knobs = models.tiny(name) | {"backbone": backbone}

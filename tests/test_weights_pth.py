@@ -25,7 +25,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 @BOTH
 def test_what_torch_saved(source):
-  """See `save_checkpoints` of tools/golden_torchvision.py."""
+  """See `save_checkpoints` of tools/golden_pytorch.py."""
   kernel = np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3) / 8
   expected = {
     "kernel": kernel,

@@ -37,7 +37,7 @@ ARGUMENTS: dict[str, Any] = {
   "box_batch_size_per_image": 400,
   "box_positive_fraction": 0.5,
 }
-# Residual branches are weak, as in golden_torchvision.py; scores are spread out.
+# Residual branches are weak, as in golden_pytorch.py; scores are spread out.
 SCALE = {
   r"\.bn3\.weight$": 0.25,
   r"(inner|layer)_blocks.*0\.weight$": 0.5,

@@ -1,9 +1,9 @@
-"""Writes the files in tests/golden that come from torchvision: feature maps, and class scores.
+"""Writes the files in tests/golden that come from torchvision and timm: feature maps, class scores.
 
 And two small checkpoints in the formats of `torch.save`, for the tests of their reader.
 
-  pip install torch torchvision
-  python tools/golden_torchvision.py
+  pip install torch torchvision timm
+  python tools/golden_pytorch.py
 
 Weights and images come from tests/golden/formula.py. Of every map a regular grid is kept, so that
 files stay small.
@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torchvision
 
@@ -33,12 +34,13 @@ class Network:
   """A network, its input, and what to keep of it.
 
   Attributes:
-    name: its name in torchvision.
+    name: its name in torchvision; of timm's, the name of its file.
     size: height and width of the image in pixels.
     maps: name of each map to keep -> the module that puts it out.
     arguments: of its constructor.
     unused: what the names of layers without a part in the maps begin with.
     scale: regular expression -> factor of the weights in whose names it is found.
+    timm: whether it is timm's network.
   """
 
   name: str
@@ -47,6 +49,13 @@ class Network:
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
   unused: tuple[str, ...] = ()
   scale: dict[str, float] = dataclasses.field(default_factory=dict)
+  timm: bool = False
+
+  def make(self) -> torch.nn.Module:
+    """The network with random weights."""
+    if self.timm:
+      return timm.models.vgg.VGG(**self.arguments)
+    return torchvision.models.get_model(self.name, weights=None, **self.arguments)
 
 
 RESNET_MAPS = {f"layer{i}": f"layer{i}" for i in range(1, 5)}
@@ -84,6 +93,16 @@ NETWORKS = {
     {f"pool{i}": f"features.{n}" for i, n in enumerate((6, 13, 23, 33, 43), 1)},
     {"init_weights": False},
     unused=("classifier.",),
+  ),
+  # As wide in and as high as the dense layers want: one element is left.
+  "alexnet_fc": Network("alexnet", (224, 224), {"fc7": "classifier.5"}, unused=("classifier.6",)),
+  "vgg16_timm": Network(
+    "vgg16",
+    (224, 224),
+    {"pool5": "features", "fc7": "pre_logits"},
+    {"cfg": [8, 8, "M", 16, 16, "M", *[32, 32, 32, "M"], *[64, 64, 64, "M"] * 2]},
+    unused=("head.",),
+    timm=True,
   ),
   "googlenet": Network(
     "googlenet",
@@ -124,7 +143,7 @@ def fill(model: torch.nn.Module, network: Network) -> list[tuple[str, tuple[int,
 
 def grid_steps(shape: tuple[int, ...]) -> tuple[int, int]:
   """Steps between the channels and between the rows (and columns) to keep of [1 c h w]."""
-  _, channels, height, width = shape
+  channels, height, width = shape[1:]
   step = 1
   while -(-height // step) * -(-width // step) > MAX_PIXELS:
     step += 1
@@ -133,7 +152,12 @@ def grid_steps(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def keeper(maps: dict[str, np.ndarray], name: str) -> Callable[..., None]:
   """A hook that puts a module's output into `maps`."""
-  return lambda module, inputs, output: maps.update({name: output.numpy().copy()})
+
+  def keep(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    x = output.numpy().copy()
+    maps[name] = x if x.ndim == 4 else x[:, :, None, None]
+
+  return keep
 
 
 def save_checkpoints() -> None:
@@ -165,7 +189,7 @@ def main() -> None:
   """Computes and writes the files."""
   save_checkpoints()
   for file, network in NETWORKS.items():
-    model = torchvision.models.get_model(network.name, weights=None, **network.arguments).eval()
+    model = network.make().eval()
     entries = fill(model, network)
     maps: dict[str, np.ndarray] = {}
 
@@ -179,9 +203,9 @@ def main() -> None:
     used = [p for n, p in model.named_parameters() if not n.startswith(network.unused)]
     steps = {name: grid_steps(x.shape) for name, x in maps.items()}
     meta = {
-      "reference": "pytorch/vision",
-      "commit": torchvision.version.git_version,
-      "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+      "reference": "huggingface/pytorch-image-models" if network.timm else "pytorch/vision",
+      "commit": timm.__version__ if network.timm else torchvision.version.git_version,
+      "versions": {m.__name__: m.__version__ for m in (torch, torchvision, timm)},
       "class": f"{type(model).__module__}.{network.name}",
       "arguments": network.arguments,
       "state_dict": entries,
