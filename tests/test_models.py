@@ -421,7 +421,7 @@ def test_fcn_lays_its_logits_on_the_image(backbone):
   """What one column of pixels changes lies around it, on average over a stride."""
   knobs = models.tiny("fcn32s") | {"backbone": backbone, "learn_upsampling": False}
   model = models.create("fcn32s", 2, **knobs)
-  width, columns = 800, np.arange(384, 416)
+  width, columns = 960, np.arange(464, 496)
   x = jnp.zeros((32, 1, width, 3)).at[np.arange(32), :, columns].set(1)
   variables = jax.eval_shape(model.init, jax.random.key(0), x[:1])
 
