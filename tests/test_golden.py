@@ -333,6 +333,24 @@ def scored(logits, scores, **options):
   compare(logits, np.asarray(resize_bilinear(scores, logits.shape[1:3], **options)))
 
 
+def deeplab_v2_vgg16_layer(name):
+  block, i = name.split(".")
+  if block == "features":
+    pooled = [n for n in (4, 9, 16, 23) if n < int(i)]
+    first = pooled[-1] + 1 if pooled else 0
+    return Layer(f"backbone/conv{len(pooled) + 1}_{(int(i) - first) // 2 + 1}")
+  return Layer(f"fc{6 + int(i) // 3}_{block[-1]}")
+
+
+def test_deeplab_v2_on_vgg16():
+  results, meta = load("deeplab_v2_vgg16")
+  variables, unused = translate(weights(meta), deeplab_v2_vgg16_layer)
+  assert not unused
+  assert count(variables["params"]) == 37_877_652 == meta["parameters"]
+  model = create("deeplab_v2", 21, backbone="vgg16", scales=(1.0,))
+  scored(run(model, variables, image(meta)).logits, results["scores"])
+
+
 @pytest.mark.parametrize(
   ("name", "scales"), [("deeplab_v2", (1.0,)), ("deeplab_v2_msc", (1.0, 0.75, 0.5))]
 )
