@@ -223,6 +223,11 @@ def test_a_classifier_needs_a_network(classifier):
     load(classifier[0], "unet")
 
 
+def test_a_network_strides_where_the_classifier_did(classifier):
+  loaded = load(classifier[0], "deeplab_v2", num_classes=3, width=0.0625)
+  assert loaded.model == create("deeplab_v2", 3, backbone="resnet18", stride_on="3x3", width=0.0625)
+
+
 def test_a_classifier_gives_the_backbone_of_a_run(classifier, tmp_path, capsys):
   path, variables = classifier
   classes = tmp_path / "classes.json"

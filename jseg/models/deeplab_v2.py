@@ -31,6 +31,8 @@ class DeepLabV2(nn.Module):
     fc: channels of fc6 and fc7, on VGG16.
     dropout: rate after fc6 and fc7.
     norm: kind of normalisation of the ResNet; the paper fine-tunes with frozen statistics.
+    stride_on: of the ResNet: the published one strides in its 1x1 convolutions, torchvision's in
+      the "3x3" (see `ResNet`).
     width: factor of the backbone's channel counts, for small machines.
     dtype: type of the computation; logits are float32.
     param_dtype: type of the parameters.
@@ -46,6 +48,7 @@ class DeepLabV2(nn.Module):
   fc: int = 1024
   dropout: float = 0.5
   norm: str = "frozen_batch"
+  stride_on: str = "1x1"
   width: float = 1.0
   dtype: jax.typing.DTypeLike | None = None
   param_dtype: jax.typing.DTypeLike = jnp.float32
@@ -91,7 +94,7 @@ class DeepLabV2(nn.Module):
       self.trunk = ResNet(
         depth,
         8,
-        stride_on="1x1",
+        stride_on=self.stride_on,
         ceil=True,
         norm=self.norm,
         width=self.width,

@@ -123,5 +123,5 @@ def _resnet(tensors: Mapping[str, np.ndarray]) -> Foreign | None:
     name: {"depth": depth} for name in ("deeplab_v3", "fcn_resnet", "refinenet", "mask_rcnn")
   }
   if depth in (18, 50, 101):
-    networks["deeplab_v2"] = {"backbone": f"resnet{depth}"}
+    networks["deeplab_v2"] = {"backbone": f"resnet{depth}", "stride_on": "3x3"}
   return Foreign(f"torchvision's or timm's resnet{depth}", networks, layers)
