@@ -3,9 +3,9 @@
   pip install -e ".[bench]"
   python benchmarks/pytorch.py            # a training step and inference, seconds
 
-The same networks, with the same number of weights. A training step is forward, loss of both heads, gradients, and SGD with momentum. Both sides run in
-turns in one process with the same number of threads, and the best time of each counts. jseg's first
-call, which compiles, is told apart.
+The same networks, with the same number of weights. A training step is forward, loss of both heads,
+gradients, and SGD with momentum. Both sides run in turns in one process with the same number of
+threads, and the best time of each counts. jseg's first call, which compiles, is told apart.
 """
 
 import time
