@@ -16,6 +16,7 @@ from jseg.nn import (
   crop_masks,
   decode_boxes,
   encode_boxes,
+  in_crowd,
   iou,
   match,
   nms,
@@ -159,33 +160,49 @@ def test_matching_by_hand():
       [0, 0, 2, 10],  # a fifth of it: background
       [20, 20, 30, 24],  # .4 of object 1, which nothing overlaps more
       [50, 50, 60, 60],
-      [0, 22, 10, 30],  # in the crowd
+      [0, 20, 10, 40],  # object 2, which isn't valid
       [0, 0, 0, 0],
     ]
   )
-  valid = jnp.array([True, True, True, False])
-  crowd = jnp.array([False, False, True, False])
-  run = functools.partial(match, boxes, OBJECTS, valid, crowd, high=0.7, low=0.3)
+  valid = jnp.array([True, True, False, False])
+  run = functools.partial(match, boxes, OBJECTS, valid, high=0.7, low=0.3)
   index, label = run()
-  assert list(label) == [1, -1, 0, -1, 0, -1, 0]
+  assert list(label) == [1, -1, 0, -1, 0, 0, 0]
   assert index[0] == 0
   index, label = run(best_too=True)
-  assert list(label) == [1, -1, 0, 1, 0, -1, 0]
+  assert list(label) == [1, -1, 0, 1, 0, 0, 0]
   assert index[3] == 1
+
+
+def test_boxes_in_a_crowd_by_hand():
+  boxes = jnp.array(
+    [
+      [0.0, 20, 10, 40],  # the crowd itself
+      [2, 22, 4, 30],
+      [2, 12, 6, 22],  # .2 of it inside
+      [5, 25, 12, 35],  # 50 of 70, just enough
+      [5, 25, 13, 35],  # 50 of 80
+      [0, 0, 100, 100],  # the crowd is inside of it
+      [5, 25, 5, 25],  # nothing
+      [20, 20, 30, 30],  # in an object that is no crowd
+    ]
+  )
+  crowd = jnp.array([False, False, True, False])
+  assert list(in_crowd(boxes, OBJECTS, crowd)) == [1, 1, 0, 1, 0, 0, 0, 0]
+  assert not in_crowd(boxes, OBJECTS, ~crowd & False).any()
 
 
 @pytest.mark.parametrize("best_too", [False, True])
 def test_without_objects_all_is_background(best_too):
   boxes = jnp.concatenate([OBJECTS, OBJECTS + 3])
   none = jnp.zeros(4, bool)
-  _, label = match(boxes, OBJECTS, none, none, high=0.7, low=0.3, best_too=best_too)
+  _, label = match(boxes, OBJECTS, none, high=0.7, low=0.3, best_too=best_too)
   assert list(label) == [0] * 8
 
 
 def test_an_object_that_nothing_touches_takes_no_box():
   valid = jnp.array([True, False, False, False])
-  far = OBJECTS + 100
-  _, label = match(far, OBJECTS, valid, ~valid & False, high=0.7, low=0.3, best_too=True)
+  _, label = match(OBJECTS + 100, OBJECTS, valid, high=0.7, low=0.3, best_too=True)
   assert list(label) == [0] * 4
 
 
@@ -316,10 +333,30 @@ def test_masks_are_cropped():
   frame = jnp.array([[10.0, 20, 26, 36]])
   whole = crop_masks(jnp.asarray(mask), frame, frame, 4)
   np.testing.assert_allclose(whole[0], [[1] * 4] * 2 + [[0] * 4] * 2, atol=1e-6)
-  # A box from the middle of the frame to a frame further down.
-  below = crop_masks(jnp.asarray(mask), frame, jnp.array([[10.0, 28, 26, 44]]), 4)
-  np.testing.assert_allclose(below[0, 0], [1, 1, 0, 0], atol=0.13)
+  # Beyond the frame's upper edge and off its grid; no cell is faded towards an edge.
+  above = crop_masks(jnp.asarray(mask), frame, jnp.array([[7.0, 20, 19, 28]]), 2)
+  np.testing.assert_allclose(above[0], [[3 / 6] * 2, [5 / 6] * 2], rtol=1e-5)
+  inside = crop_masks(jnp.asarray(mask), frame, jnp.array([[10.0, 20, 11, 36]]), 4)
+  np.testing.assert_allclose(inside[0], np.ones((4, 4)), rtol=1e-5)
   far = crop_masks(jnp.asarray(mask), frame, frame + 100, 4)
   assert not far.any()
   empty = crop_masks(jnp.asarray(mask), jnp.zeros((1, 4)), jnp.zeros((1, 4)), 4)
   assert np.isfinite(empty).all()
+
+
+@properties
+@given(seeds)
+def test_cropped_masks_keep_the_covered_area(seed):
+  # Boxes of any size around, inside and across the frame; cells of 3 pixels, counted one by one.
+  rng = np.random.default_rng(seed)
+  masks = rng.integers(0, 256, (20, 8, 8), np.uint8)
+  pixels = np.zeros((20, 72, 72))
+  pixels[:, 24:48, 24:48] = masks.repeat(3, 1).repeat(3, 2) / 255
+  low = rng.integers(0, 60, (20, 2))
+  size = 4 * np.minimum(rng.integers(1, 15, (20, 2)), (72 - low) // 4)
+  frames = np.tile(np.float32([[24, 24, 48, 48]]), (20, 1))
+  boxes = np.concatenate([low, low + size], 1).astype(np.float32)
+  ours = crop_masks(jnp.asarray(masks), jnp.asarray(frames), jnp.asarray(boxes), 4)
+  for mask, (y, x), (h, w), result in zip(pixels, low, size, ours, strict=True):
+    expected = mask[y : y + h, x : x + w].reshape(4, h // 4, 4, w // 4).mean((1, 3))
+    np.testing.assert_allclose(result, expected, atol=1e-5)

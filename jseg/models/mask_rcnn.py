@@ -23,6 +23,7 @@ from jseg.nn import (
   crop_masks,
   decode_boxes,
   encode_boxes,
+  in_crowd,
   is_split,
   match,
   nms,
@@ -313,13 +314,14 @@ class MaskRCNN(nn.Module):
     self, boxes: np.ndarray, key: Array, targets: Targets, size: Array
   ) -> dict[str, Array]:
     """What the proposal network should say about the anchors of one image."""
-    valid = targets.valid & _has_sides(targets.boxes, 1e-3)
+    single, crowd = _kinds(targets)
     index, label = match(
-      jnp.asarray(boxes), targets.boxes, valid, targets.crowd, high=0.7, low=0.3, best_too=True
+      jnp.asarray(boxes), targets.boxes, single, high=0.7, low=0.3, best_too=True
     )
-    # Anchors around padding teach nothing.
-    inside = ((boxes[:, :2] + boxes[:, 2:]) / 2 < size[None]).all(-1)
-    label = jnp.where((label == 0) & ~inside, -1, label)
+    # Anchors around padding teach nothing, and of others only what lies in the image may be crowd.
+    outside = ((boxes[:, :2] + boxes[:, 2:]) / 2 >= size[None]).any(-1)
+    ignored = outside | in_crowd(clip_boxes(jnp.asarray(boxes), size), targets.boxes, crowd)
+    label = jnp.where((label == 0) & ignored, -1, label)
     picked, there = sample(
       jax.random.fold_in(key, 0), label, self.anchor_samples, self.anchor_samples // 2
     )
@@ -336,13 +338,14 @@ class MaskRCNN(nn.Module):
     self, key: Array, regions: Array, valid: Array, targets: Targets
   ) -> dict[str, Array]:
     """Regions of one image to train on, and what the heads should say about them."""
-    objects = targets.valid & _has_sides(targets.boxes, 1e-3)
+    single, crowd = _kinds(targets)
     # At first no proposal is any good: the objects themselves are regions too.
     regions = jnp.concatenate([regions, targets.boxes])
-    valid = jnp.concatenate([valid, objects & ~targets.crowd])
-    index, label = match(regions, targets.boxes, objects, targets.crowd, high=0.5, low=0.5)
+    valid = jnp.concatenate([valid, single])
+    index, label = match(regions, targets.boxes, single, high=0.5, low=0.5)
+    ignored = (label == 0) & in_crowd(regions, targets.boxes, crowd)
+    label = jnp.where(valid & ~ignored, label, -1)
     most = int(self.samples * self.positives)
-    label = jnp.where(valid, label, -1)
     picked, sampled = sample(jax.random.fold_in(key, 1), label, self.samples, most)
     regions, index = regions[picked], index[picked]
     matched = sampled & (label[picked] == 1)
@@ -504,6 +507,12 @@ def _convs(
     x = Conv(features, (3, 3), use_bias=norm == "none", name=f"conv{i}", **types)(x)
     x = nn.relu(Norm(norm, name=f"norm{i}", **types)(x, train=train))
   return x
+
+
+def _kinds(targets: Targets) -> tuple[Array, Array]:
+  """Which objects [n] of an image are single ones with an area, and which are crowds."""
+  single = targets.valid & ~targets.crowd & _has_sides(targets.boxes, 1e-3)
+  return single, targets.valid & targets.crowd
 
 
 def _has_sides(boxes: Array, least: float) -> Array:

@@ -5,7 +5,7 @@ from jseg.nn.boxes import box_area, clip_boxes, decode_boxes, encode_boxes, inte
 from jseg.nn.conv import Conv, conv, he_normal
 from jseg.nn.fpn import FPN
 from jseg.nn.lrn import local_response_norm
-from jseg.nn.matching import match, sample
+from jseg.nn.matching import in_crowd, match, sample
 from jseg.nn.nms import nms
 from jseg.nn.norm import AXIS, Norm, check_norm, is_split
 from jseg.nn.pool import avg_pool, max_pool, max_pool_with_indices, max_unpool
@@ -48,6 +48,7 @@ __all__ = [
   "encode_boxes",
   "fit_unet",
   "he_normal",
+  "in_crowd",
   "intersection",
   "iou",
   "is_split",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jseg.nn.boxes import box_area, intersection, iou
 from jseg.types import Array
 
-# A region that lies in a crowd to this part is no background (Detectron's CROWD_FILTER_THRESH).
+# Part of a box that must lie in a crowd, as in Detectron (CROWD_FILTER_THRESH).
 _IN_CROWD = 0.7
 
 
@@ -14,7 +14,6 @@ def match(
   boxes: Array,
   objects: Array,
   valid: Array,
-  crowd: Array,
   *,
   high: float,
   low: float,
@@ -26,8 +25,6 @@ def match(
     boxes: [a 4], anchors or regions.
     objects: [n 4].
     valid: bool [n], which of them there are.
-    crowd: bool [n], regions of many objects: nothing is assigned to them, and boxes mostly inside
-      of them are no background.
     high: least IoU of a match.
     low: IoU below which a box is background.
     best_too: whether boxes that overlap an object most of all match below `high` too, so that no
@@ -36,8 +33,7 @@ def match(
   Returns:
     (object int32 [a]; label int32 [a]: 1 where it is a match, 0 for background, -1 for neither).
   """
-  single = (valid & ~crowd)[None]
-  quality = jnp.where(single, iou(boxes, objects), -1)
+  quality = jnp.where(valid[None], iou(boxes, objects), -1)
   index = jnp.argmax(quality, 1).astype(jnp.int32)
   best = quality.max(1)
   label = jnp.where(best >= high, 1, jnp.where(best < low, 0, -1))
@@ -45,9 +41,25 @@ def match(
     most = quality.max(0, keepdims=True)
     # An object that no box touches has every box for its best.
     label = jnp.where(((quality == most) & (most > 0)).any(1), 1, label)
-  inside = jnp.where((valid & crowd)[None], intersection(boxes, objects), 0).max(1)
-  in_crowd = inside > _IN_CROWD * box_area(boxes)
-  return index, jnp.where((label == 0) & in_crowd, -1, label)
+  return index, label
+
+
+def in_crowd(boxes: Array, objects: Array, crowd: Array) -> Array:
+  """Which boxes lie mostly inside a region of many objects: they are no background.
+
+  As in COCO's evaluation, a box that is a single object's counts for it all the same, wherever it
+  lies. (Detectron leaves boxes in crowds out altogether, torchvision and Detectron2 the crowds.)
+
+  Args:
+    boxes: [a 4].
+    objects: [n 4].
+    crowd: bool [n], which of the objects are such regions.
+
+  Returns:
+    bool [a]: whether more than .7 of its area is in one of them.
+  """
+  inside = jnp.where(crowd[None], intersection(boxes, objects), 0).max(1)
+  return inside > _IN_CROWD * box_area(boxes)
 
 
 def sample(key: Array, label: Array, number: int, positives: int) -> tuple[Array, Array]:

@@ -237,15 +237,17 @@ def crop_masks(masks: Array, frames: Array, boxes: Array, size: int) -> Array:
     size: bins along either axis, s.
 
   Returns:
-    float32 [p s s] in [0, 1]: the mean of 2 x 2 bilinear samples a bin; 0 outside of the frame.
+    float32 [p s s] in [0, 1]: the share of each bin that is covered, if coverage is even within
+    each cell; nothing is outside of the frame.
   """
   cells = masks.shape[-1]
   unit = jnp.maximum(frames[:, 2:] - frames[:, :2], 1e-3) / cells
   low, high = ((edge - frames[:, :2]) / unit for edge in (boxes[:, :2], boxes[:, 2:]))
-  steps = (np.arange(2 * size, dtype=np.float32) + 0.5) / (2 * size)
-  at = low[:, None] + (high - low)[:, None] * steps[None, :, None] - 0.5
+  steps = np.linspace(0, 1, size + 1, dtype=np.float32)[None, :, None]
+  edges = low[:, None] + (high - low)[:, None] * steps  # of the bins, counted in cells
+  start, end = edges[:, :-1, :, None], edges[:, 1:, :, None]
   grid = np.arange(cells, dtype=np.float32)[None, None, None]
-  weights = jnp.maximum(1 - jnp.abs(at[..., None] - grid), 0)
-  weights = weights.reshape(len(boxes), size, 2, 2, cells).mean(2)
+  shared = jnp.minimum(end, grid + 1) - jnp.maximum(start, grid)
+  weights = jnp.maximum(shared, 0) / jnp.maximum(end - start, 1e-6)
   share = masks.astype(jnp.float32) / 255
   return jnp.einsum("piy,pyx,pjx->pij", weights[:, :, 0], share, weights[:, :, 1])
