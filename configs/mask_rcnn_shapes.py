@@ -24,7 +24,7 @@ def get_config():
     samples=48,
     detections=20,
   )
-  config.steps = 1000
+  config.steps = 600
   config.data.name = "shapes"
   config.data.options = {"size": 96, "train": 1000, "val": 100, "test": 100, "hints": 0.98}
   config.data.size = (96, 96)
@@ -36,10 +36,10 @@ def get_config():
   config.augment.brightness = 0.1
   config.augment.contrast = 0.1
   config.optim.optimizer = "adamw"
-  config.optim.lr = 1e-3
+  config.optim.lr = 2e-3
   config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
   config.optim.clip_norm = 1.0
-  config.eval_every = 250
-  config.checkpoint_every = 250
+  config.eval_every = 300
+  config.checkpoint_every = 150
   return config

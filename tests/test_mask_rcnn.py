@@ -1,10 +1,22 @@
 """Mask R-CNN's network in training and inference."""
 
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jseg import models
 from jseg.models.mask_rcnn import MaskRCNN
-from jseg.types import InputError
+from jseg.nn import AXIS, iou
+from jseg.tasks.instance import losses
+from jseg.types import InputError, Targets
+
+K = 4
+SIZE = (70, 83)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +44,205 @@ def test_parameters_are_torchvisions(knobs, reference, frozen):
 def test_settings_that_cannot_be(knobs, message):
   with pytest.raises(InputError, match=message):
     models.create("mask_rcnn", 3, **knobs)
+
+
+@functools.cache
+def build(**knobs):
+  model = models.create("mask_rcnn", K, **{**MaskRCNN.TINY, **knobs})
+  image = jax.random.normal(jax.random.key(0), (2, *SIZE, 3))
+  shapes = jax.eval_shape(model.init, jax.random.key(1), image)
+  # Not the network's own initial values, whose zeros would hide what is done to them.
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if leaf.ndim > 1:
+      return jnp.float32(rng.normal(0, np.sqrt(1 / np.prod(leaf.shape[:-1])), leaf.shape))
+    centre = 1.0 if path[-1].key in ("scale", "var") else 0.0
+    return jnp.float32(centre + rng.uniform(-0.1, 0.1, leaf.shape))
+
+  return model, jax.tree_util.tree_map_with_path(draw, shapes), image
+
+
+def make_targets(**changes):
+  """Three objects in the first image, of all classes, and none in the second."""
+  boxes = np.zeros((2, 4, 4), np.float32)
+  boxes[0, :3] = [[5, 5, 40, 30], [30, 40, 68, 80], [10, 50, 22, 62]]
+  valid = np.zeros((2, 4), bool)
+  valid[0, :3] = True
+  rng = np.random.default_rng(0)
+  given = Targets(
+    boxes=boxes,
+    frames=boxes.copy(),
+    masks=rng.integers(0, 256, (2, 4, 8, 8), np.uint8),
+    classes=np.array([[1, 2, 3, 0], [0] * 4], np.int32),
+    valid=valid,
+    crowd=np.zeros((2, 4), bool),
+  )
+  return given.replace(**changes)
+
+
+def train(variables, image, given, key):
+  return build()[0].apply(variables, image, train=True, targets=given, rngs={"sample": key})
+
+
+@jax.jit
+def trained(variables, image, given, key):
+  """Outputs, terms of the loss, and the gradient of their sum."""
+
+  def loss(params):
+    outputs = train({**variables, "params": params}, image, given, key)
+    terms = losses(outputs)
+    total = sum(value / jnp.maximum(count, 1) for value, count in terms.values())
+    return total, (outputs, terms)
+
+  (_, rest), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+  return *rest, gradient
+
+
+def run(given):
+  _, variables, image = build()
+  result = trained(variables, image, given, jax.random.key(3))
+  chex.assert_tree_all_finite(result)
+  return result
+
+
+@jax.jit
+def detect(variables, image, size):
+  return build()[0].apply(variables, image, size=size)
+
+
+def test_detections():
+  _, variables, image = build()
+  size = np.array([[70, 83], [33, 47]])
+  found = detect(variables, image, size)
+  chex.assert_tree_all_finite(found)
+  assert found.boxes.shape == (2, 8, 4)
+  assert found.masks.shape == (2, 8, 28, 28)
+  for i in range(2):
+    there = found.valid[i]
+    assert there.any()
+    boxes, scores, classes = (a[i][there] for a in (found.boxes, found.scores, found.classes))
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2:] <= size[i][None]).all()
+    assert (jnp.diff(scores) <= 0).all()
+    assert (scores > 0.05).all()
+    same = (classes[:, None] == classes[None]) & ~jnp.eye(len(classes), dtype=bool)
+    assert (jnp.where(same, iou(boxes, boxes), 0) <= 0.5).all()
+    assert ((classes >= 1) & (classes < K)).all()
+    rest = (found.boxes, found.scores, found.classes, found.masks)
+    assert not any(a[i][~there].any() for a in rest)
+  # What lies beyond the image's size is not looked at, even if it is no number.
+  other = image.at[1, 33:].set(jnp.nan).at[1, :, 47:].set(-9.0)
+  chex.assert_trees_all_equal(detect(variables, other, size), found)
+
+
+def test_every_parameter_is_trained():
+  outputs, terms, gradient = run(make_targets())
+  still = [name for name, g in flatten_dict(gradient, sep="/").items() if not g.any()]
+  assert not still
+  counts = {name: int(count) for name, (_, count) in terms.items()}
+  matched = int(outputs.mask_valid.sum())
+  # The objects themselves are regions, so there are at least as many matches.
+  assert matched >= 3
+  assert counts == {
+    "rpn_objectness": 64,
+    "rpn_box": 64,
+    "box_class": 32,
+    "box": 32,
+    "mask": matched * 28 * 28,
+  }
+  assert set(outputs.classes[0][outputs.classes[0] > 0].tolist()) <= {1, 2, 3}
+  # Matches come first, a quarter at most; the masks' truth is of the same regions.
+  found = outputs.classes > 0
+  assert list(found[0]) == sorted(found[0].tolist(), reverse=True)
+  assert (found.sum(1) == outputs.mask_valid.sum(1)).all()
+  assert found.sum(1).max() <= 4
+
+
+NINES = np.full((2, 4, 4), 9, np.float32)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{"valid": np.zeros((2, 4), bool)}, {"boxes": NINES}, {"boxes": NINES, "frames": NINES}],
+  ids=["none", "no area", "no frame"],
+)
+def test_nothing_to_find(changes):
+  outputs, terms, gradient = run(make_targets(**changes))
+  assert not outputs.rpn_labels.any()
+  assert not outputs.classes.any()
+  assert [float(terms[name][0]) for name in ("rpn_box", "box", "mask")] == [0, 0, 0]
+  assert float(terms["mask"][1]) == 0
+  assert int(terms["box_class"][1]) > 0
+  assert not any(g.any() for g in jax.tree.leaves(gradient["mask_head"]))
+
+
+def test_crowds_are_neither_objects_nor_background():
+  given = make_targets()
+  given.boxes[:, 3] = (0, 0, *SIZE)
+  given.valid[:, 3], given.crowd[:, 3], given.classes[:, 3] = True, True, 1
+  outputs, terms, _ = run(given)
+  # In the image nothing is background, and the crowd itself is no region.
+  assert not outputs.sampled[1].any()
+  assert not outputs.rpn_sampled[1].any()
+  assert ((outputs.classes[0] > 0) == outputs.sampled[0]).all()
+  assert (outputs.rpn_labels[0] | ~outputs.rpn_sampled[0]).all()
+  assert int(terms["mask"][1]) > 0
+  # A crowd is nothing to match, wherever it lies.
+  matched = run(make_targets())[0].rpn_labels
+  np.testing.assert_array_equal(outputs.rpn_labels, matched)
+
+
+def test_frames_may_reach_beyond_the_image():
+  given = make_targets()
+  # What is seen is the right half of the frame, which is full.
+  given.frames[..., 1] -= given.boxes[..., 3] - given.boxes[..., 1]
+  given.masks[:] = 0
+  given.masks[..., 4:] = 255
+  outputs, *_ = run(given)
+  exact = outputs.mask_valid & (jnp.abs(outputs.targets[:, :4]).max(-1) < 1e-3)
+  assert exact.any()
+  np.testing.assert_allclose(outputs.masks[exact], 1, atol=1e-5)
+
+
+def test_devices_do_not_matter():
+  _, variables, image = build()
+  given, key = make_targets(), jax.random.key(3)
+  # The same image twice: each draws for itself.
+  image = jnp.stack([image[0]] * 2)
+  given = jax.tree.map(lambda a: np.stack([a[0]] * 2), given)
+  one, *_ = trained(variables, image, given, key)
+  assert (one.rpn_sampled[0] != one.rpn_sampled[1]).any()
+  split = jax.tree.map(lambda a: a[:, None], (image, given))
+  two = jax.pmap(train, AXIS, in_axes=(None, 0, 0, None))(variables, *split, key)
+  two = jax.tree.map(lambda a: a[:, 0], two)
+  drawn = ("rpn_sampled", "sampled", "classes", "mask_valid")
+  chex.assert_trees_all_equal(*({name: vars(o)[name] for name in drawn} for o in (one, two)))
+  chex.assert_trees_all_close(one, two, atol=1e-4)
+
+
+def test_half_precision_is_close():
+  model, variables, image = build()
+  half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, image)
+  full = detect(variables, image, np.array([SIZE] * 2))
+  assert [a.dtype for a in jax.tree.leaves(half)] == [a.dtype for a in jax.tree.leaves(full)]
+  # The best objects are the same; of equal scores, rounding decides.
+  assert 0 < abs(half.scores[:, :3] - full.scores[:, :3]).max() < 0.02
+
+
+def test_pooling_instead_of_alignment():
+  # The same parameters and results, and a pooling that has tests of its own.
+  model, variables, image = build()
+  pooling, aligning = (
+    str(jax.make_jaxpr(m.apply)(variables, image)) for m in (model.clone(roi="pool"), model)
+  )
+  assert "reduce_max" in pooling
+  assert pooling != aligning
+  shapes = [jax.eval_shape(m.apply, variables, image) for m in (model.clone(roi="pool"), model)]
+  chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
+
+
+def test_training_needs_targets():
+  model, variables, image = build()
+  with pytest.raises(InputError, match="targets are missing"):
+    jax.eval_shape(functools.partial(model.apply, train=True), variables, image)
