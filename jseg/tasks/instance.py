@@ -200,7 +200,8 @@ class InstanceTask:
         if pending is not None:
           state = add(state, pending)
         pending = results
-      return (state if pending is None else add(state, pending)).compute()
+      state = state if pending is None else add(state, pending)
+      return state.compute(max_detections=config.model.detections)
 
     return evaluate
 
