@@ -1,0 +1,192 @@
+"""A network of objects the whole way: train, kill, resume, evaluate, predict."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+import jseg
+from jseg import cli, loop
+from jseg.average_precision import AveragePrecisionState
+from jseg.checkpoint import checkpoint_step, load_model, load_run
+from jseg.data import found_objects
+from jseg.data.instances import make_targets
+from jseg.evaluate import evaluate_run
+from jseg.types import Detections
+
+TIMINGS = {"images_per_second", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  """Compiled programs, which the runs share."""
+  before = jax.config.jax_compilation_cache_dir
+  yield str(tmp_path_factory.mktemp("cache"))
+  jax.config.update("jax_compilation_cache_dir", before)
+  jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, cache):
+  config = tiny_config(
+    tmp_path_factory.mktemp("data"),
+    "mask_rcnn",
+    optim__lr=0.02,
+    steps=8,
+    eval_every=8,
+    checkpoint_every=2,
+    samples=1,
+    data__eval_batch_size=4,
+    data__max_objects=3,
+    data__mask_size=28,
+    compilation_cache=cache,
+  )
+  config.model.min_score = 0.0
+  return config
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+  """A finished run; tests must not change it but for its evaluation folder."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  with pytest.MonkeyPatch.context() as patch:
+    printed = []
+    patch.setattr(loop.CONSOLE, "print", lambda *a, **_: printed.extend(map(str, a)))
+    scores = loop.train(config, workdir)
+  assert scores is not None
+  return workdir, "\n".join(printed)
+
+
+def metrics(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
+
+
+def test_a_run_directory_holds_what_the_readme_says(run):
+  workdir, printed = run
+  lines = metrics(workdir)
+  train = [line for line in lines if line["split"] == "train"]
+  assert [line["step"] for line in train] == [2, 4, 6, 8]
+  assert train[-1]["loss"] < train[0]["loss"]
+  for term in ("rpn_objectness", "rpn_box", "box_class", "box", "mask"):
+    assert train[0][term] > 0
+  assert {"map", "map50", "box_map", "box_map50"} <= set(lines[-1])
+  for name in ("curves.png", "evaluation/val.json", "samples/0000008.png"):
+    assert (workdir / name).is_file(), name
+  assert "training images have more than data.max_objects=3 objects" in printed
+
+
+def test_a_killed_run_resumes_bit_for_bit(run, config, tmp_path, monkeypatch):
+  workdir, _ = run
+  shard, batches = loop.shard, []
+
+  def killed(batch, devices):
+    batches.append(batch)
+    if len(batches) == 6:
+      raise KeyboardInterrupt
+    return shard(batch, devices)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+      loop.train(config, tmp_path / "run")
+  assert checkpoint_step(tmp_path / "run", "latest") == 4
+  loop.train(config, tmp_path / "run")
+  assert metrics(tmp_path / "run") == metrics(workdir)
+  one, other = (load_model(path, "latest")[1] for path in (workdir, tmp_path / "run"))
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_precision_does_not_depend_on_batches_and_devices(run, monkeypatch):
+  workdir, _ = run
+  scores = {}
+  for devices, batch_size in ((4, 4), (2, 2), (1, 3)):
+    monkeypatch.setattr(jax, "local_device_count", lambda n=devices: n)
+    monkeypatch.setattr(jax, "device_count", lambda n=devices: n)
+    evaluation = evaluate_run(workdir, checkpoint="latest", batch_size=batch_size)
+    scores[devices] = evaluation.scores.to_dict(evaluation.names)
+  assert scores[1] == scores[2] == scores[4]
+  assert scores[4]["box_map"] > 0
+  assert scores[4]["box_map"] == pytest.approx(metrics(workdir)[-1]["box_map"], abs=1e-9)
+  # Seven images, each counted once.
+  assert sum(row["objects"] for row in scores[4]["per_class"].values()) == sum(
+    len(record["objects"]) for record in map(source(workdir).__getitem__, range(7))
+  )
+
+
+def source(workdir):
+  return jseg.config.load_dataset(load_run(workdir)[0]).source("val")
+
+
+def test_truth_in_the_networks_own_form_is_perfect(run):
+  # Boxes and masks of 28 x 28 cells, as if the network had found all objects; in their own images
+  # they are worth as much as the objects themselves, but for what cells can't show.
+  state = AveragePrecisionState.empty(5)
+  examples = source(run[0])
+  for index in range(len(examples)):
+    truth = examples[index]["objects"]
+    targets = make_targets(truth, (64, 48), 8, 28)
+    found = Detections(
+      targets["boxes"],
+      targets["valid"].astype(np.float32),
+      targets["classes"],
+      targets["masks"] / np.float32(255),
+      targets["valid"],
+    )
+    state = state.update(index, truth, found_objects(found, (64, 48), truth.size))
+  scores = state.compute()
+  assert scores.boxes.ap == pytest.approx(1, abs=1e-9)
+  assert [scores.masks.ap50, scores.masks.ap75] == pytest.approx([1, 1], abs=1e-9)
+  assert scores.masks.ap > 0.9
+
+
+def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
+  workdir, _ = run
+  rng = np.random.default_rng(0)
+  shapes = {"wide": (20, 50, 3), "tall": (40, 24), "large": (90, 70, 4)}
+  pictures = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
+  for name, pixels in pictures.items():
+    Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+  out = tmp_path / "out"
+  cli.main(["predict", str(workdir), str(tmp_path), "--out", str(out)])
+  assert "3 image(s)" in capsys.readouterr().out
+  results = json.loads((out / "detections.json").read_text())
+  segmenter = jseg.Segmenter.from_run(workdir)
+  for name, pixels in pictures.items():
+    prediction = segmenter(pixels)
+    with Image.open(out / f"{name}.png") as written:
+      assert written.size == pixels.shape[1::-1]
+      shown = set(np.unique(np.asarray(written)).tolist())
+    assert shown <= set(range(len(prediction.scores) + 1))
+    assert prediction.masks.shape == (len(prediction.scores), *pixels.shape[:2])
+    assert (prediction.boxes[:, 2:] <= pixels.shape[:2]).all()
+    rows = [row for row in results if row["image_id"] == f"{name}.png"]
+    assert [row["score"] for row in rows] == pytest.approx(prediction.scores.tolist())
+    assert (out / f"{name}_overlay.png").is_file()
+  # One program for images of all sizes.
+  assert segmenter._forward._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+  ("arguments", "match"),
+  [
+    (["evaluate", "RUN", "--boundary"], "for classes of pixels, and mask_rcnn finds objects"),
+    (["evaluate", "RUN", "--rand", "disc"], "for classes of pixels, and mask_rcnn finds objects"),
+    (["evaluate", "RUN", "--crf"], "for classes of pixels, and mask_rcnn finds objects"),
+    (["evaluate", "RUN", "--split", "dev"], "no split 'dev'; it has train, val, test"),
+    (["predict", "RUN", "IMAGES", "--out", "OUT", "--tile"], "tile: mask_rcnn finds objects in"),
+    (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "crf: mask_rcnn finds objects in"),
+    (["tune-crf", "RUN"], "for mask_rcnn there is nothing to tune"),
+    (["export", "RUN"], "mask_rcnn finds objects; only networks with one class a pixel"),
+    (["evaluate", "RUN", "--set", "model.detections=0"], "detections: 0 must be at least 1"),
+  ],
+)
+def test_what_is_not_for_objects_is_refused(run, tmp_path, arguments, match):
+  Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+  places = {"RUN": run[0], "IMAGES": tmp_path, "OUT": tmp_path / "out"}
+  with pytest.raises(SystemExit, match=match) as exit_info:
+    cli.main([str(places.get(word, word)) for word in arguments])
+  assert str(exit_info.value.code).startswith("error: ")
