@@ -70,15 +70,19 @@ class Detections:
     boxes: float32 [b n 4], (y0 x0 y1 x1) in pixels, clipped to the image.
     scores: float32 [b n], probability of the class.
     classes: int32 [b n], 1 to k - 1; 0 where not valid.
-    masks: float32 [b n m m], probability that a cell of the box belongs to the object.
+    masks: float32 [b n m m], probability that a cell of the box belongs to the object; None of a
+      network without a mask head.
     valid: bool [b n].
+    keypoints: float32 [b n s s q], logits of where in the box each keypoint is, for
+      `jseg.data.find_keypoints`; None of a network without a keypoint head.
   """
 
   boxes: Array
   scores: Array
   classes: Array
-  masks: Array
+  masks: Array | None
   valid: Array
+  keypoints: Array | None = None
 
 
 @flax.struct.dataclass

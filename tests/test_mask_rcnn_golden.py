@@ -14,9 +14,10 @@ from golden import formula
 from test_golden import FOLDER, check, weights
 
 from jseg import models
+from jseg.data import find_keypoints, found_objects
 from jseg.nn import anchors, roi_align, roi_pool
-from jseg.tasks.instance import losses
-from jseg.types import Targets
+from jseg.tasks.instance import keypoint_loss, losses
+from jseg.types import InputError, Targets
 from jseg.weights import convert, recognise
 
 XY = [1, 0, 3, 2]  # from x y x y to y x y x, and back
@@ -110,8 +111,10 @@ def to_xy(deltas):
   return deltas.reshape(*deltas.shape[:-1], -1, 4)[..., XY].reshape(deltas.shape)
 
 
-@pytest.mark.parametrize("i", [0, 1])
-@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+@pytest.mark.parametrize(
+  ("name", "i"),
+  [("maskrcnn_resnet50_fpn", 0), ("maskrcnn_resnet50_fpn", 1), ("maskrcnn_resnet50_fpn_v2", 1)],
+)
 def test_network(name, i):
   model, variables, results, meta = network(name)
   x = image(meta, i)
@@ -149,6 +152,45 @@ def test_network(name, i):
     assert found.classes[0, best] == label
     probability = 1 / (1 + np.exp(-mask))
     np.testing.assert_allclose(found.masks[0, best, ::3, ::3], probability, atol=2e-3)
+
+
+def test_keypoints():
+  name = "keypointrcnn_resnet50_fpn"
+  model, variables, results, meta = network(name)
+  # 59,137,258 with frozen norms, whose 53,120 values torchvision doesn't count.
+  assert meta["parameters"] == 59_137_258 + 53_120
+  assert model.keypoints == 17
+  assert "mask_head" not in variables["params"]
+  x = image(meta, 0)
+  check(model, variables, x)
+  found = jax.device_get(jax.jit(model.apply)(variables, x))
+  assert found.masks is None
+  assert found.valid.all()
+  np.testing.assert_allclose(found.scores[0], results["scores"], atol=1e-3)
+  np.testing.assert_allclose(found.boxes[0], results["boxes"][:, XY], atol=0.1)
+  heatmaps = found.keypoints[0]
+  close(heatmaps[:, ::3, ::3, ::4].transpose(0, 3, 1, 2), results["heatmaps"])
+  points = find_keypoints(heatmaps, found.boxes[0])
+  # Where two pixels are equally good, rounding decides.
+  near = np.abs(points[..., :2] - results["keypoints"][..., [1, 0]]).max(-1) < 0.2
+  assert near.mean() > 0.97
+  np.testing.assert_allclose(points[..., 2], results["keypoints_scores"], atol=5e-3)
+  with pytest.raises(InputError, match="this network finds no masks"):
+    found_objects(jax.tree.map(lambda a: a[0], found), (128, 192), (128, 192))
+  with pytest.raises(InputError, match="only masks are trained here; leave masks=True"):
+    jax.eval_shape(functools.partial(model.apply, train=True), variables, x)
+
+
+def test_loss_of_keypoints():
+  results, meta = load("keypointrcnn_resnet50_fpn")
+  logits = formula.image("heatmaps", (2, 3, 56, 56)).transpose(0, 2, 3, 1)
+  points, boxes = results["points"], np.float32(meta["objects"]["boxes"])[:, XY]
+  total, count = keypoint_loss(
+    jnp.asarray(logits), jnp.asarray(points[..., [1, 0]]), points[..., 2] > 0, jnp.asarray(boxes)
+  )
+  # One of the six isn't visible, and one is outside.
+  assert count == 4
+  np.testing.assert_allclose(total / count, meta["losses"]["loss_keypoint"], rtol=1e-5)
 
 
 def test_losses():

@@ -46,6 +46,7 @@ SCALE = {
   r"cls_score\.weight$": 0.5,
   r"box_predictor\.bbox_pred\.weight$": 0.2,
   r"mask_fcn_logits\.weight$": 0.5,
+  r"keypoint_head.*weight$": 0.8,
 }
 OBJECTS = {
   "boxes": [[20.0, 30.0, 90.0, 110.0], [100.0, 8.0, 180.0, 60.0], [5.0, 90.0, 25.0, 120.0]],
@@ -71,6 +72,51 @@ def steps(shape: tuple[int, ...]) -> list[int]:
   """Distance of what is kept along each axis of a map."""
   kept = (8, 8, 4, 6) if len(shape) == 4 else (12, 24)
   return [-(-n // k) for n, k in zip(shape, kept, strict=False)]
+
+
+def keypoints() -> None:
+  """The keypoint network: heat maps of what is found, keypoints, and the loss of given regions."""
+  name, arguments = "keypointrcnn_resnet50_fpn", {**ARGUMENTS, "num_classes": 2}
+  arguments["box_detections_per_img"] = 8
+  model = torchvision.models.get_model(
+    name, weights=None, weights_backbone=None, **arguments
+  ).eval()
+  entries = fill(model)
+  height, width = SIZES[0]
+  image = torch.from_numpy(formula.image("image0", (1, 3, height, width)))
+  size = [(height, width)]
+  features = model.backbone(image)
+  proposals, _ = model.rpn(ImageList(image, size), features)
+  heads = model.roi_heads
+  found = heads(features, proposals, size)[0][0]
+  pooled = heads.keypoint_roi_pool(features, [found["boxes"]], size)
+  heatmaps = heads.keypoint_predictor(heads.keypoint_head(pooled))
+  print(name, heatmaps.shape, heatmaps.std(), found["scores"], found["keypoints_scores"].std())
+  # Two objects with keypoints inside, on the edge, outside and unseen.
+  points = torch.tensor(
+    [[[30.0, 40, 2], [90, 110, 1], [20, 30, 1]], [[5, 5, 1], [150, 20, 0], [179.5, 59, 2]]]
+  )
+  boxes = torch.tensor(OBJECTS["boxes"][:2])
+  loss = torchvision.models.detection.roi_heads.keypointrcnn_loss(
+    torch.from_numpy(formula.image("heatmaps", (2, 3, 56, 56))),
+    *([boxes], [points], [torch.arange(2)]),
+  )
+  results = {k: found[k].numpy() for k in ("boxes", "scores", "keypoints", "keypoints_scores")}
+  results |= {"heatmaps": heatmaps[:, ::4, ::3, ::3].numpy(), "points": points.numpy()}
+  meta = {
+    "reference": "pytorch/vision",
+    "commit": torchvision.version.git_version,
+    "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+    "class": f"{type(model).__module__}.{name}",
+    "arguments": arguments,
+    "state_dict": entries,
+    "scale": SCALE,
+    "parameters": sum(p.numel() for p in model.parameters()),
+    "sizes": SIZES[:1],
+    "objects": {"boxes": OBJECTS["boxes"][:2]},
+    "losses": {"loss_keypoint": float(loss)},
+  }
+  np.savez_compressed(GOLDEN / f"{name}.npz", meta=np.array(json.dumps(meta)), **results)
 
 
 def network(name: str) -> None:
@@ -190,6 +236,7 @@ def main() -> None:
   operations()
   network("maskrcnn_resnet50_fpn")
   network("maskrcnn_resnet50_fpn_v2")
+  keypoints()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from jseg.data.check import check_folder, contact_sheet
 from jseg.data.classes import ClassInfo, voc_colormap
 from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError
 from jseg.data.images import read_image
-from jseg.data.instances import Objects, found_objects
+from jseg.data.instances import Objects, find_keypoints, found_objects
 from jseg.data.normalize import normalize, prepare
 from jseg.data.pipeline import as_channels, check_canvas, eval_batches, fit, train_iterator
 from jseg.data.volumes import flatten_volume, read_volume, write_mask
@@ -25,6 +25,7 @@ __all__ = [
   "check_folder",
   "contact_sheet",
   "eval_batches",
+  "find_keypoints",
   "fit",
   "flatten_volume",
   "found_objects",

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import cv2
 import numpy as np
 
 from jseg.types import Batch, InputError
@@ -233,7 +234,15 @@ def found_objects(detections: Any, covered: Size, size: Size, threshold: float =
     covered: height and width of the image as the network saw it.
     size: its own.
     threshold: see `paste`.
+
+  Raises:
+    InputError: the network has no mask head.
   """
+  if detections.masks is None:
+    raise InputError(
+      "this network finds no masks; what it finds is for Python: jseg.weights.load, and "
+      "jseg.data.find_keypoints on what the model returns"
+    )
   valid = np.asarray(detections.valid)
   scale = np.tile(np.array(size, np.float32) / np.array(covered, np.float32), 2)
   boxes = np.asarray(detections.boxes, np.float32)[valid] * scale
@@ -254,6 +263,32 @@ def found_objects(detections: Any, covered: Size, size: Size, threshold: float =
     np.array(areas, np.float32),
     np.asarray(detections.scores, np.float32)[valid],
   )
+
+
+def find_keypoints(heatmaps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+  """Where the keypoints of objects are: the best pixel of each map, enlarged to its box.
+
+  Equal to torchvision's `heatmaps_to_keypoints`: cubic interpolation to whole pixels.
+
+  Args:
+    heatmaps: float [n s s q], logits as in `jseg.types.Detections`.
+    boxes: float [n 4].
+
+  Returns:
+    float32 [n q 3]: row and column in pixels, and the logit there.
+  """
+  points = np.zeros((len(boxes), heatmaps.shape[-1], 3), np.float32)
+  each = np.arange(heatmaps.shape[-1])
+  for point, heatmap, box in zip(points, np.asarray(heatmaps), np.asarray(boxes), strict=True):
+    length = np.maximum(box[2:] - box[:2], 1)
+    height, width = np.ceil(length).astype(int).tolist()
+    logits = cv2.resize(heatmap, (width, height), interpolation=cv2.INTER_CUBIC)
+    logits = logits.reshape(height, width, -1)
+    y, x = np.divmod(logits.reshape(-1, len(each)).argmax(0), width)
+    at = np.stack([y, x], 1) + 0.5
+    point[:, :2] = box[:2] + at * (length / (height, width))
+    point[:, 2] = logits[y, x, each]
+  return points
 
 
 def coco_masks() -> Any:

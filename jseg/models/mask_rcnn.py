@@ -27,6 +27,7 @@ from jseg.nn import (
   is_split,
   match,
   nms,
+  resize_bilinear,
   roi_align,
   roi_pool,
   sample,
@@ -46,7 +47,7 @@ class MaskRCNN(nn.Module):
   what is valid, so that memory and time do not depend on the number of objects.
 
   The defaults are torchvision's `maskrcnn_resnet50_fpn`, and with `**MaskRCNN.V2` its
-  `maskrcnn_resnet50_fpn_v2`.
+  `maskrcnn_resnet50_fpn_v2`; `masks=False, keypoints=17` is its `keypointrcnn_resnet50_fpn`.
 
   Attributes:
     num_classes: k, with the background, which is class 0.
@@ -59,7 +60,12 @@ class MaskRCNN(nn.Module):
     rpn_convs: 3x3 convolutions of the proposal network.
     box_convs: 3x3 convolutions of the box head.
     box_dense: fully connected layers of the box head.
+    masks: whether there is a mask head.
     mask_convs: 3x3 convolutions of the mask head.
+    keypoints: how many the keypoint head looks for (section 5); 0: there is none. It is for
+      inference with weights trained elsewhere.
+    keypoint_convs: 3x3 convolutions of the keypoint head.
+    keypoint_channels: their channels.
     anchor_sizes: edges of the anchors of the five levels, in pixels.
     anchor_ratios: their heights over their widths.
     roi: "align", or "pool", which rounds regions to whole cells.
@@ -110,7 +116,11 @@ class MaskRCNN(nn.Module):
   rpn_convs: int = 1
   box_convs: int = 0
   box_dense: int = 2
+  masks: bool = True
   mask_convs: int = 4
+  keypoints: int = 0
+  keypoint_convs: int = 8
+  keypoint_channels: int = 512
   anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512)
   anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0)
   roi: str = "align"
@@ -143,7 +153,8 @@ class MaskRCNN(nn.Module):
         raise InputError(f"{key}: {value} must be two numbers, in training and in inference")
     for key, least in (
       *(("channels", 1), ("dense", 1), ("rpn_convs", 1), ("box_convs", 0), ("box_dense", 1)),
-      *(("mask_convs", 0), ("anchor_samples", 2), ("samples", 1), ("detections", 1)),
+      *(("mask_convs", 0), ("keypoints", 0), ("keypoint_convs", 0), ("keypoint_channels", 1)),
+      *(("anchor_samples", 2), ("samples", 1), ("detections", 1)),
     ):
       if (value := getattr(self, key)) < least:
         raise InputError(f"{key}: {value} must be at least {least}")
@@ -220,10 +231,23 @@ class MaskRCNN(nn.Module):
         region_deltas.reshape(b, -1, self.num_classes, 4),
         *(regions, valid, size),
       )
-      mask_logits = mask_head(self._pool(levels, found[0], 14), found[2].reshape(-1), train=False)
-      masks = nn.sigmoid(mask_logits).reshape(b, -1, *mask_logits.shape[1:])
-      return Detections(*found[:3], jnp.where(found[3][..., None, None], masks, 0), found[3])
+      boxes, scores, classes, valid = found
+      pooled = self._pool(levels, boxes, 14)
+      masks = points = None
+      if self.masks:
+        masks = nn.sigmoid(mask_head(pooled, classes.reshape(-1), train=False))
+        masks = jnp.where(valid[..., None, None], masks.reshape(b, -1, *masks.shape[1:]), 0)
+      if self.keypoints:
+        points = KeypointHead(
+          *(self.keypoints, self.keypoint_channels, self.keypoint_convs),
+          name="keypoint_head",
+          **types,
+        )(pooled)
+        points = points.reshape(b, -1, *points.shape[1:])
+      return Detections(boxes, scores, classes, masks, valid, points)
 
+    if self.keypoints or not self.masks:
+      raise InputError("only masks are trained here; leave masks=True and keypoints=0")
     if targets is None:
       raise InputError("targets are missing; give them to train a network of instances")
     # By the place in the global batch, so that the number of devices changes nothing.
@@ -470,6 +494,35 @@ class MaskHead(nn.Module):
     x = _convs(x, self.features, self.convs, self.norm, types, train)
     x = nn.relu(ConvTranspose(self.features, (2, 2), 2, use_bias=True, name="upsample", **types)(x))
     return ClassConv(self.num_classes, name="score", **types)(x, classes)
+
+
+class KeypointHead(nn.Module):
+  """Regions [n s s c] -> logits [n 4s 4s q] of where in the region each keypoint is, float32.
+
+  A softmax over the 4s x 4s cells of each keypoint (section 5). Without norms, as in torchvision.
+
+  Attributes:
+    keypoints: q.
+    features: channels of the convolutions.
+    convs: how many 3x3 convolutions come first.
+    dtype: type of the computation.
+    param_dtype: type of the parameters.
+  """
+
+  keypoints: int
+  features: int = 512
+  convs: int = 8
+  dtype: jax.typing.DTypeLike | None = None
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Computes the logits at twice the size of the last layer's."""
+    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    x = _convs(x, self.features, self.convs, "none", types, train=False)
+    x = ConvTranspose(self.keypoints, (4, 4), 2, use_bias=True, name="score", **types)(x)
+    x = x[:, 1:-1, 1:-1].astype(jnp.float32)
+    return resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
 
 
 class ClassConv(nn.Module):

@@ -79,6 +79,32 @@ def losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]:
   }
 
 
+def keypoint_loss(
+  logits: Array, points: Array, visible: Array, boxes: Array
+) -> tuple[Array, Array]:
+  """Cross-entropy over the cells of a region, in one of which each keypoint is (section 5).
+
+  Args:
+    logits: float32 [p s s q], as the keypoint head returns them.
+    points: float32 [p q 2], row and column in pixels.
+    visible: bool [p q]. Keypoints that aren't, and those outside of their region, don't count.
+    boxes: float32 [p 4], the regions.
+
+  Returns:
+    (sum, number of keypoints that count). torchvision divides by it, Detectron likewise.
+  """
+  cells = logits.shape[1]
+  low, length = boxes[:, None, :2], jnp.maximum(boxes[:, None, 2:] - boxes[:, None, :2], 1e-3)
+  at = jnp.floor((points - low) / length * cells)
+  # The far edges belong to the last cells.
+  at = jnp.where(points == boxes[:, None, 2:], cells - 1, at)
+  counts = visible & ((at >= 0) & (at < cells)).all(-1)
+  index = jnp.where(counts, at[..., 0] * cells + at[..., 1], 0).astype(jnp.int32)
+  log_p = jax.nn.log_softmax(logits.reshape(len(logits), cells**2, -1), 1)
+  right = jnp.take_along_axis(log_p, index[:, None], 1)[:, 0]
+  return -_sum(right, counts), _count(counts)
+
+
 def _binary(logits: Array, target: Array) -> Array:
   """Cross-entropy of a sigmoid, in nats."""
   return jax.nn.softplus(logits) - logits * target

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN: maskrcnn_resnet50_fpn, its second form, and their relatives."""
+"""torchvision's Mask R-CNN: maskrcnn_resnet50_fpn, its second form, keypointrcnn_resnet50_fpn."""
 
 import itertools
 import re
@@ -22,7 +22,11 @@ _HEADS = {
   "roi_heads.box_predictor.bbox_pred": Layer("box_head/box", "dense", outputs=_BOX),
   "roi_heads.mask_predictor.conv5_mask": Layer("mask_head/upsample", "transposed"),
   "roi_heads.mask_predictor.mask_fcn_logits": Layer("mask_head/score"),
+  "roi_heads.keypoint_predictor.kps_score_lowres": Layer("keypoint_head/score", "transposed"),
 }
+_NEEDED = ("rpn.head.cls_logits", "rpn.head.bbox_pred", "roi_heads.box_predictor.cls_score")
+_MASKS = "roi_heads.mask_predictor.mask_fcn_logits"
+_KEYPOINTS = "roi_heads.keypoint_predictor.kps_score_lowres"
 # How layers were called before torchvision 0.13, and in the released weights of the first form.
 _OLD = (
   (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)", r"\1.0"),
@@ -32,12 +36,12 @@ _OLD = (
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> Foreign | None:
-  """Either form, on any ResNet; None if it is no Mask R-CNN."""
+  """Any form, on any ResNet; None if it is no Mask R-CNN."""
   depth = resnet_depth(tensors, "backbone.body.")
-  needed = [f"{name}.weight" for name in _HEADS if "fc" not in name.split(".")[2]]
-  if depth is None or not all(name in tensors for name in needed):
-    return None
   names = layer_names(tensors)
+  masks, keypoints = _MASKS in names, _KEYPOINTS in names
+  if depth is None or not all(name in names for name in _NEEDED) or not (masks or keypoints):
+    return None
   new = {name: _new_name(name) for name in names}
   old = any(name != new[name] for name in names)
   layers = {}
@@ -54,22 +58,30 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> Foreign | None:
     return next(i for i in itertools.count() if pattern.format(i) not in known)
 
   with_norm = "backbone.fpn.inner_blocks.0.1" in known
-  convs = count("roi_heads.box_head.{}.0")
+  box_convs = count("roi_heads.box_head.{}.0")
   knobs: dict[str, Any] = {
     "depth": depth,
     "norm": "batch" if with_norm else "frozen_batch",
     "head_norm": "batch" if with_norm else "none",
     "rpn_convs": count("rpn.head.conv.{}.0"),
-    "box_convs": convs,
+    "box_convs": box_convs,
     "box_dense": 2 if "roi_heads.box_head.fc7" in known else 1,
-    "mask_convs": count("roi_heads.mask_head.{}.0"),
   }
-  if convs:
+  if masks:
+    knobs["mask_convs"] = count("roi_heads.mask_head.{}.0")
+  if keypoints:
+    knobs |= {
+      "masks": masks,
+      "keypoints": tensors[f"{_KEYPOINTS}.weight"].shape[1],
+      "keypoint_convs": sum(name.startswith("roi_heads.keypoint_head.") for name in names),
+      "keypoint_channels": len(tensors[f"{_KEYPOINTS}.weight"]),
+    }
+  if box_convs:
     # The flattening in between has no weights, but a number.
-    layers[f"roi_heads.box_head.{convs + 1}"] = Layer("box_head/dense1", "dense", (7, 7))
-  form = "_v2" if with_norm else ""
+    layers[f"roi_heads.box_head.{box_convs + 1}"] = Layer("box_head/dense1", "dense", (7, 7))
+  kind, form = "mask" if masks else "keypoint", "_v2" if with_norm else ""
   return Foreign(
-    f"torchvision's maskrcnn_resnet{depth}_fpn{form}",
+    f"torchvision's {kind}rcnn_resnet{depth}_fpn{form}",
     {"mask_rcnn": knobs},
     layers,
     scores_of(tensors, "roi_heads.box_predictor.cls_score"),
@@ -97,4 +109,6 @@ def _layer(name: str) -> Layer | None:
   if match := re.fullmatch(r"roi_heads\.(box|mask)_head\.(\d)\.([01])", name):
     head, place, part = match.groups()
     return by_path(f"{head}_head/{('conv', 'norm')[int(part)]}{int(place) + 1}")
+  if match := re.fullmatch(r"roi_heads\.keypoint_head\.(\d+)", name):
+    return Layer(f"keypoint_head/conv{int(match[1]) // 2 + 1}")  # ReLUs have numbers too
   return None
