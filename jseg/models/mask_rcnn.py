@@ -231,12 +231,11 @@ class MaskRCNN(nn.Module):
         region_deltas.reshape(b, -1, self.num_classes, 4),
         *(regions, valid, size),
       )
-      boxes, scores, classes, valid = found
-      pooled = self._pool(levels, boxes, 14)
+      pooled = self._pool(levels, found[0], 14)
       masks = points = None
       if self.masks:
-        masks = nn.sigmoid(mask_head(pooled, classes.reshape(-1), train=False))
-        masks = jnp.where(valid[..., None, None], masks.reshape(b, -1, *masks.shape[1:]), 0)
+        masks = nn.sigmoid(mask_head(pooled, found[2].reshape(-1), train=False))
+        masks = jnp.where(found[3][..., None, None], masks.reshape(b, -1, *masks.shape[1:]), 0)
       if self.keypoints:
         points = KeypointHead(
           *(self.keypoints, self.keypoint_channels, self.keypoint_convs),
@@ -244,7 +243,7 @@ class MaskRCNN(nn.Module):
           **types,
         )(pooled)
         points = points.reshape(b, -1, *points.shape[1:])
-      return Detections(boxes, scores, classes, masks, valid, points)
+      return Detections(*found[:3], masks, found[3], points)
 
     if self.keypoints or not self.masks:
       raise InputError("only masks are trained here; leave masks=True and keypoints=0")
