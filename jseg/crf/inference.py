@@ -4,9 +4,10 @@ Krähenbühl and Koltun 2011, arXiv:1210.5644, algorithm 1, in the variant of th
 pydensecrf: kernels are normalised and the self-term stays in.
 """
 
-import math
+import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -19,7 +20,11 @@ from jseg.types import Array, InputError
 
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 METHODS = ("lattice", "landmarks", "exact")
-SPATIAL_FILTERS = ("exact", "lattice")
+SPATIAL_FILTERS = ("half", "exact", "lattice")
+_ARRAYS = (
+  *("spatial_weight", "spatial_sigma", "bilateral_weight", "bilateral_sigma_xy"),
+  *("bilateral_sigma_rgb", "compatibility"),
+)
 
 
 @flax.struct.dataclass
@@ -41,7 +46,9 @@ class CrfParams:
     normalization: static; of each kernel: "symmetric" D^-1/2 K D^-1/2, "before" K D^-1, "after"
       D^-1 K, "none" K, where D holds the row sums of K.
     method: static; filter of the bilateral kernel: "lattice", "landmarks" or "exact".
-    spatial_filter: static; "exact", or "lattice" as in pydensecrf.
+    spatial_filter: static; "half" resolution from sigmas of 2.5 pixels on, where that is within 2 %
+      of the exact kernel; "exact"; or "lattice", as in pydensecrf. Under jit, where sigmas aren't
+      known, "half" is exact.
     landmarks: static; number of colours that `method="landmarks"` interpolates between.
     capacity: static; number of vertices that the lattice can hold under jit. By default as many as
       could ever be needed, which costs memory; `lattice_size` says how many an image needs.
@@ -56,7 +63,7 @@ class CrfParams:
   compatibility: Any = None
   normalization: str = flax.struct.field(pytree_node=False, default="symmetric")
   method: str = flax.struct.field(pytree_node=False, default="lattice")
-  spatial_filter: str = flax.struct.field(pytree_node=False, default="exact")
+  spatial_filter: str = flax.struct.field(pytree_node=False, default="half")
   landmarks: int = flax.struct.field(pytree_node=False, default=128)
   capacity: int | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -96,15 +103,20 @@ def log_marginals(
   _check_shapes(logits, image, params, ndim)
   _check_values(logits, image, params)
   dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(logits.dtype), jnp.float32)
-  radii = _radii(params, ndim)
+  plan = _plan(params, ndim)
   off = (_is_zero(params.spatial_weight), _is_zero(params.bilateral_weight))
-  logits, image = jnp.asarray(logits, dtype), jnp.asarray(image, dtype)
-  params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+  logits, image = (
+    jnp.asarray(x, dtype) if traced else np.asarray(x, dtype) for x in (logits, image)
+  )
+  # Tuples and lists become arrays, which a tree map would only look into.
+  values = {name: getattr(params, name) for name in _ARRAYS}
+  arrays: Any = {name: jnp.asarray(x, dtype) for name, x in values.items() if x is not None}
+  params = dataclasses.replace(params, **arrays)
 
-  def one(pair: tuple[Array, Array]) -> Array:
+  def one(pair: tuple[Any, Any]) -> Array:
     if traced:
-      return _log_marginals(*pair, params, None, None, radii, off)
-    return _sized(*pair, params, radii, off)
+      return _log_marginals(*pair, params, Known(), plan, off)
+    return _sized(*pair, params, plan, off)
 
   if logits.ndim == ndim + 1:
     return one((logits, image))
@@ -113,14 +125,16 @@ def log_marginals(
   return jnp.stack([one(pair) for pair in zip(logits, image, strict=True)])
 
 
-def lattice_size(image: Array, params: CrfParams | None = None) -> int:
+def lattice_size(image: Any, params: CrfParams | None = None) -> int:
   """Number of vertices of the bilateral lattice of one image [h w c] or volume [d h w c]."""
   params = CrfParams() if params is None else params
-  image = jnp.asarray(image, jnp.float32)
-  points = _sorted(image, params)
-  if not bool(points.fits):
+  image = np.asarray(image, np.float32)
+  sigmas = jnp.float32(params.bilateral_sigma_xy), jnp.float32(params.bilateral_sigma_rgb)
+  corners = _corners(image.shape[:-1], *sigmas, image)
+  found = lattice.host_lattice(np.asarray(corners.corner), np.asarray(corners.order))
+  if found is None:
     raise _too_fine(params)
-  return int(points.size)
+  return int(found.vertex.max()) + 1
 
 
 def check_settings(params: CrfParams) -> None:
@@ -201,11 +215,11 @@ def _is_zero(weight: Any) -> bool:
   return _known(weight) and not np.any(np.asarray(weight))
 
 
-def _radii(params: CrfParams, ndim: int) -> tuple[int, ...] | None:
+def _plan(params: CrfParams, ndim: int) -> tuple[gaussian.AxisPlan, ...] | None:
   if not _known(params.spatial_sigma):
     return None
   sigmas = np.broadcast_to(np.asarray(params.spatial_sigma), (ndim,))
-  return tuple(min(math.ceil(gaussian.SIGMAS * s), 10**6) for s in sigmas)
+  return tuple(gaussian.plan_axis(float(s), half=params.spatial_filter == "half") for s in sigmas)
 
 
 def _too_fine(params: CrfParams) -> InputError:
@@ -215,84 +229,133 @@ def _too_fine(params: CrfParams) -> InputError:
   )
 
 
-def _features(image: Array, params: CrfParams) -> Array:
-  """[n, spatial axes + channels] in standard deviations."""
-  shape = image.shape[:-1]
-  place = _scaled_grid(shape, params.bilateral_sigma_xy, image.dtype)
-  return jnp.concatenate([place, _scaled_colours(image, params)], 1)
+class Known(NamedTuple):
+  """What is found out about an image before anything is compiled for it.
+
+  Attributes:
+    axes: [n] for each spatial axis, 1 for pixels and 0 for padding; None without padding.
+    spatial: weights [D n] and lattice of the spatial kernel, if it is on one.
+    bilateral: the same of the bilateral kernel.
+  """
+
+  axes: tuple[Array, ...] | None = None
+  spatial: tuple[Array, lattice.Lattice] | None = None
+  bilateral: tuple[Array, lattice.Lattice] | None = None
 
 
-def _scaled_grid(shape: Sequence[int], sigma: Any, dtype: Any) -> Array:
-  # Columns in the order x, y, z: rounding then is pydensecrf's too.
+@functools.partial(jax.jit, static_argnums=0)
+def _corners(
+  shape: tuple[int, ...], sigma_xy: Array, sigma_rgb: Any = None, image: Any = None
+) -> lattice.Corners:
+  """Simplices of the pixels by place, or by place and colour."""
+  # The lattice depends a little on the order of features. pydensecrf's is x, y for images, and that
+  # of the array for what its `create_pairwise_bilateral` makes.
   grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
-  sigmas = jnp.broadcast_to(jnp.asarray(sigma, dtype), (len(shape),))
-  return (jnp.asarray(grid, dtype) / sigmas[None])[:, ::-1]
+  features = _scaled(jnp.asarray(grid, sigma_xy.dtype), sigma_xy)
+  features = features[:, ::-1] if len(shape) == 2 else features
+  if image is not None:
+    colours = _scaled(image.reshape(-1, image.shape[-1]), sigma_rgb)
+    features = jnp.concatenate([features, colours], 1)
+  return lattice.barycentric(features)
 
 
-def _scaled_colours(image: Array, params: CrfParams) -> Array:
-  channels = image.shape[-1]
-  sigmas = jnp.broadcast_to(jnp.asarray(params.bilateral_sigma_rgb, image.dtype), (channels,))
-  return image.reshape(-1, channels) / sigmas[None]
+def _scaled(x: Array, sigma: Array) -> Array:
+  return x / jnp.broadcast_to(sigma, x.shape[1:])[None]
 
 
-@jax.jit
-def _sorted(image: Array, params: CrfParams) -> lattice.SortedPoints:
-  return lattice.sort_points(_features(image, params))
+def _round_up(n: int) -> int:
+  """The next number with four leading bits, so that images of many sizes share few programs."""
+  step = 1 << max(n.bit_length() - 4, 0)
+  return -(-n // step) * step
 
 
-def _sized(logits: Array, image: Array, params: CrfParams, radii: Any, off: Any) -> Array:
-  """Runs one image, sizing its lattice first."""
-  points = sizes = None
-  if params.method == "lattice" and not off[1]:
-    points = _sorted(image, params)
-    fits, *counts = jax.device_get((points.fits, points.size, points.rows, points.spill))
-    if not fits:
+def _sized(
+  logits: np.ndarray, image: np.ndarray, params: CrfParams, plan: Any, off: tuple[bool, bool]
+) -> Array:
+  """Runs one image, padded to one of few sizes; finds its lattices first."""
+  shape = image.shape[:-1]
+  padded = tuple(map(_round_up, shape))
+  inside = tuple(map(slice, shape))
+  if padded != shape:
+    margin = [(0, m - n) for m, n in zip(padded, shape, strict=True)]
+    logits = np.pad(logits, [*margin, (0, 0)])
+    image = np.pad(image, [*margin, (0, 0)], mode="edge")
+
+  def find(corners: lattice.Corners) -> tuple[Array, lattice.Lattice]:
+    def cropped(x: Array) -> np.ndarray:
+      return np.asarray(x).reshape(-1, *padded)[:, *inside].reshape(len(x), -1)
+
+    found = lattice.host_lattice(cropped(corners.corner), cropped(corners.order))
+    if found is None:
       raise _too_fine(params)
-    n, corners = points.vertex.shape
-    sizes = lattice.fit_sizes(n, corners - 1, *map(int, counts))
-  return _compiled(logits, image, params, points, sizes, radii, off)
+    if padded != shape:
+      sink = found.neighbours.shape[-1] - 1
+      vertex = np.full((len(found.vertex), *padded), sink, np.int32)
+      vertex[:, *inside] = found.vertex.reshape(-1, *shape)
+      found = found._replace(vertex=vertex.reshape(len(vertex), -1))
+    return corners.weight, found
+
+  axes = spatial = bilateral = None
+  if padded != shape:
+    axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
+  if params.spatial_filter == "lattice" and not off[0]:
+    spatial = find(_corners(padded, params.spatial_sigma))
+  if params.method == "lattice" and not off[1]:
+    sigmas = params.bilateral_sigma_xy, params.bilateral_sigma_rgb
+    bilateral = find(_corners(padded, *sigmas, image))
+  log_q = _compiled(logits, image, params, Known(axes, spatial, bilateral), plan, off)
+  return log_q if padded == shape else log_q[inside]
 
 
 def _log_marginals(
   logits: Array,
   image: Array,
   params: CrfParams,
-  points: lattice.SortedPoints | None,
-  sizes: lattice.Sizes | None,
-  radii: tuple[int, ...] | None,
+  known: Known,
+  plan: tuple[gaussian.AxisPlan, ...] | None,
   off: tuple[bool, bool],
 ) -> Array:
   """One image, everything static."""
   shape, classes = logits.shape[:-1], logits.shape[-1]
   unary = jax.nn.log_softmax(logits).reshape(-1, classes)
+  axes = known.axes or tuple(jnp.ones(n, unary.dtype) for n in shape)
+  valid = functools.reduce(jnp.multiply.outer, axes).reshape(-1)
+  # Filters read whole vectors several times quicker; classes of -inf never get a share.
+  extra = -classes % (8 if classes > 4 else 4 if classes > 2 else classes)
+  unary = jnp.pad(unary, ((0, 0), (0, extra)), constant_values=-jnp.inf)
   kernels = []
   overflow = jnp.zeros((), bool)
   if not off[0]:
-    message, flag = _spatial(shape, params, radii, unary.dtype)
+    message, flag = _spatial(params, known.spatial, axes, valid, plan)
     overflow |= flag
-    kernels.append((params.spatial_weight, message))
+    kernels.append((_padded_classes(params.spatial_weight, extra), message))
   if not off[1]:
-    message, flag = _bilateral(image, params, sizes, points)
+    message, flag = _bilateral(image, params, known.bilateral, valid)
     overflow |= flag
-    kernels.append((params.bilateral_weight, message))
+    kernels.append((_padded_classes(params.bilateral_weight, extra), message))
+  mu = params.compatibility
+  mu = None if mu is None else _padded_classes(mu, extra)
 
-  def step(log_q: Array, _: None) -> tuple[Array, None]:
-    q = jnp.exp(log_q)
+  def step(scores: Array, _: None) -> tuple[Array, None]:
+    q = jax.nn.softmax(scores)
     total = jnp.zeros_like(q)
     for weight, message in kernels:
       total = total + _mix(message(q), weight)
-    if params.compatibility is not None:
-      total = -_mix(total, params.compatibility)
-    return jax.nn.log_softmax(unary + total), None
+    return unary + (total if mu is None else -_mix(total, mu)), None
 
-  log_q = unary
+  scores = unary
   if kernels and params.iterations:
-    log_q = lax.scan(step, unary, None, length=params.iterations)[0]
+    scores = lax.scan(step, unary, None, length=params.iterations)[0]
+  log_q = jax.nn.log_softmax(scores[:, :classes])
   log_q = jnp.where(overflow, jnp.nan, log_q)
   return log_q.reshape(*shape, classes)
 
 
-_compiled = jax.jit(_log_marginals, static_argnums=(4, 5, 6))
+_compiled = jax.jit(_log_marginals, static_argnums=(4, 5))
+
+
+def _padded_classes(weight: Array, extra: int) -> Array:
+  return jnp.pad(weight, (0, extra))
 
 
 def _mix(message: Array, weight: Array) -> Array:
@@ -301,95 +364,98 @@ def _mix(message: Array, weight: Array) -> Array:
   return message * (weight if weight.ndim == 0 else weight[None])
 
 
-def _normalizers(
-  raw: Any, n: int, dtype: Any, normalization: str
-) -> tuple[Array | None, Array | None]:
-  """Factors [n 1] before and after a filter of [n c] arrays."""
+def _normalizers(raw: Any, valid: Array, normalization: str) -> tuple[Array, Array | None]:
+  """Factors [n] before and after a filter of [n c] arrays; the first is 0 for padding."""
   if normalization == "none":
-    return None, None
-  sums = jnp.maximum(raw(jnp.ones((n, 1), dtype)), 1e-20)
+    return valid, None
+  sums = jnp.maximum(raw(valid[:, None])[:, 0], 1e-20)
   if normalization == "symmetric":
-    return lax.rsqrt(sums), lax.rsqrt(sums)
-  return (1 / sums, None) if normalization == "before" else (None, 1 / sums)
+    return lax.rsqrt(sums) * valid, lax.rsqrt(sums)
+  return (valid / sums, None) if normalization == "before" else (valid, 1 / sums)
 
 
-def _normalized(raw: Any, n: int, dtype: Any, normalization: str) -> Any:
-  before, after = _normalizers(raw, n, dtype, normalization)
+def _normalized(raw: Any, valid: Array, normalization: str) -> Any:
+  before, after = _normalizers(raw, valid, normalization)
 
   def message(q: Array) -> Array:
-    y = raw(q if before is None else q * before)
-    return y if after is None else y * after
+    y = raw(q * before[:, None])
+    return y if after is None else y * after[:, None]
 
   return message
 
 
 def _spatial(
-  shape: Sequence[int], params: CrfParams, radii: Any, dtype: Any
+  params: CrfParams,
+  known: tuple[Array, lattice.Lattice] | None,
+  axes: Sequence[Array],
+  valid: Array,
+  plan: Sequence[gaussian.AxisPlan] | None,
 ) -> tuple[Any, Array | bool]:
-  n = math.prod(shape)
+  shape = tuple(map(len, axes))
   if params.spatial_filter == "lattice":
-    points = lattice.sort_points(_scaled_grid(shape, params.spatial_sigma, dtype))
-    return _on_lattice(points, lattice.safe_sizes(n, len(shape)), params.normalization)
-  sigmas = jnp.broadcast_to(jnp.asarray(params.spatial_sigma, dtype), (len(shape),))
+    known = known or _found(_corners(shape, params.spatial_sigma))
+    return _on_lattice(*known, valid, params.normalization)
+  sigmas = jnp.broadcast_to(params.spatial_sigma, (len(shape),))
+  filters = []
+  for axis, inside in enumerate(axes):
+    # Row sums are products of those along the axes, and so are the factors.
+    f = gaussian.axis_filter(len(inside), sigmas[axis], plan[axis] if plan else None)
+    factors = _normalizers(
+      lambda x, f=f: gaussian.grid_filter(x, [f]), inside, params.normalization
+    )
+    filters.append(gaussian.scale_filter(f, *factors))
 
-  def raw(x: Array) -> Array:
-    return gaussian.grid_filter(x.reshape(*shape, -1), sigmas, radii).reshape(n, -1)
+  def message(q: Array) -> Array:
+    return gaussian.grid_filter(q.reshape(*shape, -1), filters).reshape(q.shape)
 
-  return _normalized(raw, n, dtype, params.normalization), False
+  return message, False
 
 
 def _bilateral(
   image: Array,
   params: CrfParams,
-  sizes: lattice.Sizes | None,
-  points: lattice.SortedPoints | None,
+  known: tuple[Array, lattice.Lattice] | None,
+  valid: Array,
 ) -> tuple[Any, Array | bool]:
-  shape, dtype = image.shape[:-1], image.dtype
-  n = math.prod(shape)
+  shape = image.shape[:-1]
+  sigmas = jnp.broadcast_to(params.bilateral_sigma_xy, (len(shape),))
+  colours = _scaled(image.reshape(-1, image.shape[-1]), params.bilateral_sigma_rgb)
   if params.method == "lattice":
-    if points is None:
-      points = lattice.sort_points(_features(image, params))
-    if sizes is None:
-      sizes = lattice.safe_sizes(n, points.vertex.shape[1] - 1)
-      if params.capacity is not None:
-        sizes = sizes._replace(capacity=min(params.capacity, sizes.capacity))
-        sizes = sizes._replace(rows=min(sizes.rows, sizes.capacity + sizes.rows // 8))
-    return _on_lattice(points, sizes, params.normalization)
+    if known is None:
+      corners = _corners(shape, sigmas, params.bilateral_sigma_rgb, image)
+      known = _found(corners, params.capacity)
+    return _on_lattice(*known, valid, params.normalization)
   if params.method == "exact":
-    features = _features(image, params)
-    return _normalized(
-      lambda x: gaussian.exact_filter(x, features), n, dtype, params.normalization
-    ), False
-  factors = gaussian.landmark_factors(_scaled_colours(image, params), params.landmarks)
-  sigmas = jnp.broadcast_to(jnp.asarray(params.bilateral_sigma_xy, dtype), (len(shape),))
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    place = _scaled(jnp.asarray(grid.reshape(-1, len(shape)), image.dtype), sigmas)
+    features = jnp.concatenate([place, colours], 1)
+    exact = functools.partial(gaussian.exact_filter, features=features)
+    return _normalized(exact, valid, params.normalization), False
+  factors = gaussian.landmark_factors(colours, params.landmarks)
   matrices = [gaussian.axis_matrix(m, sigmas[i]) for i, m in enumerate(shape)]
-  return _normalized(
-    lambda x: gaussian.landmark_filter(x.reshape(*shape, -1), factors, matrices).reshape(n, -1),
-    n,
-    dtype,
-    params.normalization,
-  ), False
+
+  def raw(x: Array) -> Array:
+    return gaussian.landmark_filter(x.reshape(*shape, -1), factors, matrices).reshape(x.shape)
+
+  return _normalized(raw, valid, params.normalization), False
+
+
+def _found(corners: lattice.Corners, capacity: int | None = None) -> tuple[Array, lattice.Lattice]:
+  """Weights and lattice under jit, with room for any image if no capacity is given."""
+  bound = corners.weight.size
+  fixed = lax.stop_gradient(corners)
+  return corners.weight, lattice.make_lattice(fixed, min(capacity or bound, bound))
 
 
 def _on_lattice(
-  points: lattice.SortedPoints, sizes: lattice.Sizes, normalization: str
+  weight: Array, grid: lattice.Lattice, valid: Array, normalization: str
 ) -> tuple[Any, Array]:
   """Normalised filter; its factors go into the weights, so that they cost nothing."""
-  grid = lattice.make_lattice(points, sizes)
-  weight = points.weight
-  n, size = weight.shape
-  cut = weight * lattice.scale(size - 1)
-
-  def tables(a: Array, b: Array) -> tuple[Array, Array]:
-    return lax.stop_gradient((lattice.table_weights(grid, a), lattice.table_weights(grid, b)))
-
+  weight = weight * valid[None]
+  cut = weight * lattice.scale(len(weight) - 1)
   before, after = _normalizers(
-    lambda x: lattice.lattice_filter(x, weight, cut, tables(weight, cut), grid),
-    n,
-    weight.dtype,
-    normalization,
+    lambda x: lattice.lattice_filter(x, weight, cut, grid), valid, normalization
   )
-  splat = weight if before is None else weight * before
-  cut = cut if after is None else cut * after
-  both = tables(splat, cut)
-  return lambda x: lattice.lattice_filter(x, splat, cut, both, grid), grid.overflow
+  splat = weight * before[None]
+  cut = cut if after is None else cut * after[None]
+  return lambda x: lattice.lattice_filter(x, splat, cut, grid), grid.overflow

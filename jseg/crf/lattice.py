@@ -5,13 +5,14 @@ Points of a d-dimensional feature space are spread on the d + 1 corners of the s
 (splat), the corners are blurred by [.5 1 .5] along each of the lattice's d + 1 axes, and read back
 (slice). The cost grows linearly in the number of points and quadratically in d.
 
-Nearly everything is a gather, as scattering rows is slow. `sort_points` finds out which corners
-exist, by sorting; `make_lattice` turns that into tables of a static size; `lattice_filter` filters.
+Which corners exist and what lies beside them is found by sorting: on the host by `host_lattice`
+where the features are known, else by `make_lattice`, in a static size.
 """
 
+import concurrent.futures
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,308 +21,266 @@ from jax import lax
 
 from jseg.types import Array
 
-_GROUP = 8  # entries added up by one row of a table
 _COLOUR_SHIFT = 57  # bits below the number of a corner's remainder class
+_BLOCK = 4096  # points that are spread at a time; they and their products stay in a core's cache
 
 
-class SortedPoints(NamedTuple):
-  """The corners of n points in a d-dimensional space, sorted by vertex. D = d + 1.
+class Corners(NamedTuple):
+  """The simplices of n points in a d-dimensional space. D = d + 1.
+
+  Vertex k of a simplex has the coordinates D (corner_i - [rank_i > d - k]) + k, where `order` lists
+  the coordinates by rank.
 
   Attributes:
-    weight: [n D] barycentric weights; the only part with a derivative.
-    vertex: int32 [n D] number of each corner's vertex, in [0, size).
-    entry: int32 [n D] index into the flattened `weight` in order of vertices.
-    vertex_of: int32 [n D] vertex of each sorted entry, ascending.
-    key: uint32 [n D, 2] key of each sorted entry's vertex: high and low half.
-    delta: uint32 [D, D, 2] what is added to a key to go along an axis, by axis and remainder class.
-    size: int32 [], number of vertices; `rows` and `spill` those of the tables that add up entries.
-    fits: bool [], whether keys fit into 64 bits. All else is meaningless if not.
+    weight: [D n] barycentric weights; the only part with a derivative.
+    corner: int32 [D n] the simplex's corner of remainder class 0, divided by D.
+    order: int32 [D n] number of the coordinate of each rank.
   """
 
-  weight: Array
-  vertex: Array
-  entry: Array
-  vertex_of: Array
-  key: Array
-  delta: Array
-  size: Array
-  rows: Array
-  spill: Array
-  fits: Array
+  weight: Any
+  corner: Any
+  order: Any
 
 
 class Lattice(NamedTuple):
-  """Tables of a static size; `capacity` rows of vertices, one more as a sink that stays 0.
+  """Vertices around n points. After them comes a sink, whose value stays 0.
 
   Attributes:
-    vertex: int32 [n D], the sink where a vertex is beyond the capacity.
-    rows: int32 [rows 8] entries that a row adds up; n D where there is none.
-    groups: int32 [capacity 8] rows that a vertex adds up.
-    spill: int32 [spill 8] further rows, for vertices of more than 64 entries.
-    spill_vertex: int32 [spill] the vertices they belong to.
-    neighbours: int32 [D, 2, capacity + 1] vertices before and after along each axis.
-    overflow: bool [], whether anything did not fit: results are wrong then.
+    vertex: int32 [D n] number of each corner's vertex; the sink where there is no room for it.
+    neighbours: int32 [D 2 capacity + 1] vertices before and after along each axis, or the sink.
+    overflow: bool [], whether vertices did not fit: results are wrong then.
   """
 
-  vertex: Array
-  rows: Array
-  groups: Array
-  spill: Array
-  spill_vertex: Array
-  neighbours: Array
-  overflow: Array
+  vertex: Any
+  neighbours: Any
+  overflow: Any
 
 
-class Sizes(NamedTuple):
-  """Static sizes of a lattice's tables."""
-
-  capacity: int
-  rows: int
-  spill: int
-
-
-def safe_sizes(n: int, d: int) -> Sizes:
-  """Sizes that hold the lattice of any n points."""
-  entries = n * (d + 1)
-  return Sizes(entries, entries, entries // _GROUP**2 + 1)
-
-
-def fit_sizes(n: int, d: int, size: int, rows: int, spill: int) -> Sizes:
-  """Sizes for what was counted, rounded up so that few different programs are compiled."""
-  return Sizes(
-    *(
-      min(_round_up(x), bound)
-      for x, bound in zip((size, rows, spill), safe_sizes(n, d), strict=True)
-    )
-  )
-
-
-def _round_up(x: int) -> int:
-  """The next number with four leading bits, at most an eighth more; at least 64."""
-  step = 1 << max(x.bit_length() - 4, 6)
-  return max(-(-x // step) * step, 64)
-
-
-def barycentric(features: Array) -> tuple[Array, Array, Array]:
-  """Simplex and position in it of each point.
+def barycentric(features: Array) -> Corners:
+  """Simplex of each point, and its position in there.
 
   Args:
     features: [n d], in units of the Gaussian's standard deviation.
+  """
+  d = features.shape[1]
+  size = d + 1
+  unit = size * math.sqrt(2 / 3)
+
+  def elevate(*f: Array) -> tuple[list[Array], list[Array]]:
+    elevated = []
+    above = jnp.zeros_like(f[0])
+    for j in range(d, 0, -1):
+      c = f[j - 1] * (unit / math.sqrt(j * (j + 1)))
+      elevated.append(above - j * c)
+      above = above + c
+    elevated = [above, *elevated[::-1]]
+    return elevated, [jnp.round(lax.stop_gradient(e) / size).astype(jnp.int32) for e in elevated]
+
+  def sort(elevated: list[Array], corner: list[Array]) -> tuple[list[Array], list[Array]]:
+    rest = [e - r.astype(e.dtype) * size for e, r in zip(elevated, corner, strict=True)]
+    rank = [functools.reduce(jnp.add, corner)] * size
+    for a in range(size):
+      for b in range(a + 1, size):
+        less = (rest[a] < rest[b]).astype(jnp.int32)
+        rank[a] = rank[a] + less
+        rank[b] = rank[b] + 1 - less
+    wrap = [(r < 0).astype(jnp.int32) - (r > d).astype(jnp.int32) for r in rank]
+    return (
+      [r + size * u for r, u in zip(rank, wrap, strict=True)],
+      [r + u for r, u in zip(corner, wrap, strict=True)],
+    )
+
+  def weigh(
+    elevated: list[Array], corner: list[Array], rank: list[Array]
+  ) -> tuple[list[Array], list[Array]]:
+    # Ranks are a permutation of 0..d; a sum of selections is quicker than a sort.
+    def by_rank(values: list[Any], t: int) -> Array:
+      chosen = [jnp.where(r == t, x, 0) for r, x in zip(rank, values, strict=True)]
+      return functools.reduce(jnp.add, chosen)
+
+    v = [e / size - r.astype(e.dtype) for e, r in zip(elevated, corner, strict=True)]
+    at = [by_rank(v, t) for t in range(size)]
+    weight = [1 + at[d] - at[0], *(at[d - k] - at[size - k] for k in range(1, size))]
+    return weight, [by_rank(list(range(size)), t).astype(jnp.int32) for t in range(size)]
+
+  elevated, corner = staged(elevate, *(features[:, j] for j in range(d)))
+  rank, corner = staged(sort, lax.stop_gradient(elevated), corner)
+  weight, order = staged(weigh, elevated, corner, rank)
+  return Corners(jnp.stack(weight), jnp.stack(corner), jnp.stack(order))
+
+
+def staged(f: Any, *args: Any, blocks: int = 16) -> Any:
+  """f(*args) of arrays [n ...] in a loop over blocks of n.
+
+  What a loop returns is stored; elsewhere XLA for CPUs drops optimization barriers and fuses stages
+  into one another, computing the first again for every element that the second reads.
+  """
+  n = jax.tree.leaves(args)[0].shape[0]
+  length = -(-n // blocks)
+
+  def split(x: Array) -> Array:
+    pad = ((0, length * blocks - n),) + ((0, 0),) * (x.ndim - 1)
+    return (jnp.pad(x, pad) if length * blocks > n else x).reshape(blocks, length, *x.shape[1:])
+
+  out = lax.map(lambda block: f(*block), jax.tree.map(split, args))
+  return jax.tree.map(lambda x: x.reshape(blocks * length, *x.shape[2:])[:n], out)
+
+
+def _key_bits(n: int) -> int:
+  """How many bits the packed coordinates of a vertex may take beside a point's number."""
+  return min(63 - max((n - 1).bit_length(), 1), _COLOUR_SHIFT)
+
+
+def _round_up(size: int) -> int:
+  """The next number with three leading bits, so that few different programs are compiled."""
+  step = 1 << max(size.bit_length() - 3, 6)
+  return -(-size // step) * step
+
+
+def host_lattice(corner: np.ndarray, order: np.ndarray) -> Lattice | None:
+  """The lattice of the n points of `barycentric`, with room for little more than its vertices.
+
+  Args:
+    corner: int32 [D n].
+    order: int32 [D n].
 
   Returns:
-    weights [n D] by remainder class; the simplex's corner of class 0, divided by D, int32 [n D];
-    and its coordinates' ranks int32 [n D], which name the permutation.
+    Arrays of NumPy's. None if a vertex's coordinates don't fit into the key that it is found by.
   """
-  n, d = features.shape
-  size = d + 1
-  i = np.arange(1, size)
-  scale = size * np.sqrt(2 / 3) / np.sqrt(i * (i + 1))
-  c = features * scale.astype(features.dtype)[None]
-  # e_j = sum_{i > j} c_i - j c_j; column 0 of c stands for nothing.
-  above = jnp.cumsum(c[:, ::-1], 1)[:, ::-1]
-  after = jnp.concatenate([above[:, 1:], jnp.zeros((n, 1), c.dtype)], 1)
-  elevated = jnp.concatenate([above[:, :1], after - i.astype(c.dtype)[None] * c], 1)
-
-  corner = lax.stop_gradient(jnp.round(elevated / size)).astype(jnp.int32)
-  rest = elevated - corner.astype(c.dtype) * size
-  rank = [jnp.zeros(n, jnp.int32)] * size
-  for a in range(size):
-    for b in range(a + 1, size):
-      less = (rest[:, a] < rest[:, b]).astype(jnp.int32)
-      rank[a] = rank[a] + less
-      rank[b] = rank[b] + 1 - less
-  ranks = jnp.stack(rank, 1) + corner.sum(1, keepdims=True)
-  low, high = ranks < 0, ranks > d
-  ranks = ranks + size * (low.astype(jnp.int32) - high.astype(jnp.int32))
-  corner = corner + low.astype(jnp.int32) - high.astype(jnp.int32)
-
-  v = (elevated - corner.astype(c.dtype) * size) / size
-  # In order of rank, which is a permutation of 0..d; a sum of selections is quicker than a sort.
-  ordered = [jnp.where(ranks == r, v, 0).sum(1) for r in range(size)]
-  weights = [ordered[d - k] - ordered[size - k] for k in range(1, size)]
-  first = 1 + ordered[d] - ordered[0]
-  return jnp.stack([first, *weights], 1), corner, ranks
-
-
-def sort_points(features: Array) -> SortedPoints:
-  """Finds the lattice's vertices around points [n d]."""
-  n, d = features.shape
-  size = d + 1
-  weight, corner, ranks = barycentric(features)
-  corner, ranks = lax.stop_gradient((corner, ranks))
-  # Vertex k has coordinates D (corner_i - [rank_i > d - k]) + k; the last follows from the others.
-  low = corner[:, :d].min(0) - 3
-  span = corner[:, :d].max(0) + 3 - low
+  size, n = corner.shape
+  d = size - 1
+  low = corner[:d].min(1) - 3
+  span = corner[:d].max(1) + 3 - low
+  if np.log2(span.astype(np.float64)).sum() >= _key_bits(n):
+    return None
+  strides = np.concatenate([np.cumprod(np.append(1, span[:-1]), dtype=np.int64), [0]])
   id_bits = max((n - 1).bit_length(), 1)
-  bits = min(63 - id_bits, _COLOUR_SHIFT)
-  fits = jnp.log2(span.astype(jnp.float32)).sum() < bits
+  # The last coordinate follows from the others, and the key of vertex k + 1 from that of k.
+  keys = [strides[:d] @ (corner[:d] - low[:, None])]
+  for k in range(d):
+    keys.append(keys[-1] - strides[order[d - k]])
+
+  def unique(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Sorting keys with the points in their low bits is several times quicker than an argsort.
+    both = (key << id_bits) | np.arange(n)
+    both.sort()
+    key = both >> id_bits
+    new = np.append(True, key[1:] != key[:-1])
+    vertex = np.empty(n, np.int32)
+    vertex[both & ((1 << id_bits) - 1)] = np.cumsum(new, dtype=np.int32) - 1
+    return key[new], vertex
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    found = list(pool.map(unique, keys))
+    starts = np.cumsum([0, *(len(key) for key, _ in found)]).astype(np.int32)
+    sink = _round_up(int(starts[-1]))
+    neighbours = np.full((size, 2, sink + 1), sink, np.int32)
+
+    def connect(axis: int) -> None:
+      for k in range(size):
+        # One step along the axis adds 1 to all coordinates but its own, from which it takes d.
+        key, after = found[k][0], found[(k + 1) % size][0]
+        wanted = key - strides[axis] + (strides.sum() if k == d else 0)
+        at = np.minimum(np.searchsorted(after, wanted), len(after) - 1)
+        there = np.flatnonzero(after[at] == wanted)
+        here, beyond = there + starts[k], at[there] + starts[(k + 1) % size]
+        neighbours[axis, 1, here] = beyond
+        neighbours[axis, 0, beyond] = here
+
+    list(pool.map(connect, range(size)))
+  vertex = np.stack([v + start for (_, v), start in zip(found, starts, strict=False)])
+  return Lattice(vertex, neighbours, np.zeros((), bool))
+
+
+def make_lattice(corners: Corners, capacity: int) -> Lattice:
+  """`host_lattice` under jit, of a static number of vertices."""
+  corner, order = corners.corner, corners.order
+  size, n = corner.shape
+  d = size - 1
+  low = corner[:d].min(1) - 3
+  span = corner[:d].max(1) + 3 - low
+  fits = jnp.log2(span.astype(jnp.float32)).sum() < _key_bits(n)
+  id_bits = np.uint64(max((n - 1).bit_length(), 1))
   with jax.enable_x64(True):
-    span64 = span.astype(jnp.uint64)
-    strides = [jnp.uint64(1)]
+    steps = [jnp.uint64(1)]
+    for i in range(d - 1):
+      steps.append(steps[-1] * span[i].astype(jnp.uint64))
+    strides = jnp.stack([*steps, jnp.uint64(0)])
+    key = jnp.zeros(n, jnp.uint64)
     for i in range(d):
-      strides.append(strides[-1] * span64[i])
-    offset = corner[:, :d] - low[None]
-    ids = lax.iota(jnp.uint64, n)
-    keys, points, new = [], [], []
-    for k in range(size):
-      a = (offset - (ranks[:, :d] > d - k).astype(jnp.int32)).astype(jnp.uint64)
-      packed = a[:, 0]
-      for i in range(1, d):
-        packed = packed + a[:, i] * strides[i]
-      # One operand sorts several times faster than two. Classes are sorted one by one.
-      found = lax.sort((packed << np.uint64(id_bits)) | ids, is_stable=False)
-      key = found >> np.uint64(id_bits)
-      points.append((found & np.uint64((1 << id_bits) - 1)).astype(jnp.int32))
-      new.append(jnp.concatenate([jnp.ones(1, bool), key[1:] != key[:-1]]))
-      keys.append(key | np.uint64(k << _COLOUR_SHIFT))
-    key = jnp.concatenate(keys)
-    zero = jnp.uint64(0)
-    steps = [*strides[:d], zero]
-    total = functools.reduce(jnp.add, steps)
-    delta = jnp.stack(
-      [
-        jnp.stack(
-          [zero - steps[j] + np.uint64(1 << _COLOUR_SHIFT)] * d
-          + [total - steps[j] - np.uint64(d << _COLOUR_SHIFT)]
-        )
-        for j in range(size)
-      ]
+      key = key + (corner[i] - low[i]).astype(jnp.uint64) * strides[i]
+    one_class = np.uint64(1 << _COLOUR_SHIFT)
+
+    # A loop compiles its sort once.
+    def unique(
+      carry: tuple[Array, Array, Array, Array], dropped: Array
+    ) -> tuple[tuple[Array, Array, Array, Array], Array]:
+      key, count, table, colour = carry
+      both = lax.sort((key << id_bits) | lax.iota(jnp.uint64, n), is_stable=False)
+      found = both >> id_bits
+      new = jnp.concatenate([jnp.ones(1, bool), found[1:] != found[:-1]])
+      number = count + _cumulative(new.astype(jnp.int32)) - 1
+      point = (both & ((np.uint64(1) << id_bits) - np.uint64(1))).astype(jnp.int32)
+      vertex = jnp.zeros(n, jnp.int32).at[point].set(number, unique_indices=True)
+      table = table.at[jnp.where(new, number, capacity)].set(found + colour, mode="drop")
+      return (key - strides[dropped], number[-1] + 1, table, colour + one_class), vertex
+
+    start = (
+      key,
+      jnp.zeros((), jnp.int32),
+      jnp.full(capacity, np.uint64(2**64 - 1)),
+      jnp.uint64(0),
     )
-    halves = [_halves(key), _halves(delta)]
-  first = jnp.concatenate(new)
-  vertex_of = jnp.cumsum(first.astype(jnp.int32)) - 1
-  vertex = jnp.stack(
-    [
-      jnp.zeros(n, jnp.int32)
-      .at[points[k]]
-      .set(vertex_of[k * n : (k + 1) * n], unique_indices=True, mode="promise_in_bounds")
-      for k in range(size)
-    ],
-    1,
-  )
-  entry = jnp.concatenate([p * size + k for k, p in enumerate(points)])
-  at = lax.iota(jnp.int32, n * size)
-  within = at - lax.cummax(jnp.where(first, at, 0))
-  rows = (within % _GROUP == 0).sum(dtype=jnp.int32)
-  spill = ((within % _GROUP**2 == 0) & ~first).sum(dtype=jnp.int32)
-  return SortedPoints(
-    weight,
-    vertex,
-    entry,
-    vertex_of,
-    halves[0],
-    halves[1],
-    vertex_of[-1] + 1,
-    rows,
-    spill,
-    fits,
-  )
+    (_, count, table, _), vertex = lax.scan(unique, start, order[::-1])
+    alive = lax.iota(jnp.int32, capacity) < count
+    last = (table >> np.uint64(_COLOUR_SHIFT)) == d
 
+    def after(stride: Array) -> Array:
+      wanted = table - stride + one_class
+      wanted = jnp.where(last, wanted + strides.sum() - np.uint64(size) * one_class, wanted)
+      at = jnp.minimum(jnp.searchsorted(table, wanted).astype(jnp.int32), capacity - 1)
+      return jnp.where(alive & (table[at] == wanted), at, capacity)
 
-def _halves(x: Array) -> Array:
-  """uint64 [...] -> uint32 [... 2], so that no 64-bit array leaves the code that needs it."""
-  return jnp.stack([(x >> np.uint64(32)).astype(jnp.uint32), x.astype(jnp.uint32)], -1)
-
-
-def _whole(x: Array) -> Array:
-  """uint32 [... 2] -> uint64 [...]."""
-  return (x[..., 0].astype(jnp.uint64) << np.uint64(32)) | x[..., 1].astype(jnp.uint64)
-
-
-def make_lattice(points: SortedPoints, sizes: Sizes) -> Lattice:
-  """Tables of the lattice, of static sizes."""
-  n, size = points.vertex.shape
-  entries = n * size
-  capacity = sizes.capacity
-  start = jnp.searchsorted(points.vertex_of, lax.iota(jnp.int32, capacity + 1)).astype(jnp.int32)
-  count = jnp.diff(start)
-
-  rows_of = -(-count // _GROUP)
-  rows = _table(start[:-1], start[1:], rows_of, sizes.rows, entries)
-  rows = jnp.where(rows < entries, points.entry[jnp.minimum(rows, entries - 1)], entries)
-  row_start = jnp.cumsum(rows_of) - rows_of
-  row_end = row_start + rows_of
-  groups = row_start[:, None] + np.arange(_GROUP, dtype=np.int32)[None]
-  groups = jnp.where(groups < jnp.minimum(row_end, sizes.rows)[:, None], groups, sizes.rows)
-  spills_of = jnp.maximum(-(-rows_of // _GROUP) - 1, 0)
-  spill = _table(row_start + _GROUP, row_end, spills_of, sizes.spill, sizes.rows)
-  spill_vertex = _owner(spills_of, sizes.spill)
-
-  with jax.enable_x64(True):
-    at = jnp.minimum(start[:-1], entries - 1)
-    alive = lax.iota(jnp.int32, capacity) < points.size
-    key = jnp.where(alive, _whole(points.key[at]), np.uint64(2**64 - 1))
-    colour = (key >> np.uint64(_COLOUR_SHIFT)).astype(jnp.int32)
-    safe_colour = jnp.minimum(colour, size - 1)
-
-    def after(delta: Array) -> Array:
-      wanted = key + _whole(delta)[safe_colour]
-      found = jnp.minimum(jnp.searchsorted(key, wanted).astype(jnp.int32), capacity - 1)
-      return jnp.where(alive & (key[found] == wanted), found, capacity)
-
-    # A loop over the axes compiles six times faster than six searches.
-    after_of = lax.map(after, points.delta)
+    beyond = lax.map(after, strides)
   own = lax.iota(jnp.int32, capacity)
-
-  def before(after: Array) -> Array:
-    return jnp.full(capacity, capacity, jnp.int32).at[after].set(own, mode="drop")
-
-  neighbours = jnp.stack([lax.map(before, after_of), after_of], 1)
-  sink = jnp.full((size, 2, 1), capacity, jnp.int32)
-  overflow = (
-    ~points.fits
-    | (points.size > capacity)
-    | (points.rows > sizes.rows)
-    | (points.spill > sizes.spill)
-  )
-  return Lattice(
-    jnp.minimum(points.vertex, capacity),
-    rows,
-    groups,
-    spill,
-    spill_vertex,
-    jnp.concatenate([neighbours, sink], 2),
-    overflow,
-  )
+  sink = jnp.full((size, 1), capacity, jnp.int32)
+  before = jax.vmap(
+    lambda at: (
+      jnp.full(capacity + 1, capacity, jnp.int32).at[at].set(own).at[capacity].set(capacity)
+    )
+  )(beyond)
+  neighbours = jnp.stack([before, jnp.concatenate([beyond, sink], 1)], 1)
+  return Lattice(jnp.minimum(vertex, capacity), neighbours, ~fits | (count > capacity))
 
 
-def _owner(counts: Array, length: int) -> Array:
-  """Which of the owners of so many rows each owns row i < length."""
-  ends = jnp.cumsum(counts)
-  owner = jnp.searchsorted(ends, lax.iota(jnp.int32, length), side="right")
-  return owner.astype(jnp.int32)
+def _cumulative(x: Array) -> Array:
+  """Inclusive cumulative sum of int32 [n].
 
+  A loop over columns of a square: it compiles in no time, unlike XLA's tree of slices.
+  """
+  n = x.shape[0]
+  side = max(math.isqrt(n - 1) + 1, 1)
+  columns = jnp.pad(x, (0, side * side - n)).reshape(side, side).T
 
-def _table(start: Array, end: Array, counts: Array, length: int, none: int) -> Array:
-  """Splits the ranges [start, end) into rows of 8 consecutive numbers: int32 [length 8]."""
-  owner = _owner(counts, length)
-  safe = jnp.minimum(owner, counts.shape[0] - 1)
-  row = lax.iota(jnp.int32, length) - (jnp.cumsum(counts) - counts)[safe]
-  at = (start[safe] + _GROUP * row)[:, None] + np.arange(_GROUP, dtype=np.int32)[None]
-  inside = (at < end[safe][:, None]) & (owner < counts.shape[0])[:, None]
-  return jnp.where(inside, at, none)
+  def along(total: Array, column: Array) -> tuple[Array, Array]:
+    return total + column, total + column
 
-
-def table_weights(lattice: Lattice, weight: Array) -> Array:
-  """Weights [n D] in the order of the splat's table: [rows 8], 0 where it is empty."""
-  flat = jnp.append(weight.reshape(-1), jnp.zeros(1, weight.dtype))
-  return flat[lattice.rows]
+  ends, parts = lax.scan(along, jnp.zeros(side, jnp.int32), columns)
+  _, before = lax.scan(lambda t, e: (t + e, t), jnp.zeros((), jnp.int32), ends)
+  return (parts + before[None]).T.reshape(-1)[:n]
 
 
 @jax.custom_vjp
-def lattice_filter(
-  x: Array, splat: Array, cut: Array, tables: tuple[Array, Array], lattice: Lattice
-) -> Array:
+def lattice_filter(x: Array, splat: Array, cut: Array, lattice: Lattice) -> Array:
   """Blurs values [n c] given at the lattice's points.
 
-  The kernel is a matrix of rank at most `size`: cut @ blur @ splat^T.
+  The kernel is a matrix of rank at most the number of vertices: cut @ blur @ splat^T.
 
   Args:
-    x: [n c] values.
-    splat: [n D] weights by which values are spread: barycentric weights times whatever
+    x: [n c] values. Multiples of 8 channels are quickest.
+    splat: [D n] weights by which values are spread: barycentric weights times whatever
       normalises the kernel.
-    cut: [n D] the same for reading them.
-    tables: `table_weights` of both, made once for many calls.
+    cut: [D n] the same for reading them.
     lattice: the tables.
 
   Returns:
@@ -329,52 +288,43 @@ def lattice_filter(
     the almost everywhere existing derivative of the filter by the features. It knows nothing of
     points that move into another simplex.
   """
-  return _slice(_blur(_splat(x, tables[0], lattice), lattice), cut, lattice)
+  return _slice(_blur(_splat(x, splat, lattice), lattice), cut, lattice)
 
 
-def _forward(x, splat, cut, tables, lattice):
-  return lattice_filter(x, splat, cut, tables, lattice), (x, splat, cut, tables, lattice)
+def _forward(x, splat, cut, lattice):
+  return lattice_filter(x, splat, cut, lattice), (x, splat, cut, lattice)
 
 
 def _backward(saved, g):
-  x, splat, cut, tables, lattice = saved
-  back = _blur(_splat(g, tables[1], lattice), lattice, reverse=True)
-  ahead = _blur(_splat(x, tables[0], lattice), lattice)
-  by_splat = jnp.stack([(x * back[lattice.vertex[:, k]]).sum(1) for k in range(splat.shape[1])], 1)
-  by_cut = jnp.stack([(g * ahead[lattice.vertex[:, k]]).sum(1) for k in range(cut.shape[1])], 1)
-  zeros = jax.tree.map(jnp.zeros_like, tables)
+  x, splat, cut, lattice = saved
+  back = _blur(_splat(g, cut, lattice), lattice, reverse=True)
+  ahead = _blur(_splat(x, splat, lattice), lattice)
+  by_splat = jnp.stack([(x * back[vertex]).sum(1) for vertex in lattice.vertex])
+  by_cut = jnp.stack([(g * ahead[vertex]).sum(1) for vertex in lattice.vertex])
   none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), lattice)
-  return _slice(back, splat, lattice), by_splat, by_cut, zeros, none
+  return _slice(back, splat, lattice), by_splat, by_cut, none
 
 
 lattice_filter.defvjp(_forward, _backward)
 
 
-def _sum_rows(x: Array, index: Array, weight: Array | None = None) -> Array:
-  """sum_j weight[:, j] x[index[:, j]]; unrolled, as one fused loop without the gathered array."""
-  total: Array | None = None
-  for j in range(index.shape[1]):
-    term = x.at[index[:, j]].get(mode="promise_in_bounds")
-    if weight is not None:
-      term = term * weight[:, j : j + 1]
-    total = term if total is None else total + term
-  assert total is not None
-  return total
-
-
-def _append_zero(x: Array) -> Array:
-  return jnp.concatenate([x, jnp.zeros((1, x.shape[1]), x.dtype)])
-
-
-def _splat(x: Array, table: Array, lattice: Lattice) -> Array:
+def _splat(x: Array, weight: Array, lattice: Lattice) -> Array:
   """[n c] -> [capacity + 1, c]."""
-  size = lattice.vertex.shape[1]
-  points = jnp.minimum(lattice.rows // size, x.shape[0] - 1)
-  partial = _append_zero(_sum_rows(x, points, table))
-  values = _append_zero(_sum_rows(partial, lattice.groups))
-  # The few vertices of very many points.
-  rest = _sum_rows(partial, lattice.spill)
-  return values.at[lattice.spill_vertex].add(rest, mode="drop")
+  n, c = x.shape
+  block = min(n, _BLOCK)
+
+  def add(values: Array, i: Array) -> tuple[Array, None]:
+    # The last block begins earlier, to be as long as the others.
+    start = jnp.minimum(i * block, n - block)
+    fresh = start + lax.iota(jnp.int32, block) >= i * block
+    vertex = lax.dynamic_slice_in_dim(lattice.vertex, start, block, axis=1)
+    share = lax.dynamic_slice_in_dim(weight, start, block, axis=1) * fresh[None]
+    rows = lax.dynamic_slice_in_dim(x, start, block)
+    rows = (share[:, :, None] * rows[None]).reshape(-1, c)
+    return values.at[vertex.reshape(-1)].add(rows, mode="promise_in_bounds"), None
+
+  empty = jnp.zeros((lattice.neighbours.shape[-1], c), x.dtype)
+  return lax.scan(add, empty, lax.iota(jnp.int32, -(-n // block)))[0]
 
 
 def _blur(values: Array, lattice: Lattice, *, reverse: bool = False) -> Array:
@@ -389,8 +339,13 @@ def _blur(values: Array, lattice: Lattice, *, reverse: bool = False) -> Array:
 
 
 def _slice(values: Array, weight: Array, lattice: Lattice) -> Array:
-  """[capacity + 1, c] -> [n c]."""
-  return _sum_rows(values, lattice.vertex, weight)
+  """[capacity + 1, c] -> [n c]; unrolled, as one fused loop without the gathered arrays."""
+  total: Array | None = None
+  for vertex, share in zip(lattice.vertex, weight, strict=True):
+    term = values.at[vertex].get(mode="promise_in_bounds") * share[:, None]
+    total = term if total is None else total + term
+  assert total is not None
+  return total
 
 
 def scale(d: int) -> float:

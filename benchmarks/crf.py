@@ -1,0 +1,215 @@
+"""The dense CRF's speed and error, beside pydensecrf's where that is installed.
+
+  python benchmarks/crf.py FOLDER             # of FOLDER/images and FOLDER/masks
+  python benchmarks/crf.py FOLDER --error --picture=crf.png
+  python benchmarks/crf.py FOLDER --large     # time and memory of 4000 x 3000 pixels
+
+Speed: a whole call, 10 iterations, 21 classes, with everything that depends on the image; calls
+take turns and the best of each counts, as another process may hold a core. Error: how many pixels
+have the label that exact mean field gives them, on crops of photos, for two kinds of logits: a
+coarse, partly wrong mask ("mask") and smooth noise that has nothing to do with the image ("noise").
+"""
+
+import functools
+import importlib.util
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+from jseg.crf import CrfParams, dense_crf, lattice_size, unary_from_labels
+from jseg.data import read_image
+
+_SIZE = flags.DEFINE_list("size", ["375", "500"], "height and width of the images that are timed")
+_CLASSES = flags.DEFINE_integer("classes", 21, "number of classes")
+_REPEAT = flags.DEFINE_integer("repeat", 5, "calls of each side")
+_BATCH = flags.DEFINE_integer("batch", 0, "also time a batch of so many images")
+_ERROR = flags.DEFINE_bool("error", False, "measure errors and not speed")
+_CROPS = flags.DEFINE_integer("crops", 4, "number of crops")
+_CROP = flags.DEFINE_integer("crop", 80, "their height and width")
+_LARGE = flags.DEFINE_bool(
+  "large", False, "time 4000 x 3000 pixels, once, and tell the peak memory"
+)
+_PICTURE = flags.DEFINE_string("picture", "", "PNG with a plot of errors or times")
+
+BANDWIDTHS = ((80, 13), (49, 5), (67, 3))
+PARAMS = CrfParams(spatial_weight=3.0, spatial_sigma=3.0, bilateral_weight=10.0)
+METHODS: dict[str, dict[str, Any]] = {
+  "lattice": {},
+  "landmarks 64": {"method": "landmarks", "landmarks": 64},
+  "landmarks 256": {"method": "landmarks", "landmarks": 256},
+  "landmarks 1024": {"method": "landmarks", "landmarks": 1024},
+}
+
+
+def pydensecrf(logits: np.ndarray, image: np.ndarray, params: CrfParams) -> np.ndarray:
+  """The same call there."""
+  import pydensecrf.densecrf as reference
+
+  h, w, k = logits.shape
+  crf = reference.DenseCRF2D(w, h, k)
+  crf.setUnaryEnergy(-np.asarray(jax.nn.log_softmax(logits)).reshape(-1, k).T.copy())
+  crf.addPairwiseGaussian(sxy=params.spatial_sigma, compat=params.spatial_weight)
+  crf.addPairwiseBilateral(
+    sxy=params.bilateral_sigma_xy,
+    srgb=params.bilateral_sigma_rgb,
+    rgbim=np.ascontiguousarray(image),
+    compat=params.bilateral_weight,
+  )
+  return np.array(crf.inference(params.iterations)).T.reshape(h, w, k)
+
+
+def sides() -> dict[str, Callable[..., Any]]:
+  """What is compared, by name."""
+  found: dict[str, Callable[..., Any]] = {
+    name: lambda logits, image, params, more=more: np.asarray(
+      dense_crf(logits, image, params.replace(**more))
+    )
+    for name, more in METHODS.items()
+  }
+  if importlib.util.find_spec("pydensecrf"):
+    found = {"pydensecrf": pydensecrf, **found}
+  return found
+
+
+def noise(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+  """Smooth random logits with a standard deviation of 1."""
+  logits = np.random.default_rng(seed).normal(size=(*shape, _CLASSES.value))
+  logits = np.stack([cv2.GaussianBlur(x, (0, 0), 8) for x in np.moveaxis(logits, -1, 0)], -1)
+  return (logits / logits.std()).astype(np.float32)
+
+
+def coarse(label: np.ndarray, seed: int = 0) -> np.ndarray:
+  """Logits of a mask at an eighth of the resolution, of which a tenth is wrong."""
+  rng = np.random.default_rng(seed)
+  h, w = label.shape
+  small = cv2.resize(label, (-(-w // 8), -(-h // 8)), interpolation=cv2.INTER_NEAREST)
+  wrong = rng.random(small.shape) < 0.1
+  small = np.where(wrong, rng.integers(0, _CLASSES.value, small.shape), small).astype(np.uint8)
+  label = cv2.resize(small, (w, h), interpolation=cv2.INTER_NEAREST)
+  return np.asarray(unary_from_labels(label, _CLASSES.value, 0.7))
+
+
+def timed(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+  """Seconds of each, the best of several turns; the first, which compiles, doesn't count."""
+  times: dict[str, list[float]] = {name: [] for name in calls}
+  for _ in range(_REPEAT.value + 1):
+    for name, call in calls.items():
+      start = time.perf_counter()
+      call()
+      times[name].append(time.perf_counter() - start)
+  return {name: min(seconds[1:]) for name, seconds in times.items()}
+
+
+def photo(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+  """An image at a size."""
+  return cv2.resize(read_image(path), shape[::-1], interpolation=cv2.INTER_AREA)
+
+
+def speed(images: list[pathlib.Path]) -> dict[tuple[float, float], dict[str, float]]:
+  """Prints and returns seconds by bandwidths."""
+  h, w = map(int, _SIZE.value)
+  image, logits = photo(images[0], (h, w)), noise((h, w))
+  both = {name: call for name, call in sides().items() if "landmarks" not in name}
+  table: dict[tuple[float, float], dict[str, float]] = {}
+  for xy, rgb in BANDWIDTHS:
+    params = PARAMS.replace(bilateral_sigma_xy=float(xy), bilateral_sigma_rgb=float(rgb))
+    calls = {name: functools.partial(f, logits, image, params) for name, f in both.items()}
+    default = params.replace(spatial_sigma=1.0)
+    calls["lattice, spatial sigma 1"] = functools.partial(both["lattice"], logits, image, default)
+    if _BATCH.value:
+      batch = [np.stack([x] * _BATCH.value) for x in (logits, image)]
+      calls["lattice, an image of a batch"] = functools.partial(both["lattice"], *batch, params)
+    found = timed(calls)
+    if _BATCH.value:
+      found["lattice, an image of a batch"] /= _BATCH.value
+    table[xy, rgb] = found
+    text = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.items())
+    print(f"({xy}, {rgb}) {lattice_size(image, params)} vertices: {text}", flush=True)
+  return table
+
+
+def error(
+  images: list[pathlib.Path], masks: pathlib.Path
+) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
+  """Prints and returns the share of labels as in exact mean field, by logits and bandwidths."""
+  size = _CROP.value
+  table: dict[str, dict[tuple[float, float], dict[str, float]]] = {}
+  for kind in ("mask", "noise"):
+    table[kind] = {}
+    for xy, rgb in BANDWIDTHS:
+      params = PARAMS.replace(bilateral_sigma_xy=float(xy), bilateral_sigma_rgb=float(rgb))
+      agreement: dict[str, list[float]] = {}
+      for seed, path in enumerate(images[: _CROPS.value]):
+        image, label = read_image(path), np.asarray(Image.open(masks / f"{path.stem}.png"))
+        top, left = ((n - size) // 2 for n in label.shape)
+        place = np.s_[top : top + size, left : left + size]
+        image, label = image[place], label[place]
+        logits = coarse(label, seed) if kind == "mask" else noise(label.shape, seed)
+        exact = params.replace(method="exact", spatial_filter="exact")
+        truth = np.asarray(dense_crf(logits, image, exact)).argmax(-1)
+        for name, f in sides().items():
+          same = f(logits, image, params).argmax(-1) == truth
+          agreement.setdefault(name, []).append(same.mean())
+      table[kind][xy, rgb] = {name: float(np.mean(x)) for name, x in agreement.items()}
+      text = ", ".join(f"{name} {x:.3f}" for name, x in table[kind][xy, rgb].items())
+      print(f"{kind} ({xy}, {rgb}): {text}", flush=True)
+  return table
+
+
+def large(images: list[pathlib.Path]) -> None:
+  """Prints time and memory of a large photo."""
+  image, logits = photo(images[0], (3000, 4000)), noise((3000, 4000))
+  for iterations in (10, 10):
+    start = time.perf_counter()
+    np.asarray(dense_crf(logits, image, CrfParams(iterations=iterations)))
+    print(f"4000 x 3000: {time.perf_counter() - start:.1f} s", flush=True)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  print(f"peak memory {peak:.1f} GiB, of which logits are {logits.nbytes / 2**30:.1f} GiB")
+
+
+def plot(panels: dict[str, dict[tuple[float, float], dict[str, float]]], unit: str) -> None:
+  """Bars by bandwidths, one panel for each table."""
+  _, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
+  for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
+    names = list(next(iter(table.values())))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+      places = np.arange(len(table)) + (i - (len(names) - 1) / 2) * width
+      ax.bar(places, [row[name] for row in table.values()], width, label=name)
+    ax.set_xticks(range(len(table)), [f"({xy}, {rgb})" for xy, rgb in table])
+    ax.set(title=title, xlabel="sigma of place and of colour", ylabel=unit)
+  axes[0][0].legend(fontsize="small")
+  plt.tight_layout()
+  plt.savefig(_PICTURE.value, dpi=100)
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags ask for."""
+  root = pathlib.Path(argv[1])
+  images = sorted((root / "images").iterdir())
+  if _LARGE.value:
+    large(images)
+  elif _ERROR.value:
+    panels = {
+      kind: {at: {n: 100 * (1 - x) for n, x in row.items()} for at, row in rows.items()}
+      for kind, rows in error(images, root / "masks").items()
+    }
+    if _PICTURE.value:
+      plot(panels, "pixels unlike exact mean field, %")
+  else:
+    times = {"whole call": speed(images)}
+    if _PICTURE.value:
+      plot(times, "seconds")
+
+
+if __name__ == "__main__":
+  app.run(main)
