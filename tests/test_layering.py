@@ -32,7 +32,7 @@ RANKS = {
   "loop": 11,
   "cli": 12,
 }
-SIBLINGS = {"data", "nn", "crf", "weights"}  # folders whose files may import one another
+SIBLINGS = {"data", "nn", "crf", "weights", "tasks"}  # folders whose files may import one another
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 

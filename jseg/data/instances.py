@@ -202,7 +202,8 @@ def paste(
 
   Probabilities belong to the middles of the box's cells; between them they are interpolated, and
   beyond the outermost ones they fall to 0 a cell further out, as in Detectron2's
-  `paste_masks_in_image`. Only the part of the image inside the box is ever computed.
+  `paste_masks_in_image`. (torchvision's rounds the box to whole pixels first, which moves edges by
+  up to one.) Only the part of the image inside the box is ever computed.
 
   Args:
     probabilities: float [m m].

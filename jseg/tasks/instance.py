@@ -24,7 +24,6 @@ from jseg.report import (
   InstanceSample,
   draw_objects,
   precision_table,
-  progress,
   save_instance_samples,
   spread,
   terminal_pictures,
@@ -35,8 +34,8 @@ from jseg.step import (
   make_moments_step,
   make_update_step,
   objects_forward,
-  shard,
 )
+from jseg.tasks.batches import make_results, training_batches
 from jseg.types import IGNORE, Array, Detections, InputError, InstanceOutputs, Targets
 
 # Where the smooth L1 loss turns from a parabola to a line, as in torchvision.
@@ -157,18 +156,8 @@ class InstanceTask:
 
   def batches(self, seed: int) -> Any:
     """Endless training batches; see `jseg.data.train_iterator`."""
-    config = self.config
-    return data.train_iterator(
-      self.dataset.source(config.data.train_split),
-      size=tuple(config.data.size),
-      batch_size=config.data.batch_size,
-      seed=seed,
-      channels=config.data.channels,
-      objects=(config.data.max_objects, config.data.mask_size),
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.threads,
-    )
+    objects = (self.config.data.max_objects, self.config.data.mask_size)
+    return training_batches(self.config, self.dataset, seed, objects=objects)
 
   def make_train_step(self, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainStep:
     """The training step: the sum of `losses`, each times its weight in the configuration."""
@@ -190,44 +179,20 @@ class InstanceTask:
     return {}
 
   def make_evaluator(self, model: nn.Module, split: str) -> Callable[[Any], InstanceScores]:
-    """Makes `evaluate(variables) -> InstanceScores` over one split, at the images' own size.
-
-    Every image counts once, whatever the batch size and the number of devices.
-    """
-    config, source = self.config, self.dataset.source(split)
-    local, world = jax.local_device_count(), jax.device_count()
-    batches = data.eval_batches(
-      source,
-      size=tuple(config.data.size),
-      label_size=None,
-      batch_size=-(-config.data.eval_batch_size // world) * world,
-      channels=config.data.channels,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.threads,
-    )
+    """Makes `evaluate(variables) -> InstanceScores` over one split, at the images' own size."""
+    source = self.dataset.source(split)
     step = make_detect_step(model, data.prepare)
-
-    def add(state: AveragePrecisionState, results: Any) -> AveragePrecisionState:
-      indices, sizes, detections = jax.device_get(results)
-      for place, index in enumerate(indices.tolist()):
-        if index >= 0:
-          truth = source[index]["objects"]
-          found = one_image(detections, place, sizes[place], truth.size)
-          state = state.update(index, truth, found)
-      return state
+    results = make_results(self.config, self.dataset, split, step, label_size=None)
 
     def evaluate(variables: Any) -> InstanceScores:
       state = AveragePrecisionState.empty(len(self.dataset.classes.names))
-      pending = None
-      for batch in progress(batches, f"evaluating {split}", len(batches)):
-        results = step(variables, shard(batch, local))
-        # One batch behind, so that the host pastes masks while the device finds the next ones.
-        if pending is not None:
-          state = add(state, pending)
-        pending = results
-      state = state if pending is None else add(state, pending)
-      return state.compute(max_detections=config.model.detections)
+      for indices, sizes, detections in map(jax.device_get, results(variables)):
+        for place, index in enumerate(indices.tolist()):
+          if index >= 0:
+            truth = source[index]["objects"]
+            found = one_image(detections, place, sizes[place], truth.size)
+            state = state.update(index, truth, found)
+      return state.compute(max_detections=self.config.model.detections)
 
     return evaluate
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,14 +20,14 @@ from jseg.metrics import ConfusionState, Scores, confusion
 from jseg.predict import Segmenter
 from jseg.report import (
   Sample,
-  progress,
   save_confusion_plot,
   save_samples,
   score_table,
   spread,
   terminal_samples,
 )
-from jseg.step import TrainStep, make_eval_step, make_moments_step, make_train_step, shard
+from jseg.step import TrainStep, make_eval_step, make_moments_step, make_train_step
+from jseg.tasks.batches import make_results, training_batches
 from jseg.types import Array, InputError, Outputs
 
 
@@ -117,19 +116,9 @@ class SemanticTask:
 
   def batches(self, seed: int) -> Any:
     """Endless training batches; see `jseg.data.train_iterator`."""
-    config = self.config
-    border = (config.loss.border_weight, config.loss.border_sigma)
-    return data.train_iterator(
-      self.dataset.source(config.data.train_split),
-      size=tuple(config.data.size),
-      batch_size=config.data.batch_size,
-      seed=seed,
-      channels=config.data.channels,
-      border=border if config.loss.border_weight else None,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.threads,
-    )
+    loss = self.config.loss
+    border = (loss.border_weight, loss.border_sigma) if loss.border_weight else None
+    return training_batches(self.config, self.dataset, seed, border=border)
 
   def make_train_step(self, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainStep:
     """The training step; see `jseg.step.make_train_step`."""
@@ -155,36 +144,15 @@ class SemanticTask:
     return {"miou": ConfusionState(counts["confusion"]).compute().miou}
 
   def make_evaluator(self, model: nn.Module, split: str) -> Callable[[Any], Scores]:
-    """Makes `evaluate(variables) -> Scores` over one split.
-
-    Every image counts once, whatever the batch size and the number of devices: the last batch is
-    filled up with images without a label.
-    """
-    config, num_classes = self.config, len(self.dataset.classes.names)
-    local, world = jax.local_device_count(), jax.device_count()
-    batches = data.eval_batches(
-      self.dataset.source(split),
-      size=tuple(config.data.size),
-      label_size=self.dataset.max_size(split),
-      batch_size=-(-config.data.eval_batch_size // world) * world,
-      channels=config.data.channels,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.threads,
-    )
-    step = make_eval_step(model, data.prepare)
+    """Makes `evaluate(variables) -> Scores` over one split."""
+    step, canvas = make_eval_step(model, data.prepare), self.dataset.max_size(split)
+    results = make_results(self.config, self.dataset, split, step, label_size=canvas)
 
     def evaluate(variables: Any) -> Scores:
-      state = ConfusionState.empty(num_classes)
-      pending = None
-      for batch in progress(batches, f"evaluating {split}", len(batches)):
-        arrays = {k: batch[k] for k in ("image", "size", "label", "label_size")}
-        counts = step(variables, shard(arrays, local))
-        # One batch behind, so that the host decodes while the device counts.
-        if pending is not None:
-          state = state.update(pending)
-        pending = counts
-      return (state if pending is None else state.update(pending)).compute()
+      state = ConfusionState.empty(len(self.dataset.classes.names))
+      for counts in results(variables):
+        state = state.update(counts)
+      return state.compute()
 
     return evaluate
 
