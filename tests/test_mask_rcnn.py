@@ -13,7 +13,7 @@ from jseg import models
 from jseg.models.mask_rcnn import MaskRCNN
 from jseg.nn import AXIS, iou
 from jseg.tasks.instance import losses
-from jseg.types import InputError, Targets
+from jseg.types import InputError, InstanceOutputs, Targets
 
 K = 4
 SIZE = (70, 83)
@@ -109,6 +109,36 @@ def run(given):
 @jax.jit
 def detect(variables, image, size):
   return build()[0].apply(variables, image, size=size)
+
+
+def test_losses_by_hand():
+  # One image, two anchors, three regions of which the last doesn't count, more classes than bytes.
+  zero = jnp.zeros((1, 3, 4))
+  outputs = InstanceOutputs(
+    rpn_logits=jnp.array([[2.0, -1.0]]),
+    rpn_deltas=jnp.array([[[1.0, 0, 0, 1 / 18], [9, 9, 9, 9]]]),
+    rpn_labels=jnp.array([[True, False]]),
+    rpn_targets=zero[:, :2],
+    rpn_sampled=jnp.array([[True, True]]),
+    class_logits=jnp.zeros((1, 3, 300)).at[0, 0, 255].set(5.0),
+    deltas=zero.at[0, 0, 2].set(-0.5).at[0, 1:].set(7.0),
+    classes=jnp.array([[255, 0, 299]]),
+    targets=zero,
+    sampled=jnp.array([[True, True, False]]),
+    mask_logits=jnp.array([[[[0.0, 3.0]], [[jnp.inf, jnp.nan]]]]),
+    masks=jnp.array([[[[1.0, 0.25]], [[0.0, 0.0]]]]),
+    mask_valid=jnp.array([[True, False]]),
+  )
+  ours = {name: (float(total), float(count)) for name, (total, count) in losses(outputs).items()}
+  expected = {
+    "rpn_objectness": (np.logaddexp(0, -2) + np.logaddexp(0, -1), 2),
+    # A parabola below a ninth, a line above.
+    "rpn_box": (1 - 1 / 18 + (1 / 18) ** 2 * 4.5, 2),
+    "box_class": (np.log(299 + np.exp(5)) - 5 + np.log(300), 2),
+    "box": (0.5 - 1 / 18, 2),
+    "mask": (np.logaddexp(0, 0) + np.logaddexp(0, 3) - 0.75, 2),
+  }
+  assert ours == {name: pytest.approx(pair, rel=1e-5) for name, pair in expected.items()}
 
 
 def test_detections():

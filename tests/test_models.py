@@ -67,6 +67,7 @@ def test_dimensions():
     ("unet", 2, {"width": 3}, r"unet has no setting 'width'; choose from widths, padding, norm"),
     ("unet", 1, {}, r"num_classes: 1 must be 2 to 255"),
     ("unet", 256, {}, r"num_classes: 256 must be 2 to 255"),
+    ("mask_rcnn", 1, {}, r"num_classes: 1 must be at least 2"),
     ("unet", 2.0, {}, r"num_classes: 2.0 must be a whole number"),
     ("unet", True, {}, r"num_classes: True must be a whole number"),
     ("unet", 2, {"padding": "same"}, r"padding: 'same' is unknown; choose SAME or VALID"),

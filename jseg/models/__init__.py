@@ -58,13 +58,12 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     raise InputError(
       f"model {name} has no setting {unknown[0]!r}; choose from {', '.join(knobs(name))}"
     )
-  # Masks are bytes, of which one value means "ignore".
+  # Masks of classes are bytes, of which one value means "ignore"; objects may be of any number.
+  rule = f"2 to {IGNORE}" if task(name) == "semantic" else "at least 2"
   if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-    raise InputError(f"num_classes: {num_classes!r} must be a whole number, 2 to {IGNORE}")
-  if not 2 <= num_classes <= IGNORE:
-    raise InputError(
-      f"num_classes: {num_classes} must be 2 to {IGNORE}; count the background as a class"
-    )
+    raise InputError(f"num_classes: {num_classes!r} must be a whole number, {rule}")
+  if num_classes < 2 or (num_classes > IGNORE and task(name) == "semantic"):
+    raise InputError(f"num_classes: {num_classes} must be {rule}; count the background as a class")
   return model(num_classes, **overrides)
 
 

@@ -17,7 +17,6 @@ from rich.text import Text
 from jseg import config as configs
 from jseg import data, models
 from jseg.average_precision import AveragePrecisionState, InstanceScores
-from jseg.losses import cross_entropy
 from jseg.predict import InstanceSegmenter
 from jseg.report import (
   CONSOLE,
@@ -36,7 +35,7 @@ from jseg.step import (
   objects_forward,
 )
 from jseg.tasks.batches import make_results, training_batches
-from jseg.types import IGNORE, Array, Detections, InputError, InstanceOutputs, Targets
+from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets
 
 # Where the smooth L1 loss turns from a parabola to a line, as in torchvision.
 _BETA = 1 / 9
@@ -59,7 +58,9 @@ def losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]:
   matched_anchors = anchors & outputs.rpn_labels
   matched_regions = regions & (outputs.classes > 0)
   mask = jnp.broadcast_to(outputs.mask_valid[..., None, None], outputs.masks.shape)
-  label = jnp.where(regions, outputs.classes, IGNORE)
+  # Not `jseg.losses.cross_entropy`, whose classes are bytes.
+  truth = jax.nn.one_hot(outputs.classes, outputs.class_logits.shape[-1])
+  surprise = -(jax.nn.log_softmax(outputs.class_logits) * truth).sum(-1)
   return {
     "rpn_objectness": (
       _sum(_binary(outputs.rpn_logits, outputs.rpn_labels.astype(jnp.float32)), anchors),
@@ -69,7 +70,7 @@ def losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]:
       _sum(_smooth_l1(outputs.rpn_deltas - outputs.rpn_targets), matched_anchors),
       _count(anchors),
     ),
-    "box_class": cross_entropy(outputs.class_logits, label),
+    "box_class": (_sum(surprise, regions), _count(regions)),
     "box": (
       _sum(_smooth_l1(outputs.deltas - outputs.targets), matched_regions),
       _count(regions),
