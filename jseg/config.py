@@ -77,6 +77,7 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
   if models.task(model) == "instance":
     config.data.max_objects = 100  # an image is trained on, the largest
     config.data.mask_size = 56  # cells along either side of a training mask
+    config.data.short_side = 0  # pixels that images' shorter sides are brought to; 0: as they are
     config.augment = {"crop": (), **_arguments(data.make_instance_augment, "size")}
     config.loss = dict.fromkeys(INSTANCE_LOSSES, 1.0)  # what each of the losses weighs
   else:
@@ -165,6 +166,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   make_augment(config)
   if models.task(config.model.name) == "instance":
     _at_least(given, 1, "data.max_objects", "data.mask_size")
+    _at_least(given, 0, "data.short_side")
     _at_least(given, 0, *(f"loss.{name}" for name in INSTANCE_LOSSES))
   else:
     make_loss(config)

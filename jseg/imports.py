@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jseg import config as configs
+from jseg import models
 from jseg.checkpoint import CONFIG_FILE, Checkpoints, save_run
 from jseg.data import ClassInfo
 from jseg.state import TrainState
@@ -59,6 +60,9 @@ def import_run(
 
   config = configs.default(loaded.name, **loaded.knobs)
   config.data.update({"name": "folder", "size": _SIZE, **_DATA.get(len(classes.names), {})})
+  if models.task(loaded.name) == "instance":
+    # As torchvision does it.
+    config.data.update({"size": (1333, 1333), "short_side": 800, "eval_batch_size": 1})
   config = configs.change(config, changes)
 
   try:

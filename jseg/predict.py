@@ -195,6 +195,7 @@ class InstanceSegmenter:
     classes: names and colours.
     size: canvas (height, width) of the network.
     channels: 3 (RGB) or 1 (grey).
+    short_side: pixels that the shorter side of images is brought to; see `jseg.data.fit`.
   """
 
   def __init__(
@@ -204,11 +205,14 @@ class InstanceSegmenter:
     classes: ClassInfo,
     size: Sequence[int],
     channels: int = 3,
+    *,
+    short_side: int = 0,
   ):
     self.variables = variables
     self.classes = classes
     self._size = tuple(int(n) for n in size)
     self._channels = channels
+    self._short_side = short_side
 
     @jax.jit
     def forward(variables, image, size):
@@ -230,7 +234,7 @@ class InstanceSegmenter:
     image = data.as_channels(image, self._channels)
     if image.ndim != 3:
       raise InputError(f"this network takes images, not an array of shape {image.shape}")
-    canvas, covered = data.fit(image, self._size)
+    canvas, covered = data.fit(image, self._size, self._short_side)
     found = self._forward(self.variables, canvas, np.array(covered, np.int32))
     objects = data.found_objects(jax.device_get(found), covered, image.shape[:2])
     return InstancePrediction(image, objects, self.classes)
@@ -336,7 +340,10 @@ class Segmenter:
           f"{given[0]}: {config.model.name} finds objects in whole images; leave it out, larger "
           "images are shrunk to data.size"
         )
-      return InstanceSegmenter(model, variables, classes, config.data.size, config.data.channels)
+      return InstanceSegmenter(
+        *(model, variables, classes, config.data.size, config.data.channels),
+        short_side=config.data.short_side,
+      )
     return cls(model, variables, classes, config.data.size, config.data.channels, **options)
 
   def __call__(self, image: np.ndarray) -> Prediction:

@@ -326,3 +326,22 @@ def test_a_tfds_set_in_the_panoptic_format(tmp_path):
   assert objects.crowd.tolist() == [False, True]
   assert objects.boxes.tolist() == [[0, 0, 4, 6], [5, 2, 9, 9]]
   assert objects.areas.tolist() == [24, 28]
+
+
+@pytest.mark.parametrize(
+  ("shape", "covered"),
+  [
+    ((30, 40), (60, 80)),  # enlarged until the shorter side is 60
+    ((40, 30), (80, 60)),
+    ((120, 160), (60, 80)),
+    ((20, 100), (18, 90)),  # the canvas is full before
+    ((60, 75), (60, 75)),
+  ],
+)
+def test_images_are_brought_to_a_shorter_side(shape, covered):
+  image = np.full((*shape, 3), 7, np.uint8)
+  canvas, size = data.fit(image, (90, 90), short_side=60)
+  assert size == covered
+  assert canvas.shape == (90, 90, 3)
+  assert (canvas[: size[0], : size[1]] == 7).all()
+  assert canvas.sum() == 3 * 7 * np.prod(size)

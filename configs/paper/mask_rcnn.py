@@ -9,9 +9,8 @@
 ResNet-50-FPN: mask AP .336 (paper, table 2a, 160,000 steps), .339 (Detectron, 90,000 steps), both
 on the 2014 minival, which is the 2017 validation set. Not run here.
 
-Both enlarge images to a shorter side of 800 pixels. Ours stay as they are, mostly 480 x 640 pixels,
-and anchors are smaller by the same factor; expect less of small objects. Detectron's warm-up begins
-at a third of the rate.
+Images are brought to a shorter side of 800 pixels. Detectron's warm-up begins at a third of the
+rate, ours near 0.
 """
 
 from typing import Any
@@ -31,10 +30,11 @@ def get_config(variant="paper"):
   if variant not in VARIANTS:
     raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
   recipe = VARIANTS[variant]
-  config = jseg.config.default("mask_rcnn", anchor_sizes=(19, 38, 77, 154, 307))
+  config = jseg.config.default("mask_rcnn")
   config.steps = recipe["steps"]
   config.data.name = "coco"
-  config.data.size = (640, 640)
+  config.data.size = (1088, 1088)  # images of 3:4 fit whole, upright too
+  config.data.short_side = 800
   config.data.batch_size = 16
   config.data.eval_batch_size = 8
   config.augment.scale = (1.0, 1.0)

@@ -36,6 +36,7 @@ def train_iterator(
   channels: int = 3,
   border: tuple[float, float] | None = None,
   objects: tuple[int, int] | None = None,
+  short_side: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -56,6 +57,7 @@ def train_iterator(
     channels: 3 (RGB) or 1 (grey), to which images are converted; or those that volumes have.
     border: weight and sigma of `border_weights`, for images; None is without.
     objects: n and m, to train on up to n objects an image, the largest, with masks of m x m cells.
+    short_side: see `fit`; with `objects`.
     process_index: which of the processes this is.
     process_count: how many there are; divides batch_size.
     threads: that read and decode.
@@ -79,7 +81,13 @@ def train_iterator(
   if objects is None:
     make = functools.partial(_train_example, size=size, channels=channels, border=border)
   else:
-    make = functools.partial(_train_objects, size=size, channels=channels, objects=objects)
+    knobs: dict[str, Any] = {
+      "size": size,
+      "channels": channels,
+      "objects": objects,
+      "short_side": short_side,
+    }
+    make = functools.partial(_train_objects, **knobs)
   # The stream has no end to drop; Grain's length of a batched one overflows otherwise.
   batches = examples.map(make).batch(local, drop_remainder=True)
   return iter(batches.to_iter_dataset(_read_options(threads)))
@@ -92,6 +100,7 @@ def eval_batches(
   label_size: Size | None,
   batch_size: int,
   channels: int = 3,
+  short_side: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -105,6 +114,7 @@ def eval_batches(
       labels out, where the truth is `source[index]["objects"]`.
     batch_size: of the global batch.
     channels: as in training.
+    short_side: as in training.
     process_index: which of the processes this is.
     process_count: how many there are; all yield the same number of batches.
     threads: that read and decode.
@@ -121,9 +131,8 @@ def eval_batches(
   local = _local_batch(batch_size, process_count, size, channels)
   padded = -(-len(source) // batch_size) * batch_size
   indices = [i if i < len(source) else -1 for i in range(padded)]
-  make = functools.partial(
-    _eval_example, source=source, size=size, label_size=label_size, channels=channels
-  )
+  knobs: dict[str, Any] = {"label_size": label_size, "channels": channels, "short_side": short_side}
+  make = functools.partial(_eval_example, source=source, size=size, **knobs)
   examples = grain.MapDataset.source(indices)[process_index::process_count].map(make)
   return EvalBatches(examples.batch(local), threads)
 
@@ -141,12 +150,14 @@ class EvalBatches:
     return iter(self._batches.to_iter_dataset(_read_options(self._threads)))
 
 
-def fit(image: np.ndarray, size: Size) -> tuple[np.ndarray, Size]:
+def fit(image: np.ndarray, size: Size, short_side: int = 0) -> tuple[np.ndarray, Size]:
   """Puts an image on a canvas, shrunk with its aspect kept if it is larger.
 
   Args:
     image: uint8 [h w c], or a volume, float32 [d h w c].
     size: (H, W) of the canvas, or (D, H, W).
+    short_side: pixels that the shorter side of every image is brought to, as far as the canvas
+      allows; 0: images that fit stay as they are.
 
   Returns:
     (uint8 [H W c], (rows, columns)): the canvas, 0 where the image does not reach, and what the
@@ -161,9 +172,11 @@ def fit(image: np.ndarray, size: Size) -> tuple[np.ndarray, Size]:
   if len(size) == 3:
     check_canvas(image.shape[:3], size)
     return _pad(image, size, 0), image.shape[:3]
-  covered = _fitted(image.shape[:2], size)
+  covered = _fitted(image.shape[:2], size, short_side)
   if covered != image.shape[:2]:
-    image = cv2.resize(image, covered[::-1], interpolation=cv2.INTER_AREA)
+    smaller = covered[0] < image.shape[0]
+    way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    image = cv2.resize(image, covered[::-1], interpolation=way)
     image = image.reshape(*covered, -1)  # OpenCV drops the axis of a single channel
   return _pad(image, size, 0), covered
 
@@ -237,25 +250,32 @@ def _train_example(
 
 
 def _train_objects(
-  example: dict[str, Any], *, size: Size, channels: int, objects: tuple[int, int]
+  example: dict[str, Any], *, size: Size, channels: int, objects: tuple[int, int], short_side: int
 ) -> Batch:
-  image, covered = fit(as_channels(example["image"], channels), size)
+  image, covered = fit(as_channels(example["image"], channels), size, short_side)
   targets = make_targets(example["objects"], covered, *objects)
   return {"image": image, "size": np.array(covered, np.int32), **targets}
 
 
 def _eval_example(
-  index: int, *, source: RandomAccess, size: Size, label_size: Size | None, channels: int
+  index: int,
+  *,
+  source: RandomAccess,
+  size: Size,
+  label_size: Size | None,
+  channels: int,
+  short_side: int,
 ) -> Batch:
   label: np.ndarray | None
   if index < 0:
     one = (1,) * len(size)
     image = np.zeros((*one, channels), np.uint8 if len(size) == 2 else np.float32)
+    short_side = 0
     label = np.full(one, IGNORE, np.uint8)
   else:
     example = source[index]
     image, label = example["image"], example["label"] if label_size else None
-  canvas, covered = fit(as_channels(image, channels), size)
+  canvas, covered = fit(as_channels(image, channels), size, short_side)
   batch = {"image": canvas, "size": np.array(covered, np.int32), "index": np.int32(index)}
   if label_size is not None and label is not None:
     batch["label"] = _pad(label, label_size, IGNORE)
@@ -263,10 +283,11 @@ def _eval_example(
   return batch
 
 
-def _fitted(shape: Size, size: Size) -> Size:
-  """Size of an image after shrinking, if need be, into a canvas."""
-  scale = min(size[0] / shape[0], size[1] / shape[1])
-  if scale >= 1:
+def _fitted(shape: Size, size: Size, short_side: int) -> Size:
+  """Size of an image after it was brought to `short_side`, if given, and shrunk into a canvas."""
+  wanted = short_side / min(shape) if short_side else 1.0
+  scale = min(wanted, size[0] / shape[0], size[1] / shape[1])
+  if scale == 1:
     return shape
   return min(size[0], max(1, round(shape[0] * scale))), min(
     size[1], max(1, round(shape[1] * scale))

@@ -39,6 +39,7 @@ def make_results(
   split: str,
   step: Callable[[Any, Batch], Any],
   label_size: tuple[int, ...] | None,
+  **options: Any,
 ) -> Callable[[Any], Iterator[Any]]:
   """Makes `results(variables)`, what a step makes of each batch of a split.
 
@@ -51,6 +52,7 @@ def make_results(
     split: of the data set.
     step: `(variables, batch) -> results`, pmapped over the batch.
     label_size: canvas of the labels; None: batches have none (`jseg.data.eval_batches`).
+    **options: others of `jseg.data.eval_batches`.
   """
   local, world = jax.local_device_count(), jax.device_count()
   batches = data.eval_batches(
@@ -62,6 +64,7 @@ def make_results(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     threads=config.data.threads,
+    **options,
   )
   names = ("image", "size", *(("index",) if label_size is None else ("label", "label_size")))
 

@@ -157,8 +157,11 @@ class InstanceTask:
 
   def batches(self, seed: int) -> Any:
     """Endless training batches; see `jseg.data.train_iterator`."""
-    objects = (self.config.data.max_objects, self.config.data.mask_size)
-    return training_batches(self.config, self.dataset, seed, objects=objects)
+    knobs = self.config.data
+    objects = (knobs.max_objects, knobs.mask_size)
+    return training_batches(
+      self.config, self.dataset, seed, objects=objects, short_side=knobs.short_side
+    )
 
   def make_train_step(self, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainStep:
     """The training step: the sum of `losses`, each times its weight in the configuration."""
@@ -183,7 +186,10 @@ class InstanceTask:
     """Makes `evaluate(variables) -> InstanceScores` over one split, at the images' own size."""
     source = self.dataset.source(split)
     step = make_detect_step(model, data.prepare)
-    results = make_results(self.config, self.dataset, split, step, label_size=None)
+    short_side = self.config.data.short_side
+    results = make_results(
+      self.config, self.dataset, split, step, label_size=None, short_side=short_side
+    )
 
     def evaluate(variables: Any) -> InstanceScores:
       state = AveragePrecisionState.empty(len(self.dataset.classes.names))
@@ -221,7 +227,8 @@ class InstanceTask:
     """Makes `samples(variables) -> [(image, truth, what was found)]`, from all over a split."""
     config, source = self.config, self.dataset.source(split)
     segmenter = InstanceSegmenter(
-      model, {}, self.dataset.classes, config.data.size, config.data.channels
+      *(model, {}, self.dataset.classes, config.data.size, config.data.channels),
+      short_side=config.data.short_side,
     )
 
     def samples(variables: Any) -> list[InstanceSample]:
