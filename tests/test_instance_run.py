@@ -44,7 +44,6 @@ def config(tmp_path_factory, cache):
     data__eval_batch_size=4,
     data__max_objects=3,
     data__mask_size=28,
-    data__short_side=30,
     compilation_cache=cache,
   )
   config.model.min_score = 0.0

@@ -13,12 +13,15 @@ from flax.traverse_util import flatten_dict
 from golden import formula
 from test_golden import FOLDER, check, weights
 
-from jseg import models
+from jseg import models, nn
 from jseg.data import find_keypoints, found_objects
-from jseg.nn import anchors, roi_align, roi_pool
+from jseg.nn import anchors
 from jseg.tasks.instance import keypoint_loss, losses
 from jseg.types import InputError, Targets
 from jseg.weights import convert, recognise
+
+roi_align = jax.jit(nn.roi_align, static_argnames=("size", "strides", "aligned"))
+roi_pool = jax.jit(nn.roi_pool, static_argnames=("size", "strides"))
 
 XY = [1, 0, 3, 2]  # from x y x y to y x y x, and back
 

@@ -1,6 +1,7 @@
 """Boxes, anchors, matching, sampling, suppression and RoIAlign against plain NumPy."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -10,20 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jseg.nn import (
-  anchors,
-  clip_boxes,
-  crop_masks,
-  decode_boxes,
-  encode_boxes,
-  in_crowd,
-  iou,
-  match,
-  nms,
-  region_levels,
-  roi_align,
-  sample,
-)
+from jseg import nn
+from jseg.nn import anchors, clip_boxes, decode_boxes, encode_boxes, iou, region_levels, sample
+
+# Operation by operation they would be dozens of programs each.
+crop_masks = jax.jit(nn.crop_masks, static_argnums=3)
+in_crowd = jax.jit(nn.in_crowd)
+match = jax.jit(nn.match, static_argnames=("high", "low", "best_too"))
+nms = jax.jit(nn.nms, static_argnames=("threshold", "most"))
+roi_pool = jax.jit(nn.roi_pool, static_argnames=("size", "strides"))
+roi_align = jax.jit(nn.roi_align, static_argnames=("size", "strides", "ratio", "aligned"))
 
 properties = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -108,7 +105,7 @@ def greedy(boxes, scores, valid, threshold, most, groups):
 @functools.partial(jax.jit, static_argnames="most")
 @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None, None))
 def suppress(boxes, scores, valid, groups, threshold, most):
-  return nms(boxes, scores, valid, threshold=threshold, most=most, groups=groups)
+  return nn.nms(boxes, scores, valid, threshold=threshold, most=most, groups=groups)
 
 
 @properties
@@ -134,8 +131,7 @@ def test_suppression_over_several_blocks():
   boxes, scores = random_boxes(rng, n, 120), rng.random(n).astype(np.float32)
   everything, one = np.ones(n, bool), np.zeros(n, int)
   for most in (50, n):
-    run = jax.jit(functools.partial(nms, threshold=0.3, most=most))
-    kept, there = map(np.asarray, run(boxes, scores, everything))
+    kept, there = map(np.asarray, nms(boxes, scores, everything, threshold=0.3, most=most))
     assert list(kept[there]) == greedy(boxes, scores, everything, np.float32(0.3), most, one)
 
 
@@ -258,13 +254,18 @@ def bilinear(x, y0, x0):
   return (1 - a) * ((1 - b) * x[i, j] + b * x[i, m]) + a * ((1 - b) * x[k, j] + b * x[k, m])
 
 
+def level_by_hand(box, strides):
+  edge = math.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+  level = 0
+  while level + 1 < len(strides) and edge >= 56 * strides[0] / 4 * 2 ** (level + 1):
+    level += 1
+  return level
+
+
 def align_by_hand(levels, boxes, size, strides, ratio, aligned):
   result = np.zeros((len(boxes), size, size, levels[0].shape[-1]))
   for p, box in enumerate(np.float64(boxes)):
-    edge = math.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
-    level = 0
-    while level + 1 < len(strides) and edge >= 56 * strides[0] / 4 * 2 ** (level + 1):
-      level += 1
+    level = level_by_hand(box, strides)
     start, end = box[:2] / strides[level], box[2:] / strides[level]
     if aligned:
       start, end = start - 0.5, end - 0.5
@@ -278,15 +279,24 @@ def align_by_hand(levels, boxes, size, strides, ratio, aligned):
   return result
 
 
-@functools.cache
-def compiled_align(ratio, aligned):
-  return jax.jit(functools.partial(roi_align, size=2, strides=(4, 8), ratio=ratio, aligned=aligned))
+def pool_by_hand(levels, boxes, size, strides):
+  result = np.zeros((len(boxes), size, size, levels[0].shape[-1]))
+  for p, box in enumerate(np.float64(boxes)):
+    level = level_by_hand(box, strides)
+    x = levels[level]
+    corners = np.floor(box / strides[level] + 0.5).astype(int)
+    cells = np.maximum(corners[2:] - corners[:2] + 1, 1)
+    for i, j in itertools.product(range(size), repeat=2):
+      first = corners[:2] + np.array([i, j]) * cells // size
+      last = corners[:2] - (-(np.array([i, j]) + 1) * cells // size)
+      (y0, x0), (y1, x1) = np.maximum(first, 0), np.maximum(last, 0)
+      bin_ = x[y0:y1, x0:x1]
+      result[p, i, j] = bin_.max((0, 1)) if bin_.size else 0
+  return result
 
 
-@properties
-@given(seeds, st.sampled_from([(2, False), (2, True), (1, False)]))
-def test_roi_align_is_a_mean_of_samples(seed, form):
-  # 40 regions an example, a thousand in all.
+def some_regions(seed):
+  """40 regions of all kinds, and a pyramid of two levels."""
   rng = np.random.default_rng(seed)
   levels = [rng.normal(size=(h, w, 2)).astype(np.float32) for h, w in ((9, 7), (5, 4))]
   corner, size = rng.uniform(-30, 60, (40, 2)), rng.exponential(60, (40, 2))
@@ -294,8 +304,27 @@ def test_roi_align_is_a_mean_of_samples(seed, form):
   boxes = np.concatenate([corner, corner + size], 1).astype(np.float32)
   # On the border between levels rounding decides.
   boxes = boxes[np.abs(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], 1)) - 112) > 0.1]
-  boxes = np.concatenate([boxes, np.zeros((40 - len(boxes), 4), np.float32)])
-  ours = compiled_align(*form)(levels, boxes)
+  return levels, np.concatenate([boxes, np.zeros((40 - len(boxes), 4), np.float32)])
+
+
+@properties
+@given(seeds)
+def test_roi_pool_is_a_maximum(seed):
+  levels, boxes = some_regions(seed)
+  # So is half a cell.
+  parts = [np.abs(boxes / stride % 1 - 0.5).min(1) > 1e-3 for stride in (4, 8)]
+  boxes[~np.logical_and(*parts)] = 0
+  ours = roi_pool(levels, boxes, size=2, strides=(4, 8))
+  np.testing.assert_array_equal(ours, pool_by_hand(levels, boxes, 2, (4, 8)).astype(np.float32))
+
+
+@properties
+@given(seeds, st.sampled_from([(2, False), (2, True), (1, False)]))
+def test_roi_align_is_a_mean_of_samples(seed, form):
+  # A thousand regions in all.
+  levels, boxes = some_regions(seed)
+  ratio, aligned = form
+  ours = roi_align(levels, boxes, size=2, strides=(4, 8), ratio=ratio, aligned=aligned)
   np.testing.assert_allclose(ours, align_by_hand(levels, boxes, 2, (4, 8), *form), atol=2e-5)
 
 
