@@ -34,7 +34,7 @@ _REPEAT = flags.DEFINE_integer("repeat", 5, "calls of each side")
 _BATCH = flags.DEFINE_integer("batch", 0, "also time a batch of so many images")
 _ERROR = flags.DEFINE_bool("error", False, "measure errors and not speed")
 _CROPS = flags.DEFINE_integer("crops", 4, "number of crops")
-_CROP = flags.DEFINE_integer("crop", 80, "their height and width")
+_CROP = flags.DEFINE_integer("crop", 64, "their height and width")
 _LARGE = flags.DEFINE_bool(
   "large", False, "time 4000 x 3000 pixels, once, and tell the peak memory"
 )
@@ -46,7 +46,6 @@ METHODS: dict[str, dict[str, Any]] = {
   "lattice": {},
   "landmarks 64": {"method": "landmarks", "landmarks": 64},
   "landmarks 256": {"method": "landmarks", "landmarks": 256},
-  "landmarks 1024": {"method": "landmarks", "landmarks": 1024},
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jseg import crf
-from jseg.crf import gaussian, lattice
+from jseg.crf import gaussian, inference, lattice
 from jseg.types import InputError
 
 PARAMS = crf.CrfParams(3, 2.0, 1.5, 4.0, 5.0, 20.0)
@@ -199,6 +199,54 @@ def test_batch_jit_and_vmap_equal_one_by_one():
   f = functools.partial(crf.dense_crf, params=PARAMS)
   for name, g in {"eager": f, "jit": jax.jit(f), "vmap": jax.jit(jax.vmap(f))}.items():
     np.testing.assert_allclose(g(logits, image), one, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ("changes", "most"),
+  [
+    ({"method": "exact"}, 1e-5),
+    ({"method": "landmarks", "landmarks": 200, "bilateral_sigma_rgb": 60.0}, 1e-5),
+    # Its vertices lie elsewhere in the mirror image.
+    ({}, 0.02),
+  ],
+)
+def test_the_mirror_image_gives_the_mirrored_result(changes, most):
+  shape = (14, 16)
+  y, x = np.mgrid[: shape[0], : shape[1]]
+  logits = example(shape)[0]
+  image = np.stack([9 * x, 15 * y, 200 * (x > 6)], -1).astype(np.float32)
+  params = PARAMS.replace(**changes)
+  q = crf.dense_crf(logits, image, params)
+  for flip in (np.s_[::-1], np.s_[:, ::-1]):
+    mirrored = crf.dense_crf(logits[flip], image[flip], params)[flip]
+    assert abs(mirrored - q).mean() < most
+
+
+def test_images_of_many_sizes_share_programs():
+  before = inference._compiled._cache_size()
+  for shape in ((35, 44), (36, 42), (36, 44)):
+    logits, _ = example(shape)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.stack([5 * x, 5 * y, x + y], -1).astype(np.float32)
+    q = crf.dense_crf(logits, image, PARAMS)
+    assert q.shape == logits.shape
+    assert abs(q - brute_force(logits, image, PARAMS)).mean() < 0.03
+  assert inference._compiled._cache_size() == before + 1
+
+
+def test_numbers_by_class_and_axis_may_be_lists():
+  logits, image = example()
+  values = {
+    "spatial_weight": [1.0, 2.0, 3.0],
+    "compatibility": [[0.0, 1, 2], [3, 0, 1], [0, 2, -1]],
+    "bilateral_sigma_xy": (4.0, 5.0),
+  }
+  arrays = {name: np.asarray(value) for name, value in values.items()}
+  params = PARAMS.replace(method="exact")
+  np.testing.assert_array_equal(
+    crf.dense_crf(logits, image, params.replace(**values)),
+    crf.dense_crf(logits, image, params.replace(**arrays)),
+  )
 
 
 def test_capacity_overflow_is_not_silent():

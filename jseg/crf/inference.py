@@ -233,7 +233,8 @@ class Known(NamedTuple):
   """What is found out about an image before anything is compiled for it.
 
   Attributes:
-    axes: [n] for each spatial axis, 1 for pixels and 0 for padding; None without padding.
+    axes: [n] for each spatial axis, 1 for pixels and 0 for padding; None under jit, where there is
+      no padding.
     spatial: weights [D n] and lattice of the spatial kernel, if it is on one.
     bilateral: the same of the bilateral kernel.
   """
@@ -295,9 +296,8 @@ def _sized(
       found = found._replace(vertex=vertex.reshape(len(vertex), -1))
     return corners.weight, found
 
-  axes = spatial = bilateral = None
-  if padded != shape:
-    axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
+  axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
+  spatial = bilateral = None
   if params.spatial_filter == "lattice" and not off[0]:
     spatial = find(_corners(padded, params.spatial_sigma))
   if params.method == "lattice" and not off[1]:
