@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from tiny import tiny_config
 
@@ -223,8 +224,17 @@ def stop_at_once():
   yield event
 
 
-def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch):
-  run, config = tmp_path / "run", with_layer(tmp_path)
+@pytest.fixture
+def programs(tmp_path):
+  """A folder for compiled programs, so that a second start compiles nothing."""
+  compilation_cache.reset_cache()  # Or it would remember that there was none.
+  yield str(tmp_path / "programs")
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+
+
+def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch, programs):
+  run, config = tmp_path / "run", with_layer(tmp_path, compilation_cache=programs)
   monkeypatch.setattr(loop, "stop_signal", stop_at_once)
   learnt = []
   for step in (1, 2):
@@ -245,7 +255,7 @@ def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch
   bare = {"params": params, "batch_stats": variables["batch_stats"]}
   config.crf.train = False
   network = jseg.config.make_model(config, 5)
-  logits = network.apply(bare, normalize(image)[None]).logits[0]
+  logits = jax.jit(network.apply)(bare, normalize(image)[None]).logits[0]
   expected = dense_crf(
     logits, image, CrfParams(1, method="exact", bilateral_sigma_rgb=20.0, **layer)
   )
@@ -257,9 +267,10 @@ def test_every_parameter_of_the_layer_gets_a_gradient():
   config = tiny_config("", crf__train=True, crf__train_bandwidths=True, crf__method="exact")
   model = jseg.config.make_model(config, 3)
   image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
-  variables = model.init(jax.random.key(1), image)
+  variables = jax.jit(model.init)(jax.random.key(1), image)
   plain = jseg.config.default("unet", **jseg.models.tiny("unet"))
-  bare = jseg.config.make_model(plain, 3).init(jax.random.key(1), image)["params"]
+  plain = jseg.config.make_model(plain, 3)
+  bare = jax.eval_shape(plain.init, jax.random.key(1), image)["params"]
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
   assert shapes({k: v for k, v in variables["params"].items() if k != "crf"}) == shapes(bare)
 
@@ -267,7 +278,7 @@ def test_every_parameter_of_the_layer_gets_a_gradient():
     params = {**variables["params"], "crf": layer}
     return model.apply({**variables, "params": params}, image).logits[0, :4, :, 1].sum()
 
-  gradients = jax.grad(loss)(variables["params"]["crf"])
+  gradients = jax.jit(jax.grad(loss))(variables["params"]["crf"])
   assert len(gradients) == 6
   for name, gradient in gradients.items():
     assert np.isfinite(gradient).all(), name
