@@ -2,7 +2,7 @@
 
   python benchmarks/crf.py FOLDER             # of FOLDER/images and FOLDER/masks
   python benchmarks/crf.py FOLDER --error --picture=crf.png
-  python benchmarks/crf.py FOLDER --large     # time and memory of 4000 x 3000 pixels
+  python benchmarks/crf.py FOLDER --large --size=3000,4000
 
 Speed: a whole call, 10 iterations, 21 classes, with everything that depends on the image; calls
 take turns and the best of each counts, as another process may hold a core. Error: how many pixels
@@ -166,13 +166,17 @@ def error(
 
 def large(images: list[pathlib.Path]) -> None:
   """Prints time and memory of a large photo."""
-  image, logits = photo(images[0], (3000, 4000)), noise((3000, 4000))
-  for iterations in (10, 10):
-    start = time.perf_counter()
-    np.asarray(dense_crf(logits, image, CrfParams(iterations=iterations)))
-    print(f"4000 x 3000: {time.perf_counter() - start:.1f} s", flush=True)
+  h, w = map(int, _SIZE.value)
+  image, logits = photo(images[0], (h, w)), noise((h, w))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  start = time.perf_counter()
+  np.asarray(dense_crf(logits, image))
+  seconds = time.perf_counter() - start
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  print(f"peak memory {peak:.1f} GiB, of which logits are {logits.nbytes / 2**30:.1f} GiB")
+  print(
+    f"{h} x {w}: {seconds:.1f} s with compilation, peak memory {peak:.2f} GiB, {before:.2f} GiB "
+    f"before; logits are {logits.nbytes / 2**30:.2f} GiB"
+  )
 
 
 def plot(panels: dict[str, dict[tuple[float, float], dict[str, float]]], unit: str) -> None:
