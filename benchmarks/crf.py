@@ -97,15 +97,18 @@ def coarse(label: np.ndarray, seed: int = 0) -> np.ndarray:
   return np.asarray(unary_from_labels(label, _CLASSES.value, 0.7))
 
 
-def timed(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-  """Seconds of each, the best of several turns; the first, which compiles, doesn't count."""
-  times: dict[str, list[float]] = {name: [] for name in calls}
+def timed(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
+  """Seconds, and those of all cores, of the best of several turns after one that compiles."""
+  times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
   for _ in range(_REPEAT.value + 1):
     for name, call in calls.items():
-      start = time.perf_counter()
+      start, busy = time.perf_counter(), time.process_time()
       call()
-      times[name].append(time.perf_counter() - start)
-  return {name: min(seconds[1:]) for name, seconds in times.items()}
+      times[name].append((time.perf_counter() - start, time.process_time() - busy))
+  return {
+    name: (min(wall for wall, _ in turns[1:]), min(busy for _, busy in turns[1:]))
+    for name, turns in times.items()
+  }
 
 
 def photo(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
@@ -128,11 +131,12 @@ def speed(images: list[pathlib.Path]) -> dict[tuple[float, float], dict[str, flo
       batch = [np.stack([x] * _BATCH.value) for x in (logits, image)]
       calls["lattice, an image of a batch"] = functools.partial(both["lattice"], *batch, params)
     found = timed(calls)
-    if _BATCH.value:
-      found["lattice, an image of a batch"] /= _BATCH.value
-    table[xy, rgb] = found
-    text = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.items())
-    print(f"({xy}, {rgb}) {lattice_size(image, params)} vertices: {text}", flush=True)
+    print(f"({xy}, {rgb}), {lattice_size(image, params)} vertices")
+    table[xy, rgb] = {}
+    for name, (wall, busy) in found.items():
+      count = _BATCH.value if "batch" in name else 1
+      table[xy, rgb][name] = wall / count
+      print(f"  {name}: {wall / count:.3f} s, {busy / count:.3f} s of all cores", flush=True)
   return table
 
 

@@ -121,6 +121,8 @@ def test_taps_and_half_the_resolution(n, sigma, most):
   np.testing.assert_allclose(found, found.T, atol=1e-6)
   exact = np.asarray(gaussian.axis_matrix(n, jnp.float32(sigma)))
   assert (abs(found - exact).sum(1) / (sigma * np.sqrt(2 * np.pi))).max() < most
+  by_x = jax.vjp(lambda x: gaussian.grid_filter(x, [f]), eye)[1](eye)[0]
+  np.testing.assert_allclose(by_x, found.T, atol=1e-6)
   before, after = np.random.default_rng(0).uniform(1, 2, (2, n)).astype(np.float32)
   scaled = gaussian.scale_filter(f, jnp.asarray(before), jnp.asarray(after))
   np.testing.assert_allclose(

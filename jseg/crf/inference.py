@@ -251,13 +251,18 @@ def _corners(
   """Simplices of the pixels by place, or by place and colour."""
   # The lattice depends a little on the order of features. pydensecrf's is x, y for images, and that
   # of the array for what its `create_pairwise_bilateral` makes.
-  grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
-  features = _scaled(jnp.asarray(grid, sigma_xy.dtype), sigma_xy)
+  features = _places(shape, sigma_xy)
   features = features[:, ::-1] if len(shape) == 2 else features
   if image is not None:
     colours = _scaled(image.reshape(-1, image.shape[-1]), sigma_rgb)
     features = jnp.concatenate([features, colours], 1)
   return lattice.barycentric(features)
+
+
+def _places(shape: Sequence[int], sigma: Array) -> Array:
+  """Coordinates [n, spatial axes] in standard deviations."""
+  axes = [lax.broadcasted_iota(sigma.dtype, shape, i).reshape(-1) for i in range(len(shape))]
+  return _scaled(jnp.stack(axes, 1), sigma)
 
 
 def _scaled(x: Array, sigma: Array) -> Array:
@@ -426,9 +431,7 @@ def _bilateral(
       known = _found(corners, params.capacity)
     return _on_lattice(*known, valid, params.normalization)
   if params.method == "exact":
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    place = _scaled(jnp.asarray(grid.reshape(-1, len(shape)), image.dtype), sigmas)
-    features = jnp.concatenate([place, colours], 1)
+    features = jnp.concatenate([_places(shape, sigmas), colours], 1)
     exact = functools.partial(gaussian.exact_filter, features=features)
     return _normalized(exact, valid, params.normalization), False
   factors = gaussian.landmark_factors(colours, params.landmarks)
