@@ -167,6 +167,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if models.task(config.model.name) == "instance":
     _at_least(given, 1, "data.max_objects", "data.mask_size")
     _at_least(given, 0, "data.short_side")
+    if config.data.short_side > min(config.data.size):
+      raise InputError(
+        f"data.short_side: {config.data.short_side} must fit data.size, {given['data.size']}"
+      )
     _at_least(given, 0, *(f"loss.{name}" for name in INSTANCE_LOSSES))
   else:
     make_loss(config)

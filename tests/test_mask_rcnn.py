@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import jseg.config
 from jseg import models
 from jseg.models.mask_rcnn import MaskRCNN
 from jseg.nn import AXIS, iou
@@ -44,6 +45,15 @@ def test_parameters_are_torchvisions(knobs, reference, frozen):
 def test_settings_that_cannot_be(knobs, message):
   with pytest.raises(InputError, match=message):
     models.create("mask_rcnn", 3, **knobs)
+
+
+def test_a_canvas_holds_the_shorter_side():
+  config = jseg.config.default("mask_rcnn")
+  config.data.short_side = 800
+  with pytest.raises(InputError, match=r"data.short_side: 800 must fit data.size, \(256, 256\)"):
+    jseg.config.validate(config)
+  config.data.size = (800, 900)
+  jseg.config.validate(config)
 
 
 @functools.cache
