@@ -5,11 +5,12 @@
 
 The same network (ResNet-50 with pyramid, batch norm, 91 classes) with the same number of proposals
 and samples, on images with five objects each. A training step is forward, all five losses,
-gradients, and SGD with momentum. See pytorch.py for how it is timed.
+gradients, and SGD with momentum. See networks.py for how it is timed.
 """
 
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ import optax
 import torch
 import torchvision
 from absl import app, flags
-from pytorch import Side, seconds
 
 from jseg import models
 from jseg.nn import nms, roi_align
@@ -33,6 +33,8 @@ _ONLY = flags.DEFINE_list("only", ["nms", "roi_align", "network"], "what to time
 
 _K = 91
 _XY = [1, 0, 3, 2]  # torchvision's boxes are (x0 y0 x1 y1)
+
+Side = Callable[[], Any]
 
 
 def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
@@ -153,6 +155,13 @@ def ours(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int
     return jax.block_until_ready(forward(variables, x))
 
   return sum(a.size for a in jax.tree.leaves(params)), train, infer
+
+
+def seconds(side: Side) -> float:
+  """Of one call."""
+  start = time.perf_counter()
+  side()
+  return time.perf_counter() - start
 
 
 def compare(name: str, theirs: Side, ours: Side) -> None:

@@ -1,7 +1,7 @@
 """Speed of jseg's networks against torchvision's.
 
   pip install -e ".[bench]"
-  python benchmarks/pytorch.py            # a training step and inference, seconds
+  python benchmarks/networks.py           # a training step and inference, seconds
 
 The same networks, with the same number of weights. A training step is forward, loss of both heads,
 gradients, and SGD with momentum. Both sides run in turns in one process with the same number of
