@@ -117,19 +117,20 @@ def test_taps_and_half_the_resolution(n, sigma, most):
   f = gaussian.axis_filter(n, jnp.float32(sigma), plan)
   assert isinstance(f.middle, gaussian.Stencil)
   eye = jnp.eye(n)
-  found = np.asarray(gaussian.grid_filter(eye, [f]))
+  before, after = np.random.default_rng(0).uniform(1, 2, (2, n)).astype(np.float32)
+
+  @jax.jit
+  def both(x):
+    scaled = gaussian.scale_filter(f, jnp.asarray(before), jnp.asarray(after))
+    plain, transpose = jax.vjp(lambda x: gaussian.grid_filter(x, [f]), x)
+    return plain, transpose(x)[0], gaussian.grid_filter(x, [scaled])
+
+  found, by_x, scaled = map(np.asarray, both(eye))
   np.testing.assert_allclose(found, found.T, atol=1e-6)
+  np.testing.assert_allclose(by_x, found.T, atol=1e-6)
+  np.testing.assert_allclose(scaled, after[:, None] * found * before, atol=1e-5)
   exact = np.asarray(gaussian.axis_matrix(n, jnp.float32(sigma)))
   assert (abs(found - exact).sum(1) / (sigma * np.sqrt(2 * np.pi))).max() < most
-  by_x = jax.vjp(lambda x: gaussian.grid_filter(x, [f]), eye)[1](eye)[0]
-  np.testing.assert_allclose(by_x, found.T, atol=1e-6)
-  before, after = np.random.default_rng(0).uniform(1, 2, (2, n)).astype(np.float32)
-  scaled = gaussian.scale_filter(f, jnp.asarray(before), jnp.asarray(after))
-  np.testing.assert_allclose(
-    gaussian.grid_filter(eye, [scaled]),
-    after[:, None] * found * before,
-    atol=1e-5,
-  )
 
 
 def test_zero_weights_give_softmax():
@@ -153,7 +154,7 @@ def host_lattice():
 
 def filtered(x):
   weight = corners().weight
-  return lattice.lattice_filter(x, weight, weight, host_lattice())
+  return jax.jit(lattice.lattice_filter)(x, weight, weight, host_lattice())
 
 
 def test_barycentric_weights():
