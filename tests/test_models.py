@@ -196,7 +196,8 @@ def test_parameter_counts_of_networks_on_resnet(name, knobs, parameters):
   ],
 )
 def test_parameters_of_refinenets_decoder_by_hand(knobs, parameters):
-  model = models.create("refinenet", 2, **(models.tiny("refinenet") | knobs))
+  tiny = models.tiny("refinenet") | {"blocks": 4, "chain": 2}
+  model = models.create("refinenet", 2, **(tiny | knobs))
   variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   decoder = {k: v for k, v in variables["params"].items() if k != "backbone"}
   assert sum(a.size for a in jax.tree.leaves(decoder)) == parameters
@@ -225,7 +226,7 @@ def test_orders_of_chained_pooling():
 
 
 def test_refinenet_begins_with_small_scores():
-  model = models.create("refinenet", 5, **models.tiny("refinenet"))
+  model = models.create("refinenet", 5, **(models.tiny("refinenet") | {"blocks": 4, "chain": 2}))
   image = jnp.float32(np.random.default_rng(0).normal(size=(2, 64, 64, 3)))
   rngs = {name: jax.random.key(i) for i, name in enumerate(("params", "dropout"))}
   outputs, variables = jax.jit(lambda: model.init_with_output(rngs, image, train=True))()

@@ -38,7 +38,12 @@ class DeepLabV2(nn.Module):
     param_dtype: type of the parameters.
   """
 
-  TINY: ClassVar[dict[str, Any]] = {"backbone": "resnet18", "width": 0.125, "norm": "batch"}
+  TINY: ClassVar[dict[str, Any]] = {
+    "backbone": "resnet18",
+    "width": 0.125,
+    "norm": "batch",
+    "scales": (1.0, 0.5),
+  }
   AUX_WEIGHTS: ClassVar[dict[str, float]] = {"scale1": 1.0, "scale0_75": 1.0, "scale0_5": 1.0}
 
   num_classes: int

@@ -46,7 +46,8 @@ class RefineNet(nn.Module):
     "width": 0.125,
     "features": (8, 4),
     "norm": "batch",
-    "chain": 2,
+    "blocks": 2,
+    "chain": 1,
   }
 
   num_classes: int
