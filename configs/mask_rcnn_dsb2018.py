@@ -5,7 +5,12 @@
 
 `dsb2018` is a folder data set of objects: classes.json with "task": "instance" and
 {train,val}/{images,masks}, where a mask's pixels are ids of nuclei. An image may hold 200 of them,
-of 6 to 45 pixels. It trains on crops and evaluates whole images, larger ones shrunk.
+of 6 to 45 pixels. It trains on crops and evaluates whole images, larger ones shrunk. The same
+images as classes, for a U-Net:
+
+  python train.py --config=configs/folder.py --config.data.root=dsb2018 \
+      --config.model.widths="(16,32,64,128)" --config.steps=400 --config.data.size="(320,320)" \
+      --config.augment.crop="(128,128)" --workdir=runs/unet_dsb2018
 """
 
 import jseg.config
