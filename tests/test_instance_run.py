@@ -22,16 +22,7 @@ TIMINGS = {"images_per_second", "seconds"}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  """Compiled programs, which the runs share."""
-  before = jax.config.jax_compilation_cache_dir
-  yield str(tmp_path_factory.mktemp("cache"))
-  jax.config.update("jax_compilation_cache_dir", before)
-  jax.experimental.compilation_cache.compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, cache):
+def config(tmp_path_factory):
   config = tiny_config(
     tmp_path_factory.mktemp("data"),
     "mask_rcnn",
@@ -44,7 +35,6 @@ def config(tmp_path_factory, cache):
     data__eval_batch_size=4,
     data__max_objects=3,
     data__mask_size=28,
-    compilation_cache=cache,
   )
   config.model.min_score = 0.0
   return config
