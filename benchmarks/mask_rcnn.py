@@ -9,17 +9,16 @@ gradients, and SGD with momentum. See networks.py for how it is timed.
 """
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 import torchvision
 from absl import app, flags
+from beside import Side, compare, compare_networks, header, sides
 
 from jseg import models
 from jseg.nn import nms, roi_align
@@ -33,8 +32,6 @@ _ONLY = flags.DEFINE_list("only", ["nms", "roi_align", "network"], "what to time
 
 _K = 91
 _XY = [1, 0, 3, 2]  # torchvision's boxes are (x0 y0 x1 y1)
-
-Side = Callable[[], Any]
 
 
 def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
@@ -113,64 +110,20 @@ def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[i
 def ours(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int, Side, Side]:
   """The same of jseg's."""
   model = models.create("mask_rcnn", _K, norm="batch")
-  variables = jax.jit(model.init)(jax.random.key(0), image[:1])
-  optimizer = optax.sgd(0.01, momentum=0.9)
   there = np.ones(classes.shape, bool)
   targets = Targets(
     *(boxes, boxes, np.full((*classes.shape, 56, 56), 255, np.uint8)),
     *(classes.astype(np.int32), there, ~there),
   )
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state: Any, x: jax.Array, targets: Targets) -> Any:
-    params, stats, opt_state, key = state
-    key, draw = jax.random.split(key)
+  def loss(variables: Any, key: jax.Array, x: Any, targets: Any) -> tuple[jax.Array, Any]:
+    outputs, new = model.apply(
+      variables, x, train=True, targets=targets, mutable=["batch_stats"], rngs={"sample": key}
+    )
+    terms = losses(outputs).values()
+    return sum((total / jnp.maximum(n, 1) for total, n in terms), jnp.zeros(())), new
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-      outputs, new = model.apply(
-        {"params": params, "batch_stats": stats},
-        x,
-        train=True,
-        targets=targets,
-        mutable=["batch_stats"],
-        rngs={"sample": draw},
-      )
-      terms = losses(outputs).values()
-      return sum((total / jnp.maximum(n, 1) for total, n in terms), jnp.zeros(())), new
-
-    grads, new = jax.grad(loss, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
-    return optax.apply_updates(params, updates), new["batch_stats"], opt_state, key
-
-  forward = jax.jit(model.apply)
-  x, targets = jax.device_put((image, targets))
-  params, stats = jax.tree.map(jnp.copy, (variables["params"], variables["batch_stats"]))
-  state = (params, stats, optimizer.init(params), jax.random.key(1))
-
-  def train() -> None:
-    nonlocal state
-    state = jax.block_until_ready(step(state, x, targets))
-
-  def infer() -> Any:
-    return jax.block_until_ready(forward(variables, x))
-
-  return sum(a.size for a in jax.tree.leaves(params)), train, infer
-
-
-def seconds(side: Side) -> float:
-  """Of one call."""
-  start = time.perf_counter()
-  side()
-  return time.perf_counter() - start
-
-
-def compare(name: str, theirs: Side, ours: Side) -> None:
-  """Prints the best times of both, and our first."""
-  first = seconds(ours)
-  seconds(theirs)
-  rounds = [(seconds(theirs), seconds(ours)) for _ in range(_ROUNDS.value)]
-  a, b = np.min(rounds, 0)
-  print(f"{name:16}{a:10.3f} s{b:6.3f} s{a / b:7.2f}{first:10.1f} s", flush=True)
+  return sides(model, loss, image, targets)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -179,19 +132,17 @@ def main(argv: Sequence[str]) -> None:
   rng = np.random.default_rng(0)
   batch, size = _BATCH.value, _SIZE.value
   print(f"{batch} images of {size} x {size}; torch has {torch.get_num_threads()} threads")
-  print(f"{'':16}{'torchvision':>12}{'jseg':>8}{'ratio':>7}{'first call':>12}")
+  header()
   if "nms" in _ONLY.value:
-    compare("nms", *suppression(rng, size))
+    compare("nms", *suppression(rng, size), _ROUNDS.value)
   if "roi_align" in _ONLY.value:
-    compare("roi_align", *alignment(rng, size))
+    compare("roi_align", *alignment(rng, size), _ROUNDS.value)
   if "network" in _ONLY.value:
     image = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
     boxes = random_boxes(rng, 5 * batch, size).reshape(batch, 5, 4)
     classes = rng.integers(1, _K, (batch, 5))
-    theirs_, ours_ = theirs(image, boxes, classes), ours(image, boxes, classes)
-    assert theirs_[0] == ours_[0], "the networks must have the same number of parameters"
-    compare("training step", theirs_[1], ours_[1])
-    compare("inference", theirs_[2], ours_[2])
+    both = theirs(image, boxes, classes), ours(image, boxes, classes)
+    compare_networks("mask_rcnn", *both, _ROUNDS.value)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,16 @@ gradients, and SGD with momentum. Both sides run in turns in one process with th
 threads, and the best time of each counts. jseg's first call, which compiles, is told apart.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
 import torchvision
 from absl import app, flags
+from beside import Side, compare_networks, header, sides
 
 from jseg import models
 
@@ -44,8 +43,6 @@ _OURS: dict[str, tuple[str, dict[str, Any]]] = {
     },
   ),
 }
-
-Side = Callable[[], Any]
 
 
 def theirs(name: str, image: np.ndarray, label: np.ndarray) -> tuple[int, Side, Side]:
@@ -77,53 +74,15 @@ def ours(name: str, image: np.ndarray, label: np.ndarray) -> tuple[int, Side, Si
   """The same of jseg's."""
   registered, knobs = _OURS[name]
   model = models.create(registered, _K, **knobs)
-  variables = jax.jit(model.init)(jax.random.key(0), image[:1])
-  optimizer = optax.sgd(0.01, momentum=0.9)
 
-  @jax.jit
-  def step(state: Any, x: jax.Array, y: jax.Array) -> Any:
-    params, stats, opt_state, key = state
-    key, dropout = jax.random.split(key)
+  def loss(variables: Any, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, Any]:
+    outputs, new = model.apply(
+      variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+    ce = optax.softmax_cross_entropy_with_integer_labels
+    return ce(outputs.logits, y).mean() + 0.5 * ce(outputs.aux["aux"], y).mean(), new
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-      outputs, new = model.apply(
-        {"params": params, "batch_stats": stats},
-        x,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": dropout},
-      )
-      ce = optax.softmax_cross_entropy_with_integer_labels
-      return ce(outputs.logits, y).mean() + 0.5 * ce(outputs.aux["aux"], y).mean(), new
-
-    grads, new = jax.grad(loss, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
-    return optax.apply_updates(params, updates), new["batch_stats"], opt_state, key
-
-  @jax.jit
-  def forward(variables: Any, x: jax.Array) -> Any:
-    outputs: Any = model.apply(variables, x, train=False)
-    return outputs.logits
-
-  x, y = jnp.asarray(image), jnp.asarray(label)
-  params, stats = variables["params"], variables["batch_stats"]
-  state = (params, stats, optimizer.init(params), jax.random.key(1))
-
-  def train() -> None:
-    nonlocal state
-    state = jax.block_until_ready(step(state, x, y))
-
-  def infer() -> Any:
-    return jax.block_until_ready(forward(variables, x))
-
-  return sum(a.size for a in jax.tree.leaves(params)), train, infer
-
-
-def seconds(side: Side) -> float:
-  """Of one call."""
-  start = time.perf_counter()
-  side()
-  return time.perf_counter() - start
+  return sides(model, loss, image, label)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -136,16 +95,10 @@ def main(argv: Sequence[str]) -> None:
   print(
     f"{shape[0]} images of {shape[1]} x {shape[2]}; torch has {torch.get_num_threads()} threads"
   )
-  print(f"{'':20}{'':16}{'torchvision':>12}{'jseg':>8}{'ratio':>7}{'first call':>12}")
+  header()
   for name in _NETWORKS.value:
-    theirs_, ours_ = theirs(name, image, label), ours(name, image, label)
-    assert theirs_[0] == ours_[0], "the networks must have the same number of parameters"
-    for i, part in enumerate(("training step", "inference"), 1):
-      first = seconds(ours_[i])
-      seconds(theirs_[i])
-      rounds = [(seconds(theirs_[i]), seconds(ours_[i])) for _ in range(_ROUNDS.value)]
-      a, b = np.min(rounds, 0)
-      print(f"{name:20}{part:16}{a:10.3f} s{b:6.3f} s{a / b:7.2f}{first:10.1f} s", flush=True)
+    both = theirs(name, image, label), ours(name, image, label)
+    compare_networks(name, *both, _ROUNDS.value)
 
 
 if __name__ == "__main__":

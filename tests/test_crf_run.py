@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from tiny import tiny_config
 
@@ -224,17 +223,8 @@ def stop_at_once():
   yield event
 
 
-@pytest.fixture
-def programs(tmp_path):
-  """A folder for compiled programs, so that a second start compiles nothing."""
-  compilation_cache.reset_cache()  # Or it would remember that there was none.
-  yield str(tmp_path / "programs")
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
-
-
-def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch, programs):
-  run, config = tmp_path / "run", with_layer(tmp_path, compilation_cache=programs)
+def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch):
+  run, config = tmp_path / "run", with_layer(tmp_path)
   monkeypatch.setattr(loop, "stop_signal", stop_at_once)
   learnt = []
   for step in (1, 2):

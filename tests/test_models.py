@@ -226,7 +226,8 @@ def test_orders_of_chained_pooling():
 
 
 def test_refinenet_begins_with_small_scores():
-  model = models.create("refinenet", 5, **models.tiny("refinenet"))
+  # Four blocks, which multiply what one does.
+  model = models.create("refinenet", 5, **(models.tiny("refinenet") | {"blocks": 4, "chain": 2}))
   image = jnp.float32(np.random.default_rng(0).normal(size=(2, 64, 64, 3)))
   rngs = {name: jax.random.key(i) for i, name in enumerate(("params", "dropout"))}
   outputs, variables = jax.jit(lambda: model.init_with_output(rngs, image, train=True))()

@@ -65,7 +65,7 @@ def test_which_convolution_has_the_stride(where, one, three):
 
 @pytest.mark.parametrize(
   ("stem", "stride_on", "lag", "output_strides"),
-  [("plain", "1x1", False, (4,)), ("deep", "3x3", True, (16, 8))],
+  [("plain", "1x1", False, (4, 8, 16)), ("deep", "3x3", True, (4, 8, 16))],
 )
 def test_dilation_keeps_what_strides_computed(stem, stride_on, lag, output_strides):
   """Every so many pixels of a dilated network are the strided one, exactly (section 3.1)."""

@@ -74,6 +74,31 @@ def steps(shape: tuple[int, ...]) -> list[int]:
   return [-(-n // k) for n, k in zip(shape, kept, strict=False)]
 
 
+def save(
+  name: str,
+  model: torch.nn.Module,
+  arguments: dict[str, Any],
+  entries: list[tuple[str, tuple[int, ...]]],
+  results: dict[str, np.ndarray],
+  losses: dict[str, torch.Tensor],
+  **about: Any,
+) -> None:
+  """Writes the file of a network: `results`, and `about` and the rest as `meta`."""
+  meta = {
+    "reference": "pytorch/vision",
+    "commit": torchvision.version.git_version,
+    "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+    "class": f"{type(model).__module__}.{name}",
+    "arguments": arguments,
+    "state_dict": entries,
+    "scale": SCALE,
+    "parameters": sum(p.numel() for p in model.parameters()),
+    **about,
+    "losses": {k: float(v) for k, v in losses.items()},
+  }
+  np.savez_compressed(GOLDEN / f"{name}.npz", meta=np.array(json.dumps(meta)), **results)
+
+
 def keypoints() -> None:
   """The keypoint network: heat maps of what is found, keypoints, and the loss of given regions."""
   name, arguments = "keypointrcnn_resnet50_fpn", {**ARGUMENTS, "num_classes": 2}
@@ -103,20 +128,8 @@ def keypoints() -> None:
   )
   results = {k: found[k].numpy() for k in ("boxes", "scores", "keypoints", "keypoints_scores")}
   results |= {"heatmaps": heatmaps[:, ::4, ::3, ::3].numpy(), "points": points.numpy()}
-  meta = {
-    "reference": "pytorch/vision",
-    "commit": torchvision.version.git_version,
-    "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-    "class": f"{type(model).__module__}.{name}",
-    "arguments": arguments,
-    "state_dict": entries,
-    "scale": SCALE,
-    "parameters": sum(p.numel() for p in model.parameters()),
-    "sizes": SIZES[:1],
-    "objects": {"boxes": OBJECTS["boxes"][:2]},
-    "losses": {"loss_keypoint": float(loss)},
-  }
-  np.savez_compressed(GOLDEN / f"{name}.npz", meta=np.array(json.dumps(meta)), **results)
+  about = {"sizes": SIZES[:1], "objects": {"boxes": OBJECTS["boxes"][:2]}}
+  save(name, model, arguments, entries, results, {"loss_keypoint": loss}, **about)
 
 
 def network(name: str) -> None:
@@ -172,20 +185,7 @@ def network(name: str) -> None:
   losses |= more
   print({k: float(v) for k, v in losses.items()})
 
-  meta = {
-    "reference": "pytorch/vision",
-    "commit": torchvision.version.git_version,
-    "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-    "class": f"{type(model).__module__}.{name}",
-    "arguments": ARGUMENTS,
-    "state_dict": entries,
-    "scale": SCALE,
-    "parameters": sum(p.numel() for p in model.parameters()),
-    "sizes": SIZES,
-    "objects": OBJECTS,
-    "losses": {k: float(v) for k, v in losses.items()},
-  }
-  np.savez_compressed(GOLDEN / f"{name}.npz", meta=np.array(json.dumps(meta)), **results)
+  save(name, model, ARGUMENTS, entries, results, losses, sizes=SIZES, objects=OBJECTS)
 
 
 def operations() -> None:

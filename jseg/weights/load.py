@@ -31,7 +31,8 @@ _CLASSES = 21
 _FAMILIES = (torchvision, mask_rcnn, pytorch_fcn, kazuto_deeplab, semseg, drsleep, classifiers)
 KNOWN = (
   "ImageNet classifiers of torchvision and timm (alexnet, vgg16, vgg16_bn, googlenet, resnet18 to "
-  "152), torchvision's fcn_resnet, deeplabv3_resnet and maskrcnn_resnet_fpn, wkentaro/pytorch-fcn, "
+  "152), torchvision's fcn_resnet, deeplabv3_resnet, maskrcnn_resnet_fpn and "
+  "keypointrcnn_resnet_fpn, wkentaro/pytorch-fcn, "
   "kazuto1011/deeplab-pytorch (V2, V3), hszhao/semseg's PSPNet, DrSleep/refinenet-pytorch"
 )
 
