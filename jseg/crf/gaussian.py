@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.crf.stages import stored
 from jseg.types import Array
 
 SIGMAS = 4.5
@@ -135,12 +136,12 @@ def scale_filter(f: AxisFilter, before: Array, after: Array | None) -> AxisFilte
 def grid_filter(x: Array, filters: Sequence[AxisFilter]) -> Array:
   """Filters [h w c], or with any other number of spatial dimensions, along each of these."""
   down = [f.down for f in filters]
-  x = _stored(functools.partial(_along_all, steps=down), x) if any(down) else x
+  x = stored(functools.partial(_along_all, steps=down), x) if any(down) else x
   for axis, f in enumerate(filters):
     along = functools.partial(_along, step=f.middle, axis=axis)
     last = axis == len(filters) - 1 and not any(f.up for f in filters)
     # What reads the last one does so once for each element; products are stored anyway.
-    x = _stored(along, x) if isinstance(f.middle, Stencil) and not last else along(x)
+    x = stored(along, x) if isinstance(f.middle, Stencil) and not last else along(x)
   return _along_all(x, [f.up for f in filters])
 
 
@@ -164,17 +165,6 @@ def _along(x: Array, step: Stencil | Array, axis: int) -> Array:
     total = term if total is None else total + term
   assert total is not None
   return total
-
-
-def _stored(f: Any, x: Array) -> Array:
-  """f(x), written to memory before anything reads it.
-
-  XLA for CPUs drops optimization barriers and fuses stages into one another, computing the first
-  again for every element that the second reads. It can't do so with the branch of a condition.
-  """
-  out = jax.eval_shape(f, x)
-  known = x.reshape(-1)[0]
-  return lax.cond(known == known, f, lambda _: jnp.full(out.shape, jnp.nan, out.dtype), x)
 
 
 def _matrix_product(matrix: Array, x: Array, axis: int) -> Array:

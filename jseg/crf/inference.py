@@ -6,6 +6,7 @@ pydensecrf: kernels are normalised and the self-term stays in.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -287,18 +288,16 @@ def _sized(
     logits = np.pad(logits, [*margin, (0, 0)])
     image = np.pad(image, [*margin, (0, 0)], mode="edge")
 
-  def find(corners: lattice.Corners) -> tuple[Array, lattice.Lattice]:
-    def cropped(x: Array) -> np.ndarray:
-      return np.asarray(x).reshape(-1, *padded)[:, *inside].reshape(len(x), -1)
+  place = np.arange(math.prod(padded)).reshape(padded)[inside].reshape(-1)
 
-    found = lattice.host_lattice(cropped(corners.corner), cropped(corners.order))
+  def find(corners: lattice.Corners) -> tuple[Array, lattice.Lattice]:
+    corner, order = (
+      np.asarray(x).reshape(-1, *padded)[:, *inside].reshape(len(x), -1)
+      for x in (corners.corner, corners.order)
+    )
+    found = lattice.host_lattice(corner, order, place, math.prod(padded))
     if found is None:
       raise _too_fine(params)
-    if padded != shape:
-      sink = found.neighbours.shape[-1] - 1
-      vertex = np.full((len(found.vertex), *padded), sink, np.int32)
-      vertex[:, *inside] = found.vertex.reshape(-1, *shape)
-      found = found._replace(vertex=vertex.reshape(len(vertex), -1))
     return corners.weight, found
 
   axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
@@ -325,21 +324,17 @@ def _log_marginals(
   unary = jax.nn.log_softmax(logits).reshape(-1, classes)
   axes = known.axes or tuple(jnp.ones(n, unary.dtype) for n in shape)
   valid = functools.reduce(jnp.multiply.outer, axes).reshape(-1)
-  # Filters read whole vectors several times quicker; classes of -inf never get a share.
-  extra = -classes % (8 if classes > 4 else 4 if classes > 2 else classes)
-  unary = jnp.pad(unary, ((0, 0), (0, extra)), constant_values=-jnp.inf)
   kernels = []
   overflow = jnp.zeros((), bool)
   if not off[0]:
     message, flag = _spatial(params, known.spatial, axes, valid, plan)
     overflow |= flag
-    kernels.append((_padded_classes(params.spatial_weight, extra), message))
+    kernels.append((params.spatial_weight, message))
   if not off[1]:
     message, flag = _bilateral(image, params, known.bilateral, valid)
     overflow |= flag
-    kernels.append((_padded_classes(params.bilateral_weight, extra), message))
+    kernels.append((params.bilateral_weight, message))
   mu = params.compatibility
-  mu = None if mu is None else _padded_classes(mu, extra)
 
   def step(scores: Array, _: None) -> tuple[Array, None]:
     q = jax.nn.softmax(scores)
@@ -351,16 +346,12 @@ def _log_marginals(
   scores = unary
   if kernels and params.iterations:
     scores = lax.scan(step, unary, None, length=params.iterations)[0]
-  log_q = jax.nn.log_softmax(scores[:, :classes])
+  log_q = jax.nn.log_softmax(scores)
   log_q = jnp.where(overflow, jnp.nan, log_q)
   return log_q.reshape(*shape, classes)
 
 
 _compiled = jax.jit(_log_marginals, static_argnums=(4, 5))
-
-
-def _padded_classes(weight: Array, extra: int) -> Array:
-  return jnp.pad(weight, (0, extra))
 
 
 def _mix(message: Array, weight: Array) -> Array:
@@ -399,7 +390,7 @@ def _spatial(
   shape = tuple(map(len, axes))
   if params.spatial_filter == "lattice":
     known = known or _found(_corners(shape, params.spatial_sigma))
-    return _on_lattice(*known, valid, params.normalization)
+    return _on_lattice(*known, params.normalization)
   sigmas = jnp.broadcast_to(params.spatial_sigma, (len(shape),))
   filters = []
   for axis, inside in enumerate(axes):
@@ -429,7 +420,7 @@ def _bilateral(
     if known is None:
       corners = _corners(shape, sigmas, params.bilateral_sigma_rgb, image)
       known = _found(corners, params.capacity)
-    return _on_lattice(*known, valid, params.normalization)
+    return _on_lattice(*known, params.normalization)
   if params.method == "exact":
     features = jnp.concatenate([_places(shape, sigmas), colours], 1)
     exact = functools.partial(gaussian.exact_filter, features=features)
@@ -450,14 +441,13 @@ def _found(corners: lattice.Corners, capacity: int | None = None) -> tuple[Array
   return corners.weight, lattice.make_lattice(fixed, min(capacity or bound, bound))
 
 
-def _on_lattice(
-  weight: Array, grid: lattice.Lattice, valid: Array, normalization: str
-) -> tuple[Any, Array]:
+def _on_lattice(weight: Array, grid: lattice.Lattice, normalization: str) -> tuple[Any, Array]:
   """Normalised filter; its factors go into the weights, so that they cost nothing."""
-  weight = weight * valid[None]
+  # Padding is on no vertex but the sink, and needs no zeros.
+  everywhere = jnp.ones_like(weight[0])
   cut = weight * lattice.scale(len(weight) - 1)
   before, after = _normalizers(
-    lambda x: lattice.lattice_filter(x, weight, cut, grid), valid, normalization
+    lambda x: lattice.lattice_filter(x, weight, cut, grid), everywhere, normalization
   )
   splat = weight * before[None]
   cut = cut if after is None else cut * after[None]

@@ -11,6 +11,7 @@ where the features are known, else by `make_lattice`, in a static size.
 
 import concurrent.futures
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.crf.stages import staged, stored
 from jseg.types import Array
 
-_COLOUR_SHIFT = 57  # bits below the number of a corner's remainder class
-_BLOCK = 4096  # points that are spread at a time; they and their products stay in a core's cache
+FIRST, MORE = 4, 8
+"""The shares of so many points are summed up at a time, at a vertex and beside it."""
 
 
 class Corners(NamedTuple):
@@ -48,11 +50,18 @@ class Lattice(NamedTuple):
   Attributes:
     vertex: int32 [D n] number of each corner's vertex; the sink where there is no room for it.
     neighbours: int32 [D 2 capacity + 1] vertices before and after along each axis, or the sink.
+    first: int32 [4 capacity + 1] which corners, numbered k n + i, lie on a vertex, the first four;
+      D n where there are fewer.
+    more: int32 [8 r] any others, in groups of one vertex.
+    owner: int32 [r] that vertex; the sink where a group is empty.
     overflow: bool [], whether vertices did not fit: results are wrong then.
   """
 
   vertex: Any
   neighbours: Any
+  first: Any
+  more: Any
+  owner: Any
   overflow: Any
 
 
@@ -109,87 +118,143 @@ def barycentric(features: Array) -> Corners:
   return Corners(jnp.stack(weight), jnp.stack(corner), jnp.stack(order))
 
 
-def staged(f: Any, *args: Any, blocks: int = 16) -> Any:
-  """f(*args) of arrays [n ...] in a loop over blocks of n.
+def _round_up(size: int, step: int) -> int:
+  """The next multiple, so that few different programs are compiled."""
+  return max(-(-size // step), 1) * step
 
-  What a loop returns is stored; elsewhere XLA for CPUs drops optimization barriers and fuses stages
-  into one another, computing the first again for every element that the second reads.
+
+def _positions(corner: Any) -> Any:
+  """Whole coordinates [d n] of corners [D n] along the axes of the features, in units of their own.
+
+  These name a vertex, and grow with place and colour, so that vertices in their order have their
+  neighbours and the points that use them near by in memory. A remainder class has no part in them.
   """
-  n = jax.tree.leaves(args)[0].shape[0]
-  length = -(-n // blocks)
-
-  def split(x: Array) -> Array:
-    pad = ((0, length * blocks - n),) + ((0, 0),) * (x.ndim - 1)
-    return (jnp.pad(x, pad) if length * blocks > n else x).reshape(blocks, length, *x.shape[1:])
-
-  out = lax.map(lambda block: f(*block), jax.tree.map(split, args))
-  return jax.tree.map(lambda x: x.reshape(blocks * length, *x.shape[2:])[:n], out)
+  total, positions = 0, []
+  for j in range(len(corner) - 1):
+    total = total + corner[j]
+    positions.append(total - (j + 1) * corner[j + 1])
+  return positions
 
 
-def _key_bits(n: int) -> int:
-  """How many bits the packed coordinates of a vertex may take beside a point's number."""
-  return min(63 - max((n - 1).bit_length(), 1), _COLOUR_SHIFT)
+def _bounds(positions: Any) -> tuple[list[Any], list[Any]]:
+  """Least and number of each position, with room for vertices around corners and beside."""
+  low = [p.min() - 2 * (j + 1) for j, p in enumerate(positions)]
+  span = [p.max() + 2 * (j + 1) + 1 - low[j] for j, p in enumerate(positions)]
+  return low, span
 
 
-def _round_up(size: int) -> int:
-  """The next number with three leading bits, so that few different programs are compiled."""
-  step = 1 << max(size.bit_length() - 3, 6)
-  return -(-size // step) * step
+def _strides(span: list[Any]) -> tuple[list[Any], list[Any]]:
+  """What a position, and what a coordinate adds to a vertex's key. The second axis comes first."""
+  d = len(span)
+  order = [*range(d - 1, 1, -1), *range(min(d, 2))]
+  by_position: list[Any] = [1] * d
+  for i, j in itertools.pairwise(order):
+    by_position[j] = by_position[i] * span[i]
+  by_coordinate = []
+  for i in range(d + 1):
+    stride = sum(by_position[i:]) if i < d else 0
+    by_coordinate.append(stride - i * by_position[i - 1] if i else stride)
+  return by_position, by_coordinate
 
 
-def host_lattice(corner: np.ndarray, order: np.ndarray) -> Lattice | None:
-  """The lattice of the n points of `barycentric`, with room for little more than its vertices.
+def host_lattice(
+  corner: np.ndarray, order: np.ndarray, place: np.ndarray | None = None, n: int = 0
+) -> Lattice | None:
+  """The lattice of the points of `barycentric`, with room for little more than its vertices.
 
   Args:
-    corner: int32 [D n].
-    order: int32 [D n].
+    corner: int32 [D m].
+    order: int32 [D m].
+    place: int [m], the numbers, growing, of the m points among n, where others are padding; None
+      if there are no others.
+    n: number of points with padding.
 
   Returns:
-    Arrays of NumPy's. None if a vertex's coordinates don't fit into the key that it is found by.
+    Arrays of NumPy's. None if a vertex's position doesn't fit into the key that it is found by.
   """
-  size, n = corner.shape
+  size, m = corner.shape
   d = size - 1
-  low = corner[:d].min(1) - 3
-  span = corner[:d].max(1) + 3 - low
-  if np.log2(span.astype(np.float64)).sum() >= _key_bits(n):
-    return None
-  strides = np.concatenate([np.cumprod(np.append(1, span[:-1]), dtype=np.int64), [0]])
+  place, n = (np.arange(m), m) if place is None else (place, n)
+  positions = _positions(corner)
+  low, span = ([int(x) for x in xs] for xs in _bounds(positions))
   id_bits = max((n - 1).bit_length(), 1)
-  # The last coordinate follows from the others, and the key of vertex k + 1 from that of k.
-  keys = [strides[:d] @ (corner[:d] - low[:, None])]
+  if math.prod(span).bit_length() + id_bits > 63:
+    return None
+  by_position, by_coordinate = _strides(span)
+  # The key of vertex k + 1 follows from that of k.
+  keys = [
+    sum((p.astype(np.int64) - a) * s for p, a, s in zip(positions, low, by_position, strict=True))
+  ]
+  strides = np.array(by_coordinate)
   for k in range(d):
     keys.append(keys[-1] - strides[order[d - k]])
 
-  def unique(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def unique(key: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Sorting keys with the points in their low bits is several times quicker than an argsort.
-    both = (key << id_bits) | np.arange(n)
+    both = (key << id_bits) | place
     both.sort()
     key = both >> id_bits
-    new = np.append(True, key[1:] != key[:-1])
-    vertex = np.empty(n, np.int32)
-    vertex[both & ((1 << id_bits) - 1)] = np.cumsum(new, dtype=np.int32) - 1
-    return key[new], vertex
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    return key[first], first, (both & ((1 << id_bits) - 1)).astype(np.int32)
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     found = list(pool.map(unique, keys))
-    starts = np.cumsum([0, *(len(key) for key, _ in found)]).astype(np.int32)
-    sink = _round_up(int(starts[-1]))
+    counts = [np.diff(np.append(first, m)) for _, first, _ in found]
+    starts = np.cumsum([0, *map(len, counts)])
+    table = np.concatenate([key for key, _, _ in found])
+    by_key = np.argsort(table, kind="stable")
+    table, count = table[by_key], len(table)
+    number = np.empty(count, np.int32)
+    number[by_key] = np.arange(count, dtype=np.int32)
+    sink = _round_up(count, 1 << max(count.bit_length() - 4, 6))
     neighbours = np.full((size, 2, sink + 1), sink, np.int32)
 
     def connect(axis: int) -> None:
-      for k in range(size):
-        # One step along the axis adds 1 to all coordinates but its own, from which it takes d.
-        key, after = found[k][0], found[(k + 1) % size][0]
-        wanted = key - strides[axis] + (strides.sum() if k == d else 0)
-        at = np.minimum(np.searchsorted(after, wanted), len(after) - 1)
-        there = np.flatnonzero(after[at] == wanted)
-        here, beyond = there + starts[k], at[there] + starts[(k + 1) % size]
-        neighbours[axis, 1, here] = beyond
-        neighbours[axis, 0, beyond] = here
+      # One step along an axis adds 1 to all coordinates but its own, from which it takes d. Both
+      # halves are sorted; merging them is quicker than looking up one in the other.
+      both = np.concatenate([table << 1, (table - strides[axis]) << 1 | 1])
+      both.sort(kind="stable")
+      found = np.flatnonzero((both[1:] ^ both[:-1]) == 1)
+      here = np.cumsum(both & 1)[found]
+      beyond = found - here
+      neighbours[axis, 1, here] = beyond
+      neighbours[axis, 0, beyond] = here
 
     list(pool.map(connect, range(size)))
-  vertex = np.stack([v + start for (_, v), start in zip(found, starts, strict=False)])
-  return Lattice(vertex, neighbours, np.zeros((), bool))
+
+    def cut(k: int) -> tuple[np.ndarray, np.ndarray]:
+      """Vertices of class k with groups beside the first, and where these begin."""
+      groups = np.maximum(counts[k] - FIRST + MORE - 1, 0) // MORE
+      of = np.repeat(np.arange(len(groups)), groups)
+      nth = np.arange(len(of)) - (np.cumsum(groups) - groups)[of]
+      return of, found[k][1][of] + FIRST + nth * MORE
+
+    rest = list(pool.map(cut, range(size)))
+    # In the order of points, so that groups that are summed up in turn read what lies together.
+    leading = np.concatenate([found[k][2][begin] for k, (_, begin) in enumerate(rest)])
+    by_point = np.argsort(leading, kind="stable")
+    column = np.empty(len(leading), np.int32)
+    column[by_point] = np.arange(len(leading), dtype=np.int32)
+    ends = np.cumsum([0, *(len(of) for of, _ in rest)])
+    owner = np.full(_round_up(len(leading), -(-size * n // (4 * MORE))), sink, np.int32)
+    vertex = np.full((size, n), sink, np.int32)
+    first = np.full((FIRST, sink + 1), size * n, np.int32)
+    more = np.full((MORE, len(owner)), size * n, np.int32)
+
+    def write(k: int) -> None:
+      _, begin, points = found[k]
+      of, later = rest[k]
+      own, place = number[starts[k] : starts[k + 1]], column[ends[k] : ends[k + 1]]
+      vertex[k, points] = np.repeat(own, counts[k])
+      owner[place] = own[of]
+      end = begin + counts[k]
+      for table, at, start, stop in ((first, own, begin, end), (more, place, later, end[of])):
+        for i, row in enumerate(table):
+          used = start + i < stop
+          row[at[used]] = points[start[used] + i] + k * n
+
+    list(pool.map(write, range(size)))
+  return Lattice(vertex, neighbours, first, more, owner, np.zeros((), bool))
 
 
 def make_lattice(corners: Corners, capacity: int) -> Lattice:
@@ -197,51 +262,37 @@ def make_lattice(corners: Corners, capacity: int) -> Lattice:
   corner, order = corners.corner, corners.order
   size, n = corner.shape
   d = size - 1
-  low = corner[:d].min(1) - 3
-  span = corner[:d].max(1) + 3 - low
-  fits = jnp.log2(span.astype(jnp.float32)).sum() < _key_bits(n)
-  id_bits = np.uint64(max((n - 1).bit_length(), 1))
+  positions = _positions(corner)
+  low, span = _bounds(positions)
+  id_bits = max((size * n - 1).bit_length(), 1)
+  fits = jnp.log2(jnp.stack(span).astype(jnp.float32)).sum() < 62 - id_bits
   with jax.enable_x64(True):
-    steps = [jnp.uint64(1)]
-    for i in range(d - 1):
-      steps.append(steps[-1] * span[i].astype(jnp.uint64))
-    strides = jnp.stack([*steps, jnp.uint64(0)])
-    key = jnp.zeros(n, jnp.uint64)
-    for i in range(d):
-      key = key + (corner[i] - low[i]).astype(jnp.uint64) * strides[i]
-    one_class = np.uint64(1 << _COLOUR_SHIFT)
-
-    # A loop compiles its sort once.
-    def unique(
-      carry: tuple[Array, Array, Array, Array], dropped: Array
-    ) -> tuple[tuple[Array, Array, Array, Array], Array]:
-      key, count, table, colour = carry
-      both = lax.sort((key << id_bits) | lax.iota(jnp.uint64, n), is_stable=False)
-      found = both >> id_bits
-      new = jnp.concatenate([jnp.ones(1, bool), found[1:] != found[:-1]])
-      number = count + _cumulative(new.astype(jnp.int32)) - 1
-      point = (both & ((np.uint64(1) << id_bits) - np.uint64(1))).astype(jnp.int32)
-      vertex = jnp.zeros(n, jnp.int32).at[point].set(number, unique_indices=True)
-      table = table.at[jnp.where(new, number, capacity)].set(found + colour, mode="drop")
-      return (key - strides[dropped], number[-1] + 1, table, colour + one_class), vertex
-
-    start = (
-      key,
-      jnp.zeros((), jnp.int32),
-      jnp.full(capacity, np.uint64(2**64 - 1)),
-      jnp.uint64(0),
+    by_position, by_coordinate = _strides([s.astype(jnp.int64) for s in span])
+    key = sum(
+      (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_position, strict=True)
     )
-    (_, count, table, _), vertex = lax.scan(unique, start, order[::-1])
-    alive = lax.iota(jnp.int32, capacity) < count
-    last = (table >> np.uint64(_COLOUR_SHIFT)) == d
+    strides = jnp.stack([jnp.asarray(s, jnp.int64) for s in by_coordinate])
+    keys = [key]
+    for k in range(d):
+      keys.append(keys[-1] - strides[order[d - k]])
+    both = (jnp.stack(keys).reshape(-1) << id_bits) | lax.iota(jnp.int64, size * n)
+    both = lax.sort(both, is_stable=False)
+    found = both >> id_bits
+    entry = (both & ((1 << id_bits) - 1)).astype(jnp.int32)
+    new = jnp.concatenate([jnp.ones(1, bool), found[1:] != found[:-1]])
+    number = _cumulative(new.astype(jnp.int32)) - 1
+    last = number[-1]
+    kept = jnp.where(new, number, capacity)
+    table = jnp.full(capacity, np.iinfo(np.int64).max).at[kept].set(found, mode="drop")
 
     def after(stride: Array) -> Array:
-      wanted = table - stride + one_class
-      wanted = jnp.where(last, wanted + strides.sum() - np.uint64(size) * one_class, wanted)
+      wanted = table - stride
       at = jnp.minimum(jnp.searchsorted(table, wanted).astype(jnp.int32), capacity - 1)
+      alive = lax.iota(jnp.int32, capacity) <= last
       return jnp.where(alive & (table[at] == wanted), at, capacity)
 
     beyond = lax.map(after, strides)
+  vertex = jnp.zeros(size * n, jnp.int32).at[entry].set(number, unique_indices=True)
   own = lax.iota(jnp.int32, capacity)
   sink = jnp.full((size, 1), capacity, jnp.int32)
   before = jax.vmap(
@@ -250,7 +301,21 @@ def make_lattice(corners: Corners, capacity: int) -> Lattice:
     )
   )(beyond)
   neighbours = jnp.stack([before, jnp.concatenate([beyond, sink], 1)], 1)
-  return Lattice(jnp.minimum(vertex, capacity), neighbours, ~fits | (count > capacity))
+  sequence = lax.iota(jnp.int32, size * n)
+  number = jnp.minimum(number, capacity)
+  start = jnp.zeros(capacity + 1, jnp.int32).at[kept].set(sequence, mode="drop")
+  rank = sequence - start[number]
+  first = (
+    jnp.full((FIRST, capacity + 1), size * n, jnp.int32).at[rank, number].set(entry, mode="drop")
+  )
+  rank = rank - FIRST
+  begins = (rank >= 0) & (rank % MORE == 0)
+  nth = jnp.where(rank < 0, size * n, _cumulative(begins.astype(jnp.int32)) - 1)
+  groups = size * n // (FIRST + 1)
+  more = jnp.full((MORE, groups), size * n, jnp.int32).at[rank % MORE, nth].set(entry, mode="drop")
+  owner = jnp.full(groups, capacity, jnp.int32).at[nth].set(number, mode="drop")
+  vertex = jnp.minimum(vertex, capacity).reshape(size, n)
+  return Lattice(vertex, neighbours, first, more, owner, ~fits | (last >= capacity))
 
 
 def _cumulative(x: Array) -> Array:
@@ -277,7 +342,7 @@ def lattice_filter(x: Array, splat: Array, cut: Array, lattice: Lattice) -> Arra
   The kernel is a matrix of rank at most the number of vertices: cut @ blur @ splat^T.
 
   Args:
-    x: [n c] values. Multiples of 8 channels are quickest.
+    x: [n c] values.
     splat: [D n] weights by which values are spread: barycentric weights times whatever
       normalises the kernel.
     cut: [D n] the same for reading them.
@@ -288,7 +353,8 @@ def lattice_filter(x: Array, splat: Array, cut: Array, lattice: Lattice) -> Arra
     the almost everywhere existing derivative of the filter by the features. It knows nothing of
     points that move into another simplex.
   """
-  return _slice(_blur(_splat(x, splat, lattice), lattice), cut, lattice)
+  # Read in a stage of its own: fused with what comes next, it is several times slower.
+  return stored(_slice, _blur(_splat(x, splat, lattice), lattice), cut, lattice)
 
 
 def _forward(x, splat, cut, lattice):
@@ -309,43 +375,41 @@ lattice_filter.defvjp(_forward, _backward)
 
 
 def _splat(x: Array, weight: Array, lattice: Lattice) -> Array:
-  """[n c] -> [capacity + 1, c]."""
-  n, c = x.shape
-  block = min(n, _BLOCK)
+  """[n c] -> [capacity + 1, c]; gathers, which run on all cores, where a scatter runs on one."""
 
-  def add(values: Array, i: Array) -> tuple[Array, None]:
-    # The last block begins earlier, to be as long as the others.
-    start = jnp.minimum(i * block, n - block)
-    fresh = start + lax.iota(jnp.int32, block) >= i * block
-    vertex = lax.dynamic_slice_in_dim(lattice.vertex, start, block, axis=1)
-    share = lax.dynamic_slice_in_dim(weight, start, block, axis=1) * fresh[None]
-    rows = lax.dynamic_slice_in_dim(x, start, block)
-    rows = (share[:, :, None] * rows[None]).reshape(-1, c)
-    return values.at[vertex.reshape(-1)].add(rows, mode="promise_in_bounds"), None
+  def added(corners: Array) -> Array:
+    share = weight.reshape(-1).at[corners].get(mode="fill", fill_value=0)
+    point = lax.rem(corners, np.int32(len(x)))
+    terms = (_rows(x, at) * w[:, None] for at, w in zip(point, share, strict=True))
+    return functools.reduce(jnp.add, terms)
 
-  empty = jnp.zeros((lattice.neighbours.shape[-1], c), x.dtype)
-  return lax.scan(add, empty, lax.iota(jnp.int32, -(-n // block)))[0]
+  return added(lattice.first).at[lattice.owner].add(added(lattice.more), mode="promise_in_bounds")
 
 
 def _blur(values: Array, lattice: Lattice, *, reverse: bool = False) -> Array:
-  # A scan keeps XLA from fusing one axis into the next and computing it again for every neighbour.
-  def along(v: Array, neighbours: Array) -> tuple[Array, None]:
-    return v + 0.5 * (
-      v.at[neighbours[0]].get(mode="promise_in_bounds")
-      + v.at[neighbours[1]].get(mode="promise_in_bounds")
-    ), None
+  def along(v: Array, neighbours: Array, *, axis: int) -> Array:
+    # Sliced in here, where that costs no copy.
+    before, after = neighbours[axis]
+    return v + 0.5 * (_rows(v, before) + _rows(v, after))
 
-  return lax.scan(along, values, lattice.neighbours, reverse=reverse)[0]
+  axes = range(len(lattice.neighbours))
+  for axis in reversed(axes) if reverse else axes:
+    values = stored(functools.partial(along, axis=axis), values, lattice.neighbours)
+  return values
 
 
 def _slice(values: Array, weight: Array, lattice: Lattice) -> Array:
   """[capacity + 1, c] -> [n c]; unrolled, as one fused loop without the gathered arrays."""
   total: Array | None = None
   for vertex, share in zip(lattice.vertex, weight, strict=True):
-    term = values.at[vertex].get(mode="promise_in_bounds") * share[:, None]
+    term = _rows(values, vertex) * share[:, None]
     total = term if total is None else total + term
   assert total is not None
   return total
+
+
+def _rows(x: Array, at: Array) -> Array:
+  return x.at[at].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def scale(d: int) -> float:
