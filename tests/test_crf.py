@@ -149,7 +149,7 @@ def corners(seed=0, n=40, d=5):
 
 def host_lattice():
   found = corners()
-  return lattice.host_lattice(np.asarray(found.corner), np.asarray(found.order))
+  return lattice.host_lattice(np.asarray(found.corner), np.asarray(found.order), range(5))
 
 
 def filtered(x):
@@ -166,7 +166,8 @@ def test_barycentric_weights():
 def test_the_lattice_under_jit_is_the_hosts():
   host = host_lattice()
   size = host.vertex.max() + 1
-  under_jit = jax.jit(lattice.make_lattice, static_argnums=1)(corners(), int(size))
+  make = jax.jit(functools.partial(lattice.make_lattice, major=range(5), capacity=int(size)))
+  under_jit = make(corners())
   np.testing.assert_array_equal(under_jit.vertex, host.vertex)
   sink = host.neighbours.shape[-1] - 1
   neighbours = np.where(host.neighbours == sink, size, host.neighbours)

@@ -7,7 +7,7 @@ pydensecrf: kernels are normalised and the self-term stays in.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -22,6 +22,8 @@ from jseg.types import Array, InputError
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 METHODS = ("lattice", "landmarks", "exact")
 SPATIAL_FILTERS = ("half", "exact", "lattice")
+MAX_LATTICES = 6
+"""How many ways there are to turn the lattice of a grey image; others have more."""
 _ARRAYS = (
   *("spatial_weight", "spatial_sigma", "bilateral_weight", "bilateral_sigma_xy"),
   *("bilateral_sigma_rgb", "compatibility"),
@@ -50,6 +52,8 @@ class CrfParams:
     spatial_filter: static; "half" resolution from sigmas of 2.5 pixels on, where that is within 2 %
       of the exact kernel; "exact"; or "lattice", as in pydensecrf. Under jit, where sigmas aren't
       known, "half" is exact.
+    lattices: static; number of lattices, differently turned, whose kernels are averaged. Two are
+      closer to the exact kernel and cost twice the time.
     landmarks: static; number of colours that `method="landmarks"` interpolates between.
     capacity: static; number of vertices that the lattice can hold under jit. By default as many as
       could ever be needed, which costs memory; `lattice_size` says how many an image needs.
@@ -65,6 +69,7 @@ class CrfParams:
   normalization: str = flax.struct.field(pytree_node=False, default="symmetric")
   method: str = flax.struct.field(pytree_node=False, default="lattice")
   spatial_filter: str = flax.struct.field(pytree_node=False, default="half")
+  lattices: int = flax.struct.field(pytree_node=False, default=1)
   landmarks: int = flax.struct.field(pytree_node=False, default=128)
   capacity: int | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -117,25 +122,38 @@ def log_marginals(
   def one(pair: tuple[Any, Any]) -> Array:
     if traced:
       return _log_marginals(*pair, params, Known(), plan, off)
-    return _sized(*pair, params, plan, off)
+    return _sized(*pair, params, plan, off)()
 
   if logits.ndim == ndim + 1:
     return one((logits, image))
   if traced:
     return lax.map(one, (logits, image))
-  return jnp.stack([one(pair) for pair in zip(logits, image, strict=True)])
+  # The host finds an image's lattice while the device is at work on the image before.
+  found, begun = [], _sized(logits[0], image[0], params, plan, off)
+  for pair in zip(logits[1:], image[1:], strict=True):
+    following = _sized(*pair, params, plan, off)
+    found.append(begun())
+    begun = following
+  return jnp.stack([*found, begun()])
 
 
 def lattice_size(image: Any, params: CrfParams | None = None) -> int:
-  """Number of vertices of the bilateral lattice of one image [h w c] or volume [d h w c]."""
+  """Number of vertices of the bilateral lattice of one image [h w c] or volume [d h w c].
+
+  That of the largest, if there are several.
+  """
   params = CrfParams() if params is None else params
   image = np.asarray(image, np.float32)
   sigmas = jnp.float32(params.bilateral_sigma_xy), jnp.float32(params.bilateral_sigma_rgb)
-  corners = _corners(image.shape[:-1], *sigmas, image)
-  found = lattice.host_lattice(np.asarray(corners.corner), np.asarray(corners.order))
-  if found is None:
-    raise _too_fine(params)
-  return int(found.vertex.max()) + 1
+  sizes = []
+  for turn in range(params.lattices):
+    corners = _corners(image.shape[:-1], turn, *sigmas, image)
+    major = _major(corners, turn)
+    found = lattice.host_lattice(np.asarray(corners.corner), np.asarray(corners.order), major)
+    if found is None:
+      raise _too_fine(params)
+    sizes.append(int(found.vertex.max()) + 1)
+  return max(sizes)
 
 
 def check_settings(params: CrfParams) -> None:
@@ -149,6 +167,10 @@ def check_settings(params: CrfParams) -> None:
       raise InputError(f"CRF: {name} {value!r} is not known; choose {', '.join(choices)}")
   if params.iterations < 0:
     raise InputError(f"CRF: iterations {params.iterations} must be 0 or more; 10 is usual")
+  if not 1 <= params.lattices <= MAX_LATTICES:
+    raise InputError(
+      f"CRF: lattices {params.lattices} must be 1 to {MAX_LATTICES}; 2 are more exact than 1"
+    )
   if params.landmarks < 1:
     raise InputError(f"CRF: landmarks {params.landmarks} must be 1 or more; 128 is usual")
 
@@ -230,6 +252,9 @@ def _too_fine(params: CrfParams) -> InputError:
   )
 
 
+_Weighted = tuple[Array, lattice.Lattice]
+
+
 class Known(NamedTuple):
   """What is found out about an image before anything is compiled for it.
 
@@ -237,19 +262,19 @@ class Known(NamedTuple):
     axes: [n] for each spatial axis, 1 for pixels and 0 for padding; None under jit, where there is
       no padding.
     spatial: weights [D n] and lattice of the spatial kernel, if it is on one.
-    bilateral: the same of the bilateral kernel.
+    bilateral: the same of the bilateral kernel, of which there may be several.
   """
 
   axes: tuple[Array, ...] | None = None
-  spatial: tuple[Array, lattice.Lattice] | None = None
-  bilateral: tuple[Array, lattice.Lattice] | None = None
+  spatial: Sequence[_Weighted] = ()
+  bilateral: Sequence[_Weighted] = ()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _corners(
-  shape: tuple[int, ...], sigma_xy: Array, sigma_rgb: Any = None, image: Any = None
+  shape: tuple[int, ...], turn: int, sigma_xy: Array, sigma_rgb: Any = None, image: Any = None
 ) -> lattice.Corners:
-  """Simplices of the pixels by place, or by place and colour."""
+  """Simplices of the pixels by place, or by place and colour; features in the order of a turn."""
   # The lattice depends a little on the order of features. pydensecrf's is x, y for images, and that
   # of the array for what its `create_pairwise_bilateral` makes.
   features = _places(shape, sigma_xy)
@@ -257,7 +282,22 @@ def _corners(
   if image is not None:
     colours = _scaled(image.reshape(-1, image.shape[-1]), sigma_rgb)
     features = jnp.concatenate([features, colours], 1)
-  return lattice.barycentric(features)
+  return lattice.barycentric(features[:, _turned(features.shape[1], turn)])
+
+
+def _turned(d: int, turn: int) -> np.ndarray:
+  """Order of the features of the nth lattice: as they are, reversed, and rotations of both.
+
+  The lattice has no such symmetries, so that its errors differ.
+  """
+  return np.roll(np.arange(d)[:: -1 if turn % 2 else 1], turn // 2)
+
+
+def _major(corners: lattice.Corners, turn: int) -> list[int]:
+  """Features by which vertices are sorted: place first, and rows before columns, as pixels are."""
+  d = len(corners.weight) - 1
+  at = np.argsort(_turned(d, turn))
+  return [int(at[i]) for i in (1, 0, *range(2, d)) if i < d]
 
 
 def _places(shape: Sequence[int], sigma: Array) -> Array:
@@ -278,8 +318,11 @@ def _round_up(n: int) -> int:
 
 def _sized(
   logits: np.ndarray, image: np.ndarray, params: CrfParams, plan: Any, off: tuple[bool, bool]
-) -> Array:
-  """Runs one image, padded to one of few sizes; finds its lattices first."""
+) -> Callable[[], Array]:
+  """Begins one image, padded to one of few sizes; what is returned finds its lattices and runs it.
+
+  Until then other images' work may go on.
+  """
   shape = image.shape[:-1]
   padded = tuple(map(_round_up, shape))
   inside = tuple(map(slice, shape))
@@ -287,28 +330,34 @@ def _sized(
     margin = [(0, m - n) for m, n in zip(padded, shape, strict=True)]
     logits = np.pad(logits, [*margin, (0, 0)])
     image = np.pad(image, [*margin, (0, 0)], mode="edge")
+  spatial, bilateral = [], []
+  if params.spatial_filter == "lattice" and not off[0]:
+    spatial = [_corners(padded, 0, params.spatial_sigma)]
+  if params.method == "lattice" and not off[1]:
+    sigmas = params.bilateral_sigma_xy, params.bilateral_sigma_rgb
+    bilateral = [_corners(padded, turn, *sigmas, image) for turn in range(params.lattices)]
 
-  place = np.arange(math.prod(padded)).reshape(padded)[inside].reshape(-1)
-
-  def find(corners: lattice.Corners) -> tuple[Array, lattice.Lattice]:
+  def find(corners: lattice.Corners, turn: int) -> _Weighted:
+    place = np.arange(math.prod(padded)).reshape(padded)[inside].reshape(-1)
     corner, order = (
       np.asarray(x).reshape(-1, *padded)[:, *inside].reshape(len(x), -1)
       for x in (corners.corner, corners.order)
     )
-    found = lattice.host_lattice(corner, order, place, math.prod(padded))
+    major = _major(corners, turn)
+    found = lattice.host_lattice(corner, order, major, place, math.prod(padded))
     if found is None:
       raise _too_fine(params)
     return corners.weight, found
 
-  axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
-  spatial = bilateral = None
-  if params.spatial_filter == "lattice" and not off[0]:
-    spatial = find(_corners(padded, params.spatial_sigma))
-  if params.method == "lattice" and not off[1]:
-    sigmas = params.bilateral_sigma_xy, params.bilateral_sigma_rgb
-    bilateral = find(_corners(padded, *sigmas, image))
-  log_q = _compiled(logits, image, params, Known(axes, spatial, bilateral), plan, off)
-  return log_q if padded == shape else log_q[inside]
+  def run() -> Array:
+    axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
+    both = (
+      [find(corners, i) for i, corners in enumerate(kernel)] for kernel in (spatial, bilateral)
+    )
+    log_q = _compiled(logits, image, params, Known(axes, *both), plan, off)
+    return log_q if padded == shape else log_q[inside]
+
+  return run
 
 
 def _log_marginals(
@@ -382,15 +431,15 @@ def _normalized(raw: Any, valid: Array, normalization: str) -> Any:
 
 def _spatial(
   params: CrfParams,
-  known: tuple[Array, lattice.Lattice] | None,
+  known: Sequence[_Weighted],
   axes: Sequence[Array],
   valid: Array,
   plan: Sequence[gaussian.AxisPlan] | None,
 ) -> tuple[Any, Array | bool]:
   shape = tuple(map(len, axes))
   if params.spatial_filter == "lattice":
-    known = known or _found(_corners(shape, params.spatial_sigma))
-    return _on_lattice(*known, params.normalization)
+    known = known or [_found(_corners(shape, 0, params.spatial_sigma), 0)]
+    return _on_lattices(known, params.normalization)
   sigmas = jnp.broadcast_to(params.spatial_sigma, (len(shape),))
   filters = []
   for axis, inside in enumerate(axes):
@@ -410,17 +459,18 @@ def _spatial(
 def _bilateral(
   image: Array,
   params: CrfParams,
-  known: tuple[Array, lattice.Lattice] | None,
+  known: Sequence[_Weighted],
   valid: Array,
 ) -> tuple[Any, Array | bool]:
   shape = image.shape[:-1]
   sigmas = jnp.broadcast_to(params.bilateral_sigma_xy, (len(shape),))
   colours = _scaled(image.reshape(-1, image.shape[-1]), params.bilateral_sigma_rgb)
   if params.method == "lattice":
-    if known is None:
-      corners = _corners(shape, sigmas, params.bilateral_sigma_rgb, image)
-      known = _found(corners, params.capacity)
-    return _on_lattice(*known, params.normalization)
+    if not known:
+      turns = range(params.lattices)
+      corners = [_corners(shape, i, sigmas, params.bilateral_sigma_rgb, image) for i in turns]
+      known = [_found(c, i, params.capacity) for i, c in enumerate(corners)]
+    return _on_lattices(known, params.normalization)
   if params.method == "exact":
     features = jnp.concatenate([_places(shape, sigmas), colours], 1)
     exact = functools.partial(gaussian.exact_filter, features=features)
@@ -434,21 +484,30 @@ def _bilateral(
   return _normalized(raw, valid, params.normalization), False
 
 
-def _found(corners: lattice.Corners, capacity: int | None = None) -> tuple[Array, lattice.Lattice]:
+def _found(corners: lattice.Corners, turn: int, capacity: int | None = None) -> _Weighted:
   """Weights and lattice under jit, with room for any image if no capacity is given."""
   bound = corners.weight.size
   fixed = lax.stop_gradient(corners)
-  return corners.weight, lattice.make_lattice(fixed, min(capacity or bound, bound))
+  major = _major(corners, turn)
+  return corners.weight, lattice.make_lattice(fixed, major, min(capacity or bound, bound))
 
 
-def _on_lattice(weight: Array, grid: lattice.Lattice, normalization: str) -> tuple[Any, Array]:
-  """Normalised filter; its factors go into the weights, so that they cost nothing."""
+def _on_lattices(known: Sequence[_Weighted], normalization: str) -> tuple[Any, Array]:
+  """Normalised mean of filters; all factors go into the weights, so that they cost nothing."""
+  factor = lattice.scale(len(known[0][0]) - 1) / len(known)
+
+  def mean(before: Array | None, after: Array | None) -> Any:
+    ahead = [w if before is None else w * before[None] for w, _ in known]
+    back = [w * factor if after is None else w * (factor * after)[None] for w, _ in known]
+    grids = [grid for _, grid in known]
+
+    def message(x: Array) -> Array:
+      terms = map(lattice.lattice_filter, [x] * len(known), ahead, back, grids)
+      return functools.reduce(jnp.add, terms)
+
+    return message
+
   # Padding is on no vertex but the sink, and needs no zeros.
-  everywhere = jnp.ones_like(weight[0])
-  cut = weight * lattice.scale(len(weight) - 1)
-  before, after = _normalizers(
-    lambda x: lattice.lattice_filter(x, weight, cut, grid), everywhere, normalization
-  )
-  splat = weight * before[None]
-  cut = cut if after is None else cut * after[None]
-  return lambda x: lattice.lattice_filter(x, splat, cut, grid), grid.overflow
+  everywhere = jnp.ones_like(known[0][0][0])
+  overflow = functools.reduce(jnp.logical_or, [grid.overflow for _, grid in known])
+  return mean(*_normalizers(mean(None, None), everywhere, normalization)), overflow

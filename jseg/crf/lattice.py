@@ -13,6 +13,7 @@ import concurrent.futures
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -143,12 +144,11 @@ def _bounds(positions: Any) -> tuple[list[Any], list[Any]]:
   return low, span
 
 
-def _strides(span: list[Any]) -> tuple[list[Any], list[Any]]:
-  """What a position, and what a coordinate adds to a vertex's key. The second axis comes first."""
+def _strides(span: list[Any], major: Sequence[int]) -> tuple[list[Any], list[Any]]:
+  """What a position, and what a coordinate adds to a vertex's key."""
   d = len(span)
-  order = [*range(d - 1, 1, -1), *range(min(d, 2))]
   by_position: list[Any] = [1] * d
-  for i, j in itertools.pairwise(order):
+  for i, j in itertools.pairwise(reversed(major)):
     by_position[j] = by_position[i] * span[i]
   by_coordinate = []
   for i in range(d + 1):
@@ -158,13 +158,18 @@ def _strides(span: list[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def host_lattice(
-  corner: np.ndarray, order: np.ndarray, place: np.ndarray | None = None, n: int = 0
+  corner: np.ndarray,
+  order: np.ndarray,
+  major: Sequence[int],
+  place: np.ndarray | None = None,
+  n: int = 0,
 ) -> Lattice | None:
   """The lattice of the points of `barycentric`, with room for little more than its vertices.
 
   Args:
     corner: int32 [D m].
     order: int32 [D m].
+    major: the numbers of the d features, by which vertices are sorted, the first before the next.
     place: int [m], the numbers, growing, of the m points among n, where others are padding; None
       if there are no others.
     n: number of points with padding.
@@ -180,7 +185,7 @@ def host_lattice(
   id_bits = max((n - 1).bit_length(), 1)
   if math.prod(span).bit_length() + id_bits > 63:
     return None
-  by_position, by_coordinate = _strides(span)
+  by_position, by_coordinate = _strides(span, major)
   # The key of vertex k + 1 follows from that of k.
   keys = [
     sum((p.astype(np.int64) - a) * s for p, a, s in zip(positions, low, by_position, strict=True))
@@ -257,7 +262,7 @@ def host_lattice(
   return Lattice(vertex, neighbours, first, more, owner, np.zeros((), bool))
 
 
-def make_lattice(corners: Corners, capacity: int) -> Lattice:
+def make_lattice(corners: Corners, major: Sequence[int], capacity: int) -> Lattice:
   """`host_lattice` under jit, of a static number of vertices."""
   corner, order = corners.corner, corners.order
   size, n = corner.shape
@@ -267,7 +272,7 @@ def make_lattice(corners: Corners, capacity: int) -> Lattice:
   id_bits = max((size * n - 1).bit_length(), 1)
   fits = jnp.log2(jnp.stack(span).astype(jnp.float32)).sum() < 62 - id_bits
   with jax.enable_x64(True):
-    by_position, by_coordinate = _strides([s.astype(jnp.int64) for s in span])
+    by_position, by_coordinate = _strides([s.astype(jnp.int64) for s in span], major)
     key = sum(
       (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_position, strict=True)
     )
