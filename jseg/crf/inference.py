@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jseg.crf import gaussian, lattice
+from jseg.crf.stages import filled
 from jseg.types import Array, InputError
 
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
@@ -95,13 +96,17 @@ def dense_crf(logits: Any, image: Any, params: CrfParams | None = None, *, ndim:
     InputError: shapes or settings that don't go together; unless traced, also NaN or +inf in logits
       or image, bandwidths that aren't positive, and a lattice too fine for its 64-bit keys.
   """
-  return jnp.exp(log_marginals(logits, image, params, ndim=ndim))
+  return _marginals(logits, image, params, ndim, log=False)
 
 
 def log_marginals(
   logits: Any, image: Any, params: CrfParams | None = None, *, ndim: int = 2
 ) -> Array:
   """Logarithm of `dense_crf`, to be used as logits: finite where q underflows."""
+  return _marginals(logits, image, params, ndim, log=True)
+
+
+def _marginals(logits: Any, image: Any, params: CrfParams | None, ndim: int, *, log: bool) -> Array:
   params = CrfParams() if params is None else params
   logits, image = (x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (logits, image))
   traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((logits, image, params)))
@@ -121,17 +126,20 @@ def log_marginals(
 
   def one(pair: tuple[Any, Any]) -> Array:
     if traced:
-      return _log_marginals(*pair, params, Known(), plan, off)
-    return _sized(*pair, params, plan, off)()
+      return _infer(*pair, params, Known(), plan, off, log)
+    return begin(pair)()
+
+  def begin(pair: tuple[Any, Any]) -> Callable[[], Array]:
+    return _sized(*pair, params, plan, off, log)
 
   if logits.ndim == ndim + 1:
     return one((logits, image))
   if traced:
     return lax.map(one, (logits, image))
   # The host finds an image's lattice while the device is at work on the image before.
-  found, begun = [], _sized(logits[0], image[0], params, plan, off)
+  found, begun = [], begin((logits[0], image[0]))
   for pair in zip(logits[1:], image[1:], strict=True):
-    following = _sized(*pair, params, plan, off)
+    following = begin(pair)
     found.append(begun())
     begun = following
   return jnp.stack([*found, begun()])
@@ -317,7 +325,12 @@ def _round_up(n: int) -> int:
 
 
 def _sized(
-  logits: np.ndarray, image: np.ndarray, params: CrfParams, plan: Any, off: tuple[bool, bool]
+  logits: np.ndarray,
+  image: np.ndarray,
+  params: CrfParams,
+  plan: Any,
+  off: tuple[bool, bool],
+  log: bool,
 ) -> Callable[[], Array]:
   """Begins one image, padded to one of few sizes; what is returned finds its lattices and runs it.
 
@@ -327,8 +340,9 @@ def _sized(
   padded = tuple(map(_round_up, shape))
   inside = tuple(map(slice, shape))
   if padded != shape:
+    unpadded, logits = logits, filled((*padded, logits.shape[-1]), 0, logits.dtype)
+    logits[inside] = unpadded
     margin = [(0, m - n) for m, n in zip(padded, shape, strict=True)]
-    logits = np.pad(logits, [*margin, (0, 0)])
     image = np.pad(image, [*margin, (0, 0)], mode="edge")
   spatial, bilateral = [], []
   if params.spatial_filter == "lattice" and not off[0]:
@@ -354,19 +368,20 @@ def _sized(
     both = (
       [find(corners, i) for i, corners in enumerate(kernel)] for kernel in (spatial, bilateral)
     )
-    log_q = _compiled(logits, image, params, Known(axes, *both), plan, off)
-    return log_q if padded == shape else log_q[inside]
+    q = _compiled(logits, image, params, Known(axes, *both), plan, off, log)
+    return q if padded == shape else q[inside]
 
   return run
 
 
-def _log_marginals(
+def _infer(
   logits: Array,
   image: Array,
   params: CrfParams,
   known: Known,
   plan: tuple[gaussian.AxisPlan, ...] | None,
   off: tuple[bool, bool],
+  log: bool,
 ) -> Array:
   """One image, everything static."""
   shape, classes = logits.shape[:-1], logits.shape[-1]
@@ -395,12 +410,11 @@ def _log_marginals(
   scores = unary
   if kernels and params.iterations:
     scores = lax.scan(step, unary, None, length=params.iterations)[0]
-  log_q = jax.nn.log_softmax(scores)
-  log_q = jnp.where(overflow, jnp.nan, log_q)
-  return log_q.reshape(*shape, classes)
+  q = jax.nn.log_softmax(scores) if log else jax.nn.softmax(scores)
+  return jnp.where(overflow, jnp.nan, q).reshape(*shape, classes)
 
 
-_compiled = jax.jit(_log_marginals, static_argnums=(4, 5))
+_compiled = jax.jit(_infer, static_argnums=(4, 5, 6))
 
 
 def _mix(message: Array, weight: Array) -> Array:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jseg.crf.stages import staged, stored
+from jseg.crf.stages import filled, staged, stored
 from jseg.types import Array
 
 FIRST, MORE = 4, 8
@@ -212,7 +212,7 @@ def host_lattice(
     number = np.empty(count, np.int32)
     number[by_key] = np.arange(count, dtype=np.int32)
     sink = _round_up(count, 1 << max(count.bit_length() - 4, 6))
-    neighbours = np.full((size, 2, sink + 1), sink, np.int32)
+    neighbours = filled((size, 2, sink + 1), sink, np.int32)
 
     def connect(axis: int) -> None:
       # One step along an axis adds 1 to all coordinates but its own, from which it takes d. Both
@@ -241,10 +241,10 @@ def host_lattice(
     column = np.empty(len(leading), np.int32)
     column[by_point] = np.arange(len(leading), dtype=np.int32)
     ends = np.cumsum([0, *(len(of) for of, _ in rest)])
-    owner = np.full(_round_up(len(leading), -(-size * n // (4 * MORE))), sink, np.int32)
-    vertex = np.full((size, n), sink, np.int32)
-    first = np.full((FIRST, sink + 1), size * n, np.int32)
-    more = np.full((MORE, len(owner)), size * n, np.int32)
+    owner = filled((_round_up(len(leading), -(-size * n // (4 * MORE))),), sink, np.int32)
+    vertex = filled((size, n), sink, np.int32)
+    first = filled((FIRST, sink + 1), size * n, np.int32)
+    more = filled((MORE, len(owner)), size * n, np.int32)
 
     def write(k: int) -> None:
       _, begin, points = found[k]

@@ -1,16 +1,31 @@
-"""Keeping XLA for CPUs from computing things again and again.
+"""Keeping XLA for CPUs from computing things again and again, and from copying what it is given.
 
 It fuses a stage into whatever reads it, even through gathers, and computes it anew for every
 element that is read; optimization barriers are dropped before that.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jseg.types import Array
+
+_ALIGNMENT = 64  # bytes
+
+
+def filled(shape: Sequence[int], value: Any, dtype: Any) -> np.ndarray:
+  """np.full at an address that JAX on CPUs can use without a copy."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  array = memory[start : start + size].view(dtype).reshape(shape)
+  array.fill(value)
+  return array
 
 
 def stored(f: Any, *args: Any) -> Array:
