@@ -142,14 +142,15 @@ def test_zero_weights_give_softmax():
 
 
 @functools.cache
-def corners(seed=0, n=40, d=5):
-  features = 2 * np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+def corners(seed=0, n=40, d=5, spread=2):
+  features = spread * np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
   return jax.jit(lattice.barycentric)(features)
 
 
-def host_lattice():
-  found = corners()
-  return lattice.host_lattice(np.asarray(found.corner), np.asarray(found.order), range(5))
+def host_lattice(**kwargs):
+  found = corners(**kwargs)
+  d = len(found.corner) - 1
+  return lattice.host_lattice(np.asarray(found.corner), np.asarray(found.order), range(d))
 
 
 def filtered(x):
@@ -163,17 +164,60 @@ def test_barycentric_weights():
   assert float(weight.min()) > -1e-5
 
 
-def test_the_lattice_under_jit_is_the_hosts():
-  host = host_lattice()
-  size = host.vertex.max() + 1
-  make = jax.jit(functools.partial(lattice.make_lattice, major=range(5), capacity=int(size)))
-  under_jit = make(corners())
+@pytest.mark.parametrize("kwargs", [{}, {"n": 120, "d": 3, "spread": 0.3}])
+def test_the_lattice_under_jit_is_the_hosts(kwargs):
+  host = host_lattice(**kwargs)
+  size = int(host.vertex.max()) + 1
+  d = len(host.vertex) - 1
+  make = functools.partial(lattice.make_lattice, major=range(d), capacity=size)
+  under_jit = jax.jit(make)(corners(**kwargs))
   np.testing.assert_array_equal(under_jit.vertex, host.vertex)
   sink = host.neighbours.shape[-1] - 1
   neighbours = np.where(host.neighbours == sink, size, host.neighbours)
   np.testing.assert_array_equal(under_jit.neighbours, neighbours[..., : size + 1])
+  np.testing.assert_array_equal(under_jit.first[:, :size], host.first[:, :size])
   assert not under_jit.overflow
   assert (host.neighbours[..., :size] < sink).sum() > 30  # Some are neighbours.
+  for found in (host, under_jit):
+    # Each corner is in one group, that of its vertex.
+    own = np.arange(found.first.shape[1])
+    pairs = [(found.first, own), (found.more, np.asarray(found.owner))]
+    pairs = [(np.asarray(g).ravel(), np.broadcast_to(v, g.shape).ravel()) for g, v in pairs]
+    entry, vertex = (np.concatenate(x) for x in zip(*pairs, strict=True))
+    used = entry < host.vertex.size
+    assert len(entry[used]) == host.vertex.size
+    np.testing.assert_array_equal(vertex[used][np.argsort(entry[used])], host.vertex.ravel())
+
+
+def test_filter_is_the_product_of_its_matrices():
+  kwargs = {"n": 120, "d": 3, "spread": 0.3}
+  found, grid = corners(**kwargs), host_lattice(**kwargs)
+  assert (grid.owner < grid.neighbours.shape[-1] - 1).sum() > 10  # Some have many points.
+  weight, n = np.asarray(found.weight), 120
+  x = np.random.default_rng(2).normal(size=(n, 2)).astype(np.float32)
+  values = np.zeros((grid.neighbours.shape[-1], 2))
+  for k in range(4):
+    np.add.at(values, grid.vertex[k], weight[k][:, None] * x)
+  for before, after in grid.neighbours:
+    values = values + (values[before] + values[after]) / 2
+  expected = sum(weight[k][:, None] * values[grid.vertex[k]] for k in range(4))
+  actual = jax.jit(lattice.lattice_filter)(x, found.weight, found.weight, grid)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_lattices_are_closer_than_one():
+  errors = np.zeros((2, 4))
+  for seed in range(4):
+    logits, image = example((12, 12), seed=seed)
+    image = image[:1] / 8 + 60  # A smooth image: many points a vertex.
+    image = np.broadcast_to(image, (12, 12, 3))
+    params = PARAMS.replace(spatial_weight=0.0, bilateral_weight=8.0)
+    exact = brute_force(logits, image, params)
+    for i in (0, 1):
+      found = crf.dense_crf(logits, image, params.replace(lattices=i + 1))
+      errors[i, seed] = abs(found - exact).mean()
+  one, two = errors.mean(1)
+  assert 0 < two < 0.8 * one
 
 
 def test_transposed_filter():
@@ -197,7 +241,7 @@ def test_properties(seed, shift):
 
 
 def test_batch_jit_and_vmap_equal_one_by_one():
-  pairs = [example((4, 5), seed=seed) for seed in (0, 1)]
+  pairs = [example((4, 5), seed=seed) for seed in (0, 1, 2)]
   logits, image = (np.stack(x) for x in zip(*pairs, strict=True))
   one = np.stack([crf.dense_crf(a, b, PARAMS) for a, b in pairs])
   f = functools.partial(crf.dense_crf, params=PARAMS)
@@ -276,6 +320,8 @@ def test_constant_images(shape):
     ({"bilateral_sigma_rgb": -3.0}, "bilateral_sigma_rgb -3.0 must be positive"),
     ({"bilateral_sigma_xy": (1.0, 2.0, 3.0)}, "one for each spatial axis: 2"),
     ({"bilateral_sigma_rgb": 1e-6}, "64-bit keys"),
+    ({"bilateral_sigma_rgb": (1e-9, 1e3, 1e3)}, "64-bit keys"),
+    ({"lattices": 0}, "lattices 0 must be 1 to 6"),
     ({"compatibility": np.ones(4)}, "for 3 classes it must be one of"),
     ({"spatial_weight": np.nan}, "spatial_weight nan must be finite"),
     ({"method": "grid"}, "choose lattice, landmarks, exact"),
@@ -346,6 +392,7 @@ def test_gradients_equal_finite_differences(method):
     start = PARAMS.replace(
       method=method,
       landmarks=4,
+      lattices=2,
       spatial_weight=np.array([1.0, 2.0]),
       bilateral_weight=np.array([3.0, 4.0]),
       compatibility=np.array([[-1.0, 0.2], [0.1, -0.7]]),

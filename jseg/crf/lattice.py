@@ -27,6 +27,9 @@ from jseg.types import Array
 FIRST, MORE = 4, 8
 """The shares of so many points are summed up at a time, at a vertex and beside it."""
 
+_FARTHEST = 1 << 24
+"""From here on corners lie closer than float32 can tell, and positions overflow 32 bits."""
+
 
 class Corners(NamedTuple):
   """The simplices of n points in a d-dimensional space. D = d + 1.
@@ -175,7 +178,7 @@ def host_lattice(
     n: number of points with padding.
 
   Returns:
-    Arrays of NumPy's. None if a vertex's position doesn't fit into the key that it is found by.
+    Arrays of NumPy's. None if a vertex's position is too far off for the key it is found by.
   """
   size, m = corner.shape
   d = size - 1
@@ -183,7 +186,7 @@ def host_lattice(
   positions = _positions(corner)
   low, span = ([int(x) for x in xs] for xs in _bounds(positions))
   id_bits = max((n - 1).bit_length(), 1)
-  if math.prod(span).bit_length() + id_bits > 63:
+  if math.prod(span).bit_length() + id_bits > 63 or abs(corner).max() >= _FARTHEST:
     return None
   by_position, by_coordinate = _strides(span, major)
   # The key of vertex k + 1 follows from that of k.
@@ -271,6 +274,7 @@ def make_lattice(corners: Corners, major: Sequence[int], capacity: int) -> Latti
   low, span = _bounds(positions)
   id_bits = max((size * n - 1).bit_length(), 1)
   fits = jnp.log2(jnp.stack(span).astype(jnp.float32)).sum() < 62 - id_bits
+  fits &= abs(corner).max() < _FARTHEST
   with jax.enable_x64(True):
     by_position, by_coordinate = _strides([s.astype(jnp.int64) for s in span], major)
     key = sum(
