@@ -1,13 +1,14 @@
 """The dense CRF's speed and error, beside pydensecrf's where that is installed.
 
   python benchmarks/crf.py FOLDER             # of FOLDER/images and FOLDER/masks
-  python benchmarks/crf.py FOLDER --error --picture=crf.png
+  python benchmarks/crf.py FOLDER --error --run=RUN --picture=crf.png
   python benchmarks/crf.py FOLDER --large --size=3000,4000
 
 Speed: a whole call, 10 iterations, 21 classes, with everything that depends on the image; calls
 take turns and the best of each counts, as another process may hold a core. Error: how many pixels
-have the label that exact mean field gives them, on crops of photos, for two kinds of logits: a
-coarse, partly wrong mask ("mask") and smooth noise that has nothing to do with the image ("noise").
+have the label that exact mean field gives them, on crops of photos, for two or three kinds of
+logits: a coarse, partly wrong mask ("mask"), smooth noise that has nothing to do with the image
+("noise") and, with --run, what a trained network thinks of it ("network").
 """
 
 import functools
@@ -25,6 +26,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
+from jseg import Segmenter
 from jseg.crf import CrfParams, dense_crf, lattice_size, unary_from_labels
 from jseg.data import read_image
 
@@ -35,16 +37,19 @@ _BATCH = flags.DEFINE_integer("batch", 0, "also time a batch of so many images")
 _ERROR = flags.DEFINE_bool("error", False, "measure errors and not speed")
 _CROPS = flags.DEFINE_integer("crops", 4, "number of crops")
 _CROP = flags.DEFINE_integer("crop", 64, "their height and width")
+_RUN = flags.DEFINE_string("run", "", "run whose logits are used, too, to measure errors")
 _LARGE = flags.DEFINE_bool(
   "large", False, "time 4000 x 3000 pixels, once, and tell the peak memory"
 )
 _PICTURE = flags.DEFINE_string("picture", "", "PNG with a plot of errors or times")
 
 BANDWIDTHS = ((80, 13), (49, 5), (67, 3))
+TIMED = ("pydensecrf", "lattice", "2 lattices")
 PARAMS = CrfParams(spatial_weight=3.0, spatial_sigma=3.0, bilateral_weight=10.0)
 METHODS: dict[str, dict[str, Any]] = {
   "lattice": {},
   "2 lattices": {"lattices": 2},
+  "4 lattices": {"lattices": 4},
   "landmarks 64": {"method": "landmarks", "landmarks": 64},
   "landmarks 256": {"method": "landmarks", "landmarks": 256},
 }
@@ -98,6 +103,11 @@ def coarse(label: np.ndarray, seed: int = 0) -> np.ndarray:
   return np.asarray(unary_from_labels(label, _CLASSES.value, 0.7))
 
 
+def network(image: np.ndarray, segmenter: Segmenter) -> np.ndarray:
+  """A network's logits."""
+  return np.log(np.maximum(segmenter(image).probabilities, 1e-10))
+
+
 def timed(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
   """Seconds, and those of all cores, of the best of several turns after one that compiles."""
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
@@ -121,7 +131,7 @@ def speed(images: list[pathlib.Path]) -> dict[tuple[float, float], dict[str, flo
   """Prints and returns seconds by bandwidths."""
   h, w = map(int, _SIZE.value)
   image, logits = photo(images[0], (h, w)), noise((h, w))
-  both = {name: call for name, call in sides().items() if "landmarks" not in name}
+  both = {name: call for name, call in sides().items() if name in TIMED}
   table: dict[tuple[float, float], dict[str, float]] = {}
   for xy, rgb in BANDWIDTHS:
     params = PARAMS.replace(bilateral_sigma_xy=float(xy), bilateral_sigma_rgb=float(rgb))
@@ -144,8 +154,9 @@ def error(
 ) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
   """Prints and returns the share of labels as in exact mean field, by logits and bandwidths."""
   size = _CROP.value
+  segmenter = Segmenter.from_run(_RUN.value) if _RUN.value else None
   table: dict[str, dict[tuple[float, float], dict[str, float]]] = {}
-  for kind in ("mask", "noise"):
+  for kind in ("mask", "noise", "network") if segmenter else ("mask", "noise"):
     table[kind] = {}
     for xy, rgb in BANDWIDTHS:
       params = PARAMS.replace(bilateral_sigma_xy=float(xy), bilateral_sigma_rgb=float(rgb))
@@ -154,8 +165,10 @@ def error(
         image, label = read_image(path), np.asarray(Image.open(masks / f"{path.stem}.png"))
         top, left = ((n - size) // 2 for n in label.shape)
         place = np.s_[top : top + size, left : left + size]
+        logits = network(image, segmenter)[place] if kind == "network" and segmenter else None
         image, label = image[place], label[place]
-        logits = coarse(label, seed) if kind == "mask" else noise(label.shape, seed)
+        if logits is None:
+          logits = coarse(label, seed) if kind == "mask" else noise(label.shape, seed)
         exact = params.replace(method="exact", spatial_filter="exact")
         truth = np.asarray(dense_crf(logits, image, exact)).argmax(-1)
         for name, f in sides().items():
