@@ -86,31 +86,34 @@ def scale_by_group(
   return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
+def frozen(params: Any, prefixes: Sequence[str]) -> Any:
+  """Marks the parameters below `prefixes`, names such as "backbone" or "backbone/conv1".
+
+  Raises:
+    InputError: a prefix names none of them, or nothing is left to train.
+  """
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+  for prefix in prefixes:
+    if not any(_is_below(name, prefix) for name in names):
+      top = sorted({name.partition("/")[0] for name in names})
+      raise InputError(
+        f"optim.freeze: no parameter's name begins with {prefix!r}; the network has "
+        f"{', '.join(top)}, and what is inside them, as in {names[0].rpartition('/')[0]!r}"
+      )
+  found = [any(_is_below(name, prefix) for prefix in prefixes) for name in names]
+  if all(found):
+    raise InputError(f"optim.freeze: {tuple(prefixes)} leaves nothing to train; name fewer parts")
+  return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
 def _freeze(
   optimizer: optax.GradientTransformation, prefixes: Sequence[str]
 ) -> optax.GradientTransformation:
-  """Leaves the parameters below `prefixes` as they are; the others are all that `optimizer` sees.
-
-  Raises:
-    InputError: from `init`, as parameters are known then: a prefix names none of them, or nothing
-      is left to train.
-  """
+  """Leaves what is `frozen` as it is; the other parameters are all that `optimizer` sees."""
 
   def labels(params: Any) -> Any:
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-    for prefix in prefixes:
-      if not any(_is_below(name, prefix) for name in names):
-        top = sorted({name.partition("/")[0] for name in names})
-        raise InputError(
-          f"optim.freeze: no parameter's name begins with {prefix!r}; the network has "
-          f"{', '.join(top)}, and what is inside them, as in {names[0].rpartition('/')[0]!r}"
-        )
-    frozen = [any(_is_below(name, prefix) for prefix in prefixes) for name in names]
-    if all(frozen):
-      raise InputError(f"optim.freeze: {tuple(prefixes)} leaves nothing to train; name fewer parts")
-    kinds = ["frozen" if f else "trained" for f in frozen]
-    return jax.tree.unflatten(jax.tree.structure(params), kinds)
+    return jax.tree.map(lambda f: "frozen" if f else "trained", frozen(params, prefixes))
 
   return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 

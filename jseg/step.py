@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jseg.losses import mean_over_devices
 from jseg.metrics import confusion
 from jseg.nn import AXIS, resize_to
+from jseg.optim import frozen
 from jseg.state import TrainState
 from jseg.types import Array, Batch, Detections, InstanceOutputs, Outputs, Targets
 
@@ -58,6 +59,7 @@ def make_train_step(
   counts: Callable[[Outputs, Array], Array],
   *,
   ema: float = 0.0,
+  freeze: Sequence[str] = (),
 ) -> TrainStep:
   """Makes the training step of a network of pixels: `make_update_step` with one term, `loss`.
 
@@ -69,6 +71,7 @@ def make_train_step(
     loss: `(outputs, label, weight or None) -> (sum, count)`.
     counts: `(outputs, label) -> int32 [k k]`, the confusion matrix of the batch.
     ema: decay of the moving average of the parameters; 0 is off.
+    freeze: parts of the network that no gradient is computed for, as named to the optimizer.
 
   Returns:
     The step. Its metrics have `confusion` int32 [k k] besides; `valid` is what the loss was
@@ -82,7 +85,8 @@ def make_train_step(
   def measures(outputs: Outputs, targets: Sequence[Array]) -> dict[str, Array]:
     return {"confusion": counts(outputs, targets[0])}
 
-  return make_update_step(optimizer, pixels_forward(model, augment), terms, measures, ema=ema)
+  forward = pixels_forward(model, augment)
+  return make_update_step(optimizer, forward, terms, measures, ema=ema, freeze=freeze)
 
 
 def make_update_step(
@@ -92,6 +96,7 @@ def make_update_step(
   measures: Callable[[Any, Any], dict[str, Array]],
   *,
   ema: float = 0.0,
+  freeze: Sequence[str] = (),
 ) -> TrainStep:
   """Makes `step(state, batch, key) -> (state, metrics)`, pmapped over the batch.
 
@@ -103,19 +108,25 @@ def make_update_step(
       of weight x sum / count, sum and count being those of the global batch.
     measures: `(outputs, targets) -> {name: counts}`, integers that add up over batches.
     ema: decay of the moving average of the parameters; 0 is off.
+    freeze: parts of the network that no gradient is computed for, as named to the optimizer.
 
   Returns:
     The step. `batch` has a leading axis of local devices (see `shard`); `key` is the run's key,
     the same at every step: all randomness is a function of (key, step, position in the global
     batch), so that neither a restart nor the number of devices changes what is drawn (dropout,
     drawn per device, is the exception). `metrics`: `loss`, `terms` (each one's mean and count),
-    `grad_norm`, `valid` (the largest count), and the measures. The state that went in is donated.
+    `grad_norm` (of what is trained), `valid` (the largest count), and the measures. The state that
+    went in is donated.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Any]]:
     key = jax.random.fold_in(key, state.step)
 
+    still = frozen(state.params, freeze)
+
     def total_loss(params: Any) -> tuple[Array, Any]:
+      # Optimizers would only drop these gradients; this way they take no time either.
+      params = jax.tree.map(lambda p, s: jax.lax.stop_gradient(p) if s else p, params, still)
       variables = {"params": params, "batch_stats": state.batch_stats}
       outputs, targets, updated = forward(variables, batch, key, ["batch_stats"])
       parts = terms(outputs, targets)

@@ -39,9 +39,10 @@ def make_batch(seed, batch=8):
   return {"image": image, "label": label, "size": np.full((batch, 2), SIZE, np.int32)}
 
 
-def make_parts(**augment):
+def make_parts(freeze=(), **augment):
   model = models.create("unet", K, widths=(4, 8), norm="batch")
-  optimizer = make_optimizer(optax.constant_schedule(0.1), momentum=0.9, weight_decay=1e-3)
+  knobs = {"momentum": 0.9, "weight_decay": 1e-3, "freeze": freeze}
+  optimizer = make_optimizer(optax.constant_schedule(0.1), **knobs)
   step = make_train_step(
     model,
     optimizer,
@@ -49,9 +50,29 @@ def make_parts(**augment):
     semantic.make_task_loss(make_loss(), {}),
     semantic.training_counts,
     ema=0.9,
+    freeze=freeze,
   )
   state = create_train_state(model, optimizer, jax.random.key(0), (*SIZE, 3), ema=True)
   return model, step, state
+
+
+def test_frozen_parts_have_no_gradient():
+  batch = shard(make_batch(0), 1)
+  names = sorted(jax.device_get(make_parts()[2].params))
+  norms = {}
+  for freeze in ((), tuple(names[::2]), tuple(names[1::2])):
+    _, step, state = make_parts(freeze)
+    before = jax.device_get(state.params)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (AXIS,))
+    state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    state, metrics = step(state, batch, jax.random.key(1))
+    norms[freeze] = float(metrics["grad_norm"])
+    for name, part in jax.device_get(state.params).items():
+      same = jax.tree.leaves(jax.tree.map(np.array_equal, part, before[name]))
+      assert all(same) if name in freeze else not any(same), name
+  whole, *halves = norms.values()
+  assert whole**2 == pytest.approx(sum(x**2 for x in halves), rel=1e-4)
+  assert min(halves) > 0
 
 
 def run(devices, steps=10):

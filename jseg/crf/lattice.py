@@ -409,12 +409,8 @@ def _blur(values: Array, lattice: Lattice, *, reverse: bool = False) -> Array:
 
 def _slice(values: Array, weight: Array, lattice: Lattice) -> Array:
   """[capacity + 1, c] -> [n c]; unrolled, as one fused loop without the gathered arrays."""
-  total: Array | None = None
-  for vertex, share in zip(lattice.vertex, weight, strict=True):
-    term = _rows(values, vertex) * share[:, None]
-    total = term if total is None else total + term
-  assert total is not None
-  return total
+  pairs = zip(lattice.vertex, weight, strict=True)
+  return functools.reduce(jnp.add, (_rows(values, at) * share[:, None] for at, share in pairs))
 
 
 def _rows(x: Array, at: Array) -> Array:

@@ -171,7 +171,8 @@ class InstanceTask:
       return {name: (*term, weights[name]) for name, term in losses(outputs).items()}
 
     forward = objects_forward(model, configs.make_augment(self.config))
-    return make_update_step(optimizer, forward, terms, lambda *_: {}, ema=self.config.ema)
+    knobs = {"ema": self.config.ema, "freeze": self.config.optim.freeze}
+    return make_update_step(optimizer, forward, terms, lambda *_: {}, **knobs)
 
   def make_moments_step(self, model: nn.Module) -> Callable[..., Any]:
     """What each norm sees in a training batch; see `jseg.step.make_moments_step`."""

@@ -125,7 +125,8 @@ class SemanticTask:
     config = self.config
     loss = make_task_loss(configs.make_loss(config), config.aux_weights, self._class_weights())
     augment = configs.make_augment(config)
-    return make_train_step(model, optimizer, augment, loss, training_counts, ema=config.ema)
+    knobs = {"ema": config.ema, "freeze": config.optim.freeze}
+    return make_train_step(model, optimizer, augment, loss, training_counts, **knobs)
 
   def _class_weights(self) -> Array | None:
     """What each class weighs in the loss: float32 [k], or None where all weigh the same."""
