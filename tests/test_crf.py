@@ -101,6 +101,12 @@ def test_channels_and_volumes(shape, channels):
   assert np.abs(near - found).mean() < 0.03
 
 
+def test_many_narrow_channels_fit_the_keys():
+  image = np.random.default_rng(0).integers(0, 256, (40, 50, 6)).astype(np.float32)
+  params = crf.CrfParams(bilateral_sigma_rgb=3.0, lattices=2)
+  assert crf.lattice_size(image, params) > 2000
+
+
 def test_landmarks_on_every_colour_are_exact():
   logits, image = example()
   params = PARAMS.replace(method="landmarks", landmarks=30, bilateral_sigma_rgb=60.0)
@@ -149,8 +155,7 @@ def corners(seed=0, n=40, d=5, spread=2):
 
 def host_lattice(**kwargs):
   found = corners(**kwargs)
-  d = len(found.corner) - 1
-  return lattice.host_lattice(np.asarray(found.corner), np.asarray(found.order), range(d))
+  return lattice.host_lattice(np.asarray(found.corner), np.asarray(found.order), (1, 0))
 
 
 def filtered(x):
@@ -168,8 +173,7 @@ def test_barycentric_weights():
 def test_the_lattice_under_jit_is_the_hosts(kwargs):
   host = host_lattice(**kwargs)
   size = int(host.vertex.max()) + 1
-  d = len(host.vertex) - 1
-  make = functools.partial(lattice.make_lattice, major=range(d), capacity=size)
+  make = functools.partial(lattice.make_lattice, major=(1, 0), capacity=size)
   under_jit = jax.jit(make)(corners(**kwargs))
   np.testing.assert_array_equal(under_jit.vertex, host.vertex)
   sink = host.neighbours.shape[-1] - 1

@@ -156,7 +156,7 @@ def lattice_size(image: Any, params: CrfParams | None = None) -> int:
   sizes = []
   for turn in range(params.lattices):
     corners = _corners(image.shape[:-1], turn, *sigmas, image)
-    major = _major(corners, turn)
+    major = _major(corners, turn, image.ndim - 1)
     found = lattice.host_lattice(np.asarray(corners.corner), np.asarray(corners.order), major)
     if found is None:
       raise _too_fine(params)
@@ -301,11 +301,14 @@ def _turned(d: int, turn: int) -> np.ndarray:
   return np.roll(np.arange(d)[:: -1 if turn % 2 else 1], turn // 2)
 
 
-def _major(corners: lattice.Corners, turn: int) -> list[int]:
-  """Features by which vertices are sorted: place first, and rows before columns, as pixels are."""
+def _major(corners: lattice.Corners, turn: int, ndim: int) -> list[int]:
+  """Where a turn puts the features that are a place, rows before columns, as pixels are.
+
+  None where there are many features, the names of whose vertices need all bits of a key.
+  """
   d = len(corners.weight) - 1
-  at = np.argsort(_turned(d, turn))
-  return [int(at[i]) for i in (1, 0, *range(2, d)) if i < d]
+  at = np.argsort(_turned(d, turn))[: ndim if d <= 6 else 0]
+  return [int(i) for i in (at[::-1] if ndim == 2 else at)]
 
 
 def _places(shape: Sequence[int], sigma: Array) -> Array:
@@ -357,7 +360,7 @@ def _sized(
       np.asarray(x).reshape(-1, *padded)[:, *inside].reshape(len(x), -1)
       for x in (corners.corner, corners.order)
     )
-    major = _major(corners, turn)
+    major = _major(corners, turn, len(shape))
     found = lattice.host_lattice(corner, order, major, place, math.prod(padded))
     if found is None:
       raise _too_fine(params)
@@ -452,7 +455,7 @@ def _spatial(
 ) -> tuple[Any, Array | bool]:
   shape = tuple(map(len, axes))
   if params.spatial_filter == "lattice":
-    known = known or [_found(_corners(shape, 0, params.spatial_sigma), 0)]
+    known = known or [_found(_corners(shape, 0, params.spatial_sigma), 0, len(shape))]
     return _on_lattices(known, params.normalization)
   sigmas = jnp.broadcast_to(params.spatial_sigma, (len(shape),))
   filters = []
@@ -483,7 +486,7 @@ def _bilateral(
     if not known:
       turns = range(params.lattices)
       corners = [_corners(shape, i, sigmas, params.bilateral_sigma_rgb, image) for i in turns]
-      known = [_found(c, i, params.capacity) for i, c in enumerate(corners)]
+      known = [_found(c, i, len(shape), params.capacity) for i, c in enumerate(corners)]
     return _on_lattices(known, params.normalization)
   if params.method == "exact":
     features = jnp.concatenate([_places(shape, sigmas), colours], 1)
@@ -498,11 +501,13 @@ def _bilateral(
   return _normalized(raw, valid, params.normalization), False
 
 
-def _found(corners: lattice.Corners, turn: int, capacity: int | None = None) -> _Weighted:
+def _found(
+  corners: lattice.Corners, turn: int, ndim: int, capacity: int | None = None
+) -> _Weighted:
   """Weights and lattice under jit, with room for any image if no capacity is given."""
   bound = corners.weight.size
   fixed = lax.stop_gradient(corners)
-  major = _major(corners, turn)
+  major = _major(corners, turn, ndim)
   return corners.weight, lattice.make_lattice(fixed, major, min(capacity or bound, bound))
 
 

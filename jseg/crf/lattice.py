@@ -127,37 +127,35 @@ def _round_up(size: int, step: int) -> int:
   return max(-(-size // step), 1) * step
 
 
-def _positions(corner: Any) -> Any:
-  """Whole coordinates [d n] of corners [D n] along the axes of the features, in units of their own.
+def _digits(d: int, major: Sequence[int]) -> np.ndarray:
+  """Coefficients [d D] of whole numbers that a vertex's coordinates are named by.
 
-  These name a vertex, and grow with place and colour, so that vertices in their order have their
-  neighbours and the points that use them near by in memory. A remainder class has no part in them.
+  Differences of coordinates that follow one another; for the features in `major` what grows with
+  that feature alone, so that vertices sorted by it have their neighbours and the points that use
+  them near by in memory. A remainder class has no part in any.
   """
-  total, positions = 0, []
-  for j in range(len(corner) - 1):
-    total = total + corner[j]
-    positions.append(total - (j + 1) * corner[j + 1])
-  return positions
+  rows = np.eye(d, d + 1, dtype=np.int64) - np.eye(d, d + 1, 1, dtype=np.int64)
+  for j in major:
+    rows[j, : j + 1] = 1
+    rows[j, j + 1] = -(j + 1)
+  return rows
 
 
-def _bounds(positions: Any) -> tuple[list[Any], list[Any]]:
-  """Least and number of each position, with room for vertices around corners and beside."""
-  low = [p.min() - 2 * (j + 1) for j, p in enumerate(positions)]
-  span = [p.max() + 2 * (j + 1) + 1 - low[j] for j, p in enumerate(positions)]
-  return low, span
+def _positions(corner: Any, rows: np.ndarray) -> tuple[list[Any], list[Any], list[Any]]:
+  """The numbers of corners [D n], the least, and how many, with room for vertices around them."""
+  at = [sum(int(w) * corner[i] for i, w in enumerate(row) if w) for row in rows]
+  room = [2 * int(row.clip(0).sum()) for row in rows]
+  low = [p.min() - r for p, r in zip(at, room, strict=True)]
+  return at, low, [p.max() + r + 1 - a for p, r, a in zip(at, room, low, strict=True)]
 
 
-def _strides(span: list[Any], major: Sequence[int]) -> tuple[list[Any], list[Any]]:
-  """What a position, and what a coordinate adds to a vertex's key."""
-  d = len(span)
-  by_position: list[Any] = [1] * d
-  for i, j in itertools.pairwise(reversed(major)):
-    by_position[j] = by_position[i] * span[i]
-  by_coordinate = []
-  for i in range(d + 1):
-    stride = sum(by_position[i:]) if i < d else 0
-    by_coordinate.append(stride - i * by_position[i - 1] if i else stride)
-  return by_position, by_coordinate
+def _strides(span: list[Any], major: Sequence[int]) -> list[Any]:
+  """What each number adds to a key, those in `major` most."""
+  by_number: list[Any] = [1] * len(span)
+  order = [*(j for j in range(len(span)) if j not in major), *reversed(major)]
+  for i, j in itertools.pairwise(order):
+    by_number[j] = by_number[i] * span[i]
+  return by_number
 
 
 def host_lattice(
@@ -172,7 +170,8 @@ def host_lattice(
   Args:
     corner: int32 [D m].
     order: int32 [D m].
-    major: the numbers of the d features, by which vertices are sorted, the first before the next.
+    major: numbers of the features by which vertices are sorted first, in that order: those that
+      tell where points lie in memory.
     place: int [m], the numbers, growing, of the m points among n, where others are padding; None
       if there are no others.
     n: number of points with padding.
@@ -183,17 +182,20 @@ def host_lattice(
   size, m = corner.shape
   d = size - 1
   place, n = (np.arange(m), m) if place is None else (place, n)
-  positions = _positions(corner)
-  low, span = ([int(x) for x in xs] for xs in _bounds(positions))
-  id_bits = max((n - 1).bit_length(), 1)
-  if math.prod(span).bit_length() + id_bits > 63 or abs(corner).max() >= _FARTHEST:
+  if corner.max() >= _FARTHEST or corner.min() <= -_FARTHEST:
     return None
-  by_position, by_coordinate = _strides(span, major)
+  rows = _digits(d, major)
+  positions, low, span = _positions(corner, rows)
+  low, span = [int(x) for x in low], [int(x) for x in span]
+  id_bits = max((n - 1).bit_length(), 1)
+  if math.prod(span).bit_length() + id_bits > 63:
+    return None
+  by_number = _strides(span, major)
+  strides = rows.T @ np.array(by_number)
   # The key of vertex k + 1 follows from that of k.
   keys = [
-    sum((p.astype(np.int64) - a) * s for p, a, s in zip(positions, low, by_position, strict=True))
+    sum((p.astype(np.int64) - a) * s for p, a, s in zip(positions, low, by_number, strict=True))
   ]
-  strides = np.array(by_coordinate)
   for k in range(d):
     keys.append(keys[-1] - strides[order[d - k]])
 
@@ -270,17 +272,17 @@ def make_lattice(corners: Corners, major: Sequence[int], capacity: int) -> Latti
   corner, order = corners.corner, corners.order
   size, n = corner.shape
   d = size - 1
-  positions = _positions(corner)
-  low, span = _bounds(positions)
+  rows = _digits(d, major)
+  positions, low, span = _positions(corner, rows)
   id_bits = max((size * n - 1).bit_length(), 1)
   fits = jnp.log2(jnp.stack(span).astype(jnp.float32)).sum() < 62 - id_bits
-  fits &= abs(corner).max() < _FARTHEST
+  fits &= (corner.max() < _FARTHEST) & (corner.min() > -_FARTHEST)
   with jax.enable_x64(True):
-    by_position, by_coordinate = _strides([s.astype(jnp.int64) for s in span], major)
+    by_number = _strides([s.astype(jnp.int64) for s in span], major)
     key = sum(
-      (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_position, strict=True)
+      (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_number, strict=True)
     )
-    strides = jnp.stack([jnp.asarray(s, jnp.int64) for s in by_coordinate])
+    strides = jnp.asarray(rows.T) @ jnp.stack([jnp.asarray(s, jnp.int64) for s in by_number])
     keys = [key]
     for k in range(d):
       keys.append(keys[-1] - strides[order[d - k]])
