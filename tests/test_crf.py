@@ -105,6 +105,8 @@ def test_many_narrow_channels_fit_the_keys():
   image = np.random.default_rng(0).integers(0, 256, (40, 50, 6)).astype(np.float32)
   params = crf.CrfParams(bilateral_sigma_rgb=3.0, lattices=2)
   assert crf.lattice_size(image, params) > 2000
+  with pytest.raises(InputError, match="lattices 0 must be"):
+    crf.lattice_size(image, params.replace(lattices=0))
 
 
 def test_landmarks_on_every_colour_are_exact():

@@ -56,6 +56,11 @@ def make_parts(freeze=(), **augment):
   return model, step, state
 
 
+def on_devices(state, devices):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+  return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
 def test_frozen_parts_have_no_gradient():
   batch = shard(make_batch(0), 1)
   names = sorted(jax.device_get(make_parts()[2].params))
@@ -63,9 +68,7 @@ def test_frozen_parts_have_no_gradient():
   for freeze in ((), tuple(names[::2]), tuple(names[1::2])):
     _, step, state = make_parts(freeze)
     before = jax.device_get(state.params)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (AXIS,))
-    state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    state, metrics = step(state, batch, jax.random.key(1))
+    state, metrics = step(on_devices(state, 1), batch, jax.random.key(1))
     norms[freeze] = float(metrics["grad_norm"])
     for name, part in jax.device_get(state.params).items():
       same = jax.tree.leaves(jax.tree.map(np.array_equal, part, before[name]))
@@ -77,8 +80,7 @@ def test_frozen_parts_have_no_gradient():
 
 def run(devices, steps=10):
   _, step, state = make_parts(brightness=0.2)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-  state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+  state = on_devices(state, devices)
   matrix = ConfusionState.empty(K)
   losses = []
   for i in range(steps):

@@ -124,22 +124,20 @@ def _marginals(logits: Any, image: Any, params: CrfParams | None, ndim: int, *, 
   arrays: Any = {name: jnp.asarray(x, dtype) for name, x in values.items() if x is not None}
   params = dataclasses.replace(params, **arrays)
 
-  def one(pair: tuple[Any, Any]) -> Array:
-    if traced:
-      return _infer(*pair, params, Known(), plan, off, log)
-    return begin(pair)()
-
-  def begin(pair: tuple[Any, Any]) -> Callable[[], Array]:
-    return _sized(*pair, params, plan, off, log)
-
-  if logits.ndim == ndim + 1:
-    return one((logits, image))
+  single = logits.ndim == ndim + 1
   if traced:
-    return lax.map(one, (logits, image))
+
+    def infer(pair: tuple[Array, Array]) -> Array:
+      return _infer(*pair, params, Known(), plan, off, log)
+
+    return infer((logits, image)) if single else lax.map(infer, (logits, image))
+  begin = functools.partial(_sized, params=params, plan=plan, off=off, log=log)
+  if single:
+    return begin(logits, image)()
   # The host finds an image's lattice while the device is at work on the image before.
-  found, begun = [], begin((logits[0], image[0]))
+  found, begun = [], begin(logits[0], image[0])
   for pair in zip(logits[1:], image[1:], strict=True):
-    following = begin(pair)
+    following = begin(*pair)
     found.append(begun())
     begun = following
   return jnp.stack([*found, begun()])
@@ -151,15 +149,14 @@ def lattice_size(image: Any, params: CrfParams | None = None) -> int:
   That of the largest, if there are several.
   """
   params = CrfParams() if params is None else params
+  check_settings(params)
   image = np.asarray(image, np.float32)
   sigmas = jnp.float32(params.bilateral_sigma_xy), jnp.float32(params.bilateral_sigma_rgb)
   sizes = []
   for turn in range(params.lattices):
     corners = _corners(image.shape[:-1], turn, *sigmas, image)
-    major = _major(corners, turn, image.ndim - 1)
-    found = lattice.host_lattice(np.asarray(corners.corner), np.asarray(corners.order), major)
-    if found is None:
-      raise _too_fine(params)
+    corner, order = np.asarray(corners.corner), np.asarray(corners.order)
+    found = _host_lattice(corner, order, turn, image.ndim - 1, params)
     sizes.append(int(found.vertex.max()) + 1)
   return max(sizes)
 
@@ -253,13 +250,6 @@ def _plan(params: CrfParams, ndim: int) -> tuple[gaussian.AxisPlan, ...] | None:
   return tuple(gaussian.plan_axis(float(s), half=params.spatial_filter == "half") for s in sigmas)
 
 
-def _too_fine(params: CrfParams) -> InputError:
-  return InputError(
-    f"CRF: bandwidths {params.bilateral_sigma_xy} and {params.bilateral_sigma_rgb} need more "
-    'lattice cells than 64-bit keys can name; use larger ones, fewer channels, or method="exact"'
-  )
-
-
 _Weighted = tuple[Array, lattice.Lattice]
 
 
@@ -301,14 +291,30 @@ def _turned(d: int, turn: int) -> np.ndarray:
   return np.roll(np.arange(d)[:: -1 if turn % 2 else 1], turn // 2)
 
 
-def _major(corners: lattice.Corners, turn: int, ndim: int) -> list[int]:
+def _major(d: int, turn: int, ndim: int) -> list[int]:
   """Where a turn puts the features that are a place, rows before columns, as pixels are.
 
   None where there are many features, the names of whose vertices need all bits of a key.
   """
-  d = len(corners.weight) - 1
   at = np.argsort(_turned(d, turn))[: ndim if d <= 6 else 0]
   return [int(i) for i in (at[::-1] if ndim == 2 else at)]
+
+
+def _host_lattice(
+  corner: np.ndarray, order: np.ndarray, turn: int, ndim: int, params: CrfParams, *padding: Any
+) -> lattice.Lattice:
+  """`lattice.host_lattice` of a turn.
+
+  Raises:
+    InputError: it is too fine.
+  """
+  found = lattice.host_lattice(corner, order, _major(len(corner) - 1, turn, ndim), *padding)
+  if found is None:
+    raise InputError(
+      f"CRF: bandwidths {params.bilateral_sigma_xy} and {params.bilateral_sigma_rgb} need more "
+      'lattice cells than 64-bit keys can name; use larger ones, fewer channels, or method="exact"'
+    )
+  return found
 
 
 def _places(shape: Sequence[int], sigma: Array) -> Array:
@@ -360,11 +366,8 @@ def _sized(
       np.asarray(x).reshape(-1, *padded)[:, *inside].reshape(len(x), -1)
       for x in (corners.corner, corners.order)
     )
-    major = _major(corners, turn, len(shape))
-    found = lattice.host_lattice(corner, order, major, place, math.prod(padded))
-    if found is None:
-      raise _too_fine(params)
-    return corners.weight, found
+    size = math.prod(padded)
+    return corners.weight, _host_lattice(corner, order, turn, len(shape), params, place, size)
 
   def run() -> Array:
     axes = tuple((np.arange(m) < n).astype(image.dtype) for m, n in zip(padded, shape, strict=True))
@@ -507,7 +510,7 @@ def _found(
   """Weights and lattice under jit, with room for any image if no capacity is given."""
   bound = corners.weight.size
   fixed = lax.stop_gradient(corners)
-  major = _major(corners, turn, ndim)
+  major = _major(len(corners.weight) - 1, turn, ndim)
   return corners.weight, lattice.make_lattice(fixed, major, min(capacity or bound, bound))
 
 

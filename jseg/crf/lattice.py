@@ -224,9 +224,9 @@ def host_lattice(
       # halves are sorted; merging them is quicker than looking up one in the other.
       both = np.concatenate([table << 1, (table - strides[axis]) << 1 | 1])
       both.sort(kind="stable")
-      found = np.flatnonzero((both[1:] ^ both[:-1]) == 1)
-      here = np.cumsum(both & 1)[found]
-      beyond = found - here
+      equal = np.flatnonzero((both[1:] ^ both[:-1]) == 1)
+      here = np.cumsum(both & 1)[equal]
+      beyond = equal - here
       neighbours[axis, 1, here] = beyond
       neighbours[axis, 0, beyond] = here
 
@@ -234,7 +234,7 @@ def host_lattice(
 
     def cut(k: int) -> tuple[np.ndarray, np.ndarray]:
       """Vertices of class k with groups beside the first, and where these begin."""
-      groups = np.maximum(counts[k] - FIRST + MORE - 1, 0) // MORE
+      groups = (counts[k] - FIRST + MORE - 1) // MORE
       of = np.repeat(np.arange(len(groups)), groups)
       nth = np.arange(len(of)) - (np.cumsum(groups) - groups)[of]
       return of, found[k][1][of] + FIRST + nth * MORE
@@ -254,11 +254,11 @@ def host_lattice(
     def write(k: int) -> None:
       _, begin, points = found[k]
       of, later = rest[k]
-      own, place = number[starts[k] : starts[k + 1]], column[ends[k] : ends[k + 1]]
+      own, beside = number[starts[k] : starts[k + 1]], column[ends[k] : ends[k + 1]]
       vertex[k, points] = np.repeat(own, counts[k])
-      owner[place] = own[of]
+      owner[beside] = own[of]
       end = begin + counts[k]
-      for table, at, start, stop in ((first, own, begin, end), (more, place, later, end[of])):
+      for table, at, start, stop in ((first, own, begin, end), (more, beside, later, end[of])):
         for i, row in enumerate(table):
           used = start + i < stop
           row[at[used]] = points[start[used] + i] + k * n
