@@ -9,7 +9,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jseg.models.base import Network
 from jseg.types import IGNORE, InputError
+
+__all__ = [
+  "Network",
+  "aux_weights",
+  "count_parameters",
+  "create",
+  "knobs",
+  "names",
+  "ndim",
+  "task",
+  "tiny",
+]
 
 # name: "module:class".
 _MODELS = {

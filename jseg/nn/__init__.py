@@ -4,6 +4,7 @@ from jseg.nn.anchors import anchors
 from jseg.nn.boxes import box_area, clip_boxes, decode_boxes, encode_boxes, intersection, iou
 from jseg.nn.conv import Conv, conv, he_normal
 from jseg.nn.fpn import FPN
+from jseg.nn.layer import Layer
 from jseg.nn.lrn import local_response_norm
 from jseg.nn.matching import in_crowd, match, sample
 from jseg.nn.nms import nms
@@ -29,6 +30,7 @@ __all__ = [
   "Conv",
   "ConvTranspose",
   "FCNHead",
+  "Layer",
   "Norm",
   "PyramidPooling",
   "UpConv",
