@@ -6,6 +6,7 @@
 Both sides run interleaved and the best time of each counts, as another process may hold a core.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ _SHAPES = (
 
 
 def best_times(sides: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[float]:
-  """Best seconds of each side, run in turns."""
+  """Shortest time of each side in seconds; they run in turns."""
   for f, args in sides:
     jax.block_until_ready(f(*args))
   best, spent = [float("inf")] * len(sides), 0.0
@@ -70,6 +71,25 @@ def best_times(sides: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> l
   return best
 
 
+def xla_conv(x: Array, kernel: Array, *, stride: int, rate: int) -> Array:
+  """XLA's own convolution."""
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    "SAME",
+    rhs_dilation=(rate, rate),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def run(
+  fn: Callable[[Array, Array], Array], part: int | None, x: Array, kernel: Array, dy: Array
+) -> Array:
+  """The convolution, or its gradient for argument `part`."""
+  return fn(x, kernel) if part is None else jax.vjp(fn, x, kernel)[1](dy)[part]
+
+
 def compare_shapes() -> None:
   """Prints GFLOP/s by shape, XLA's -> jseg's."""
   print(f"{'shape':44}{'forward':>14}{'kernel grad':>14}{'input grad':>14}  GFLOP/s, XLA > jseg")
@@ -77,31 +97,15 @@ def compare_shapes() -> None:
   for b, size, c, f, k, stride, rate in _SHAPES:
     x = jnp.asarray(rng.normal(size=(b, size, size, c)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(k, k, c, f)), jnp.float32)
-
-    def theirs(x: Array, kernel: Array, stride: int = stride, rate: int = rate) -> Array:
-      return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        "SAME",
-        rhs_dilation=(rate, rate),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      )
-
-    def ours(x: Array, kernel: Array, stride: int = stride, rate: int = rate) -> Array:
-      return conv(x, kernel, strides=stride, dilation=rate)
-
+    theirs = functools.partial(xla_conv, stride=stride, rate=rate)
+    ours = functools.partial(conv, strides=stride, dilation=rate)
     dy = ours(x, kernel)
     flop = 2 * dy.size * k * k * c
     cells = []
     for part in (None, 1, 0):  # forward, gradient of the kernel, of the input
-      sides = []
-      for fn in (theirs, ours):
-
-        def run(x: Array, kernel: Array, dy: Array, fn: Any = fn, part: Any = part) -> Array:
-          return fn(x, kernel) if part is None else jax.vjp(fn, x, kernel)[1](dy)[part]
-
-        sides.append((jax.jit(run), (x, kernel, dy)))
+      sides = [
+        (jax.jit(functools.partial(run, fn, part)), (x, kernel, dy)) for fn in (theirs, ours)
+      ]
       cells.append(" > ".join(f"{flop / t / 1e9:.0f}" for t in best_times(sides)))
     name = f"{b} x {size} x {size} x {c} -> {f}, {k}x{k}, stride {stride}, rate {rate}"
     print(f"{name:44}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
@@ -115,7 +119,7 @@ class PlainUNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool = False) -> Outputs:
-    """As jseg's U-Net, for sizes that halve evenly."""
+    """Computes the logits of jseg's U-Net, for sizes that halve evenly."""
 
     def block(x: Array, width: int) -> Array:
       for _ in range(2):

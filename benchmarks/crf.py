@@ -27,19 +27,20 @@ from absl import app, flags
 from PIL import Image
 
 from jseg import Segmenter
+from jseg.arithmetic import cdiv
 from jseg.crf import CrfParams, dense_crf, lattice_size, unary_from_labels
 from jseg.data import read_image
 
 _SIZE = flags.DEFINE_list("size", ["375", "500"], "height and width of the images that are timed")
 _CLASSES = flags.DEFINE_integer("classes", 21, "number of classes")
-_REPEAT = flags.DEFINE_integer("repeat", 5, "calls of each side")
-_BATCH = flags.DEFINE_integer("batch", 0, "also time a batch of so many images")
+_REPEAT = flags.DEFINE_integer("repeat", 5, "number of calls of each function")
+_BATCH = flags.DEFINE_integer("batch", 0, "also time a batch of this many images")
 _ERROR = flags.DEFINE_bool("error", False, "measure errors and not speed")
 _CROPS = flags.DEFINE_integer("crops", 4, "number of crops")
-_CROP = flags.DEFINE_integer("crop", 64, "their height and width")
-_RUN = flags.DEFINE_string("run", "", "run whose logits are used, too, to measure errors")
+_CROP = flags.DEFINE_integer("crop", 64, "height and width of the crops")
+_RUN = flags.DEFINE_string("run", "", "run whose logits are used for errors, too")
 _LARGE = flags.DEFINE_bool(
-  "large", False, "time 4000 x 3000 pixels, once, and tell the peak memory"
+  "large", False, "time one call on an image of --size, and print the peak memory"
 )
 _PICTURE = flags.DEFINE_string("picture", "", "PNG with a plot of errors or times")
 
@@ -56,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def pydensecrf(logits: np.ndarray, image: np.ndarray, params: CrfParams) -> np.ndarray:
-  """The same call there."""
+  """Calls pydensecrf with the same parameters."""
   import pydensecrf.densecrf as reference
 
   h, w, k = logits.shape
@@ -73,7 +74,7 @@ def pydensecrf(logits: np.ndarray, image: np.ndarray, params: CrfParams) -> np.n
 
 
 def sides() -> dict[str, Callable[..., Any]]:
-  """What is compared, by name."""
+  """Returns the compared functions of logits, image and parameters, by name."""
   found: dict[str, Callable[..., Any]] = {
     name: lambda logits, image, params, more=more: np.asarray(
       dense_crf(logits, image, params.replace(**more))
@@ -86,17 +87,17 @@ def sides() -> dict[str, Callable[..., Any]]:
 
 
 def noise(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-  """Smooth random logits with a standard deviation of 1."""
+  """Makes smooth random logits with a standard deviation of 1."""
   logits = np.random.default_rng(seed).normal(size=(*shape, _CLASSES.value))
   logits = np.stack([cv2.GaussianBlur(x, (0, 0), 8) for x in np.moveaxis(logits, -1, 0)], -1)
   return (logits / logits.std()).astype(np.float32)
 
 
 def coarse(label: np.ndarray, seed: int = 0) -> np.ndarray:
-  """Logits of a mask at an eighth of the resolution, of which a tenth is wrong."""
+  """Makes logits of a mask at an eighth of the resolution, of which a tenth is wrong."""
   rng = np.random.default_rng(seed)
   h, w = label.shape
-  small = cv2.resize(label, (-(-w // 8), -(-h // 8)), interpolation=cv2.INTER_NEAREST)
+  small = cv2.resize(label, (cdiv(w, 8), cdiv(h, 8)), interpolation=cv2.INTER_NEAREST)
   wrong = rng.random(small.shape) < 0.1
   small = np.where(wrong, rng.integers(0, _CLASSES.value, small.shape), small).astype(np.uint8)
   label = cv2.resize(small, (w, h), interpolation=cv2.INTER_NEAREST)
@@ -104,12 +105,12 @@ def coarse(label: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def network(image: np.ndarray, segmenter: Segmenter) -> np.ndarray:
-  """A network's logits."""
+  """Computes the logits of a network."""
   return np.log(np.maximum(segmenter(image).probabilities, 1e-10))
 
 
 def timed(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
-  """Seconds, and those of all cores, of the best of several turns after one that compiles."""
+  """Returns the best wall and CPU seconds of each call, taking turns, after one that compiles."""
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
   for _ in range(_REPEAT.value + 1):
     for name, call in calls.items():
@@ -123,7 +124,7 @@ def timed(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[float, floa
 
 
 def photo(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
-  """An image at a size."""
+  """Reads an image and resizes it."""
   return cv2.resize(read_image(path), shape[::-1], interpolation=cv2.INTER_AREA)
 
 
@@ -205,14 +206,14 @@ def plot(panels: dict[str, dict[tuple[float, float], dict[str, float]]], unit: s
       places = np.arange(len(table)) + (i - (len(names) - 1) / 2) * width
       ax.bar(places, [row[name] for row in table.values()], width, label=name)
     ax.set_xticks(range(len(table)), [f"({xy}, {rgb})" for xy, rgb in table])
-    ax.set(title=title, xlabel="sigma of place and of colour", ylabel=unit)
+    ax.set(title=title, xlabel="sigma of place and of color", ylabel=unit)
   axes[0][0].legend(fontsize="small")
   plt.tight_layout()
   plt.savefig(_PICTURE.value, dpi=100)
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags ask for."""
+  """Runs the benchmark that the flags select."""
   root = pathlib.Path(argv[1])
   images = sorted((root / "images").iterdir())
   if _LARGE.value:

@@ -21,9 +21,9 @@ from absl import app, flags
 from beside import Side, compare, compare_networks, header, sides
 
 from jseg import models
-from jseg.nn import nms, roi_align
-from jseg.tasks.instance import losses
-from jseg.types import Targets
+from jseg.losses import detection_losses as losses
+from jseg.nn.detection import nms, roi_align
+from jseg.types import Array, Targets, Variables
 
 _SIZE = flags.DEFINE_integer("size", 256, "height and width of the images")
 _BATCH = flags.DEFINE_integer("batch", 2, "images in a batch")
@@ -43,10 +43,13 @@ def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 def suppression(rng: np.random.Generator, size: int) -> tuple[Side, Side]:
   """NMS of 2000 boxes."""
   boxes, scores = random_boxes(rng, 2000, size), rng.random(2000).astype(np.float32)
-  ours = jax.jit(functools.partial(nms, threshold=0.7, most=1000))
-  a = (jnp.asarray(boxes), jnp.asarray(scores), jnp.ones(2000, bool))
-  b = (torch.from_numpy(boxes[:, _XY]), torch.from_numpy(scores), 0.7)
-  return lambda: torchvision.ops.nms(*b), lambda: jax.block_until_ready(ours(*a))
+  ours = jax.jit(functools.partial(nms, threshold=0.7, limit=1000))
+  our_boxes, our_scores, valid = jnp.asarray(boxes), jnp.asarray(scores), jnp.ones(2000, bool)
+  their_boxes, their_scores = torch.from_numpy(boxes[:, _XY]), torch.from_numpy(scores)
+  return (
+    lambda: torchvision.ops.nms(their_boxes, their_scores, 0.7),
+    lambda: jax.block_until_ready(ours(our_boxes, our_scores, valid)),
+  )
 
 
 def alignment(rng: np.random.Generator, size: int) -> tuple[Side, Side]:
@@ -62,32 +65,36 @@ def alignment(rng: np.random.Generator, size: int) -> tuple[Side, Side]:
   torch_boxes = torch.from_numpy(boxes[:, _XY].copy())
 
   @jax.jit
-  def ours(levels: Any, boxes: jax.Array) -> Any:
+  def ours(levels: Sequence[Array], boxes: Array) -> Sequence[Array]:
     return jax.grad(lambda x: roi_align(x, boxes, size=7, strides=strides).sum())(levels)
 
-  a = ([jnp.asarray(m) for m in maps], jnp.asarray(boxes))
+  our_levels, our_boxes = [jnp.asarray(m) for m in maps], jnp.asarray(boxes)
   return (
     lambda: pool(levels, [torch_boxes], [(size, size)]).sum().backward(),
-    lambda: jax.block_until_ready(ours(*a)),
+    lambda: jax.block_until_ready(ours(our_levels, our_boxes)),
   )
 
 
 def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int, Side, Side]:
-  """Number of parameters, a training step and inference, of torchvision's network."""
+  """Number of parameters, training step and inference of torchvision's network."""
   size = image.shape[1]
   network = torchvision.models.get_model(
-    *("maskrcnn_resnet50_fpn",), weights=None, weights_backbone=None, min_size=size, max_size=size
+    "maskrcnn_resnet50_fpn",
+    weights=None,
+    weights_backbone=None,
+    min_size=size,
+    max_size=size,
   )
   optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
   x = list(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
   targets = []
-  for mine, labels in zip(boxes, classes, strict=True):
-    masks = torch.zeros((len(mine), size, size), dtype=torch.uint8)
-    for mask, (y0, x0, y1, x1) in zip(masks, mine.astype(int).tolist(), strict=True):
+  for objects, labels in zip(boxes, classes, strict=True):
+    masks = torch.zeros((len(objects), size, size), dtype=torch.uint8)
+    for mask, (y0, x0, y1, x1) in zip(masks, objects.astype(int).tolist(), strict=True):
       mask[y0:y1, x0:x1] = 1
     targets.append(
       {
-        "boxes": torch.from_numpy(mine[:, _XY].copy()),
+        "boxes": torch.from_numpy(objects[:, _XY].copy()),
         "labels": torch.from_numpy(labels),
         "masks": masks,
       }
@@ -108,20 +115,24 @@ def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[i
 
 
 def ours(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int, Side, Side]:
-  """The same of jseg's."""
+  """Number of parameters, training step and inference of jseg's network."""
   model = models.create("mask_rcnn", _K, norm="batch")
-  there = np.ones(classes.shape, bool)
+  valid = np.ones(classes.shape, bool)
   targets = Targets(
-    *(boxes, boxes, np.full((*classes.shape, 56, 56), 255, np.uint8)),
-    *(classes.astype(np.int32), there, ~there),
+    boxes=boxes,
+    frames=boxes,
+    masks=np.full((*classes.shape, 56, 56), 255, np.uint8),
+    classes=classes.astype(np.int32),
+    valid=valid,
+    crowd=~valid,
   )
 
-  def loss(variables: Any, key: jax.Array, x: Any, targets: Any) -> tuple[jax.Array, Any]:
+  def loss(variables: Variables, key: Array, x: Array, targets: Targets) -> tuple[Array, Variables]:
     outputs, new = model.apply(
       variables, x, train=True, targets=targets, mutable=["batch_stats"], rngs={"sample": key}
     )
-    terms = losses(outputs).values()
-    return sum((total / jnp.maximum(n, 1) for total, n in terms), jnp.zeros(())), new
+    means = [total / jnp.maximum(count, 1) for total, count in losses(outputs).values()]
+    return sum(means, jnp.zeros(())), new
 
   return sides(model, loss, image, targets)
 
@@ -141,8 +152,12 @@ def main(argv: Sequence[str]) -> None:
     image = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
     boxes = random_boxes(rng, 5 * batch, size).reshape(batch, 5, 4)
     classes = rng.integers(1, _K, (batch, 5))
-    both = theirs(image, boxes, classes), ours(image, boxes, classes)
-    compare_networks("mask_rcnn", *both, _ROUNDS.value)
+    compare_networks(
+      "mask_rcnn",
+      theirs(image, boxes, classes),
+      ours(image, boxes, classes),
+      _ROUNDS.value,
+    )
 
 
 if __name__ == "__main__":

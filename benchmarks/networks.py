@@ -30,16 +30,16 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each side runs")
 
 _K = 21
 _OURS: dict[str, tuple[str, dict[str, Any]]] = {
-  "fcn_resnet50": ("fcn_resnet", {"depth": 50, "aux": True}),
+  "fcn_resnet50": ("fcn_resnet", {"backbone": "resnet50", "aux": True}),
   "deeplabv3_resnet50": (
     "deeplab_v3",
     {
-      "depth": 50,
+      "backbone": "resnet50",
       "aux": True,
       "head": "torchvision",
       "output_stride": 8,
       "multi_grid": (1,),
-      "lag": True,
+      "keep_first_rate": True,
     },
   ),
 }

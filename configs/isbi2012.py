@@ -1,4 +1,4 @@
-"""A U-Net on the ISBI 2012 membranes (grey, two classes, 512 x 512) with elastic deformation.
+"""A U-Net on the ISBI 2012 membranes (gray, two classes, 512 x 512) with elastic deformation.
 
   python train.py --config=configs/isbi2012.py --config.data.root=isbi2012 --workdir=runs/isbi2012
 

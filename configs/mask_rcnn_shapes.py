@@ -10,7 +10,7 @@ def get_config():
   """The configuration."""
   config = jseg.config.default(
     "mask_rcnn",
-    depth=18,
+    backbone="resnet18",
     width=0.5,
     norm="batch",
     head_norm="none",

@@ -9,7 +9,6 @@ Also `:pspnet`, `:refinenet` and `:fcn_resnet`: minutes on a laptop.
 from typing import Any
 
 import jseg.config
-from jseg.types import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
   # Rates for maps of 12 x 15; the paper's are for 33 x 33.
@@ -22,9 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def get_config(variant="deeplab_v3"):
   """The configuration of one of the networks."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  config = jseg.config.default(variant, depth=18, width=0.5, **VARIANTS[variant])
+  recipe = jseg.config.variant(VARIANTS, variant)
+  config = jseg.config.default(variant, backbone="resnet18", width=0.5, **recipe)
   config.steps = 400
   config.data.name = "folder"
   config.data.size = (180, 240)

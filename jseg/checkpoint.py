@@ -4,7 +4,6 @@ A checkpoint has three items: `model` (parameters, running statistics, averaged 
 that evaluation reads; `training` (optimizer state, step); `data` (state of the data iterator).
 """
 
-import contextlib
 import errno
 import logging
 import math
@@ -12,19 +11,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jseg import config as configs
-from jseg.data import ClassInfo
+from jseg.parameters import parameter_name
 from jseg.state import TrainState
 from jseg.types import InputError
-
-CONFIG_FILE = "config.json"
-CLASSES_FILE = "classes.json"
 
 _policy = ocp.checkpoint_managers
 
@@ -35,7 +29,7 @@ class Checkpoints:
   Args:
     run: the run directory; they are in its folder `checkpoints`.
     keep: how many of the latest are kept. The best one is kept besides.
-    metric: name of the measure that tells the best, the higher the better.
+    metric: name of the metric that selects the best; higher is better.
     read_only: for evaluation: nothing is written, created or cleaned up.
 
   Raises:
@@ -86,7 +80,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best(self) -> int:
-    """The step with the highest validation measure; the latest if none was evaluated."""
+    """Returns the step with the highest validation metric; the latest if none was evaluated."""
     scores = {step: self._metric(step) for step in self.steps()}
     known = {step: score for step, score in scores.items() if score is not None}
     return max(known, key=lambda step: (known[step], step)) if known else max(scores)
@@ -117,9 +111,9 @@ class Checkpoints:
     """Starts to save; returns as soon as the state is copied, so that training can go on.
 
     Args:
-      state: of the run; its step names the checkpoint.
-      position: in the data, as JSON.
-      score: the measure at this step, if it was evaluated; the highest is kept as the best.
+      state: state of the run; its step names the checkpoint.
+      position: position in the data, as plain values.
+      score: the metric at this step, if it was evaluated; the highest is kept as the best.
         NaN counts as not evaluated.
 
     Raises:
@@ -196,7 +190,10 @@ class Checkpoints:
     params, stats = template["params"], template.get("batch_stats", {})
     target = {"params": params, "batch_stats": stats, "ema": params if saved.get("ema") else {}}
     model = self._restore(step, {"model": target})["model"]
-    return {"params": model["ema"] or model["params"], "batch_stats": model["batch_stats"]}
+    return {
+      "params": model["ema"] if saved.get("ema") else model["params"],
+      "batch_stats": model["batch_stats"],
+    }
 
   def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
     for name, template in items.items():
@@ -241,7 +238,7 @@ class Checkpoints:
     if problems:
       more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
       raise InputError(
-        f"checkpoint {step} of {self.run} is of another network than the run's {CONFIG_FILE} "
+        f"checkpoint {step} of {self.run} is of another network than the run's config.json "
         f"describes: {'; '.join(problems[:3])}{more}. Use the run directory it was trained in"
       )
 
@@ -264,66 +261,4 @@ def _only_value(metrics: Mapping[str, float]) -> float:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-    for path, leaf in leaves
-  }
-
-
-def save_run(run: pathlib.Path, config: Any, classes: ClassInfo) -> None:
-  """Writes what everything later reads of a run: its configuration and its classes."""
-  configs.save(config, run / CONFIG_FILE)
-  classes.save(run / CLASSES_FILE)
-
-
-def load_run(
-  run: str | pathlib.Path, changes: Mapping[str, Any] | None = None
-) -> tuple[Any, ClassInfo]:
-  """The configuration and the classes of a run.
-
-  Args:
-    run: the run directory.
-    changes: values by dotted key that are to differ (`jseg.config.change`).
-
-  Raises:
-    InputError: it is no run directory, or a change is impossible.
-  """
-  run = pathlib.Path(run)
-  if not run.is_dir():
-    raise InputError(f"there is no run directory {run}; give the --workdir of train.py")
-  config = configs.load(run / CONFIG_FILE)
-  return configs.change(config, changes or {}), ClassInfo.load(run / CLASSES_FILE)
-
-
-def load_model(
-  run: str | pathlib.Path,
-  checkpoint: str | int = "best",
-  changes: Mapping[str, Any] | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-  """The network of a run and its trained variables.
-
-  Args:
-    run: the run directory.
-    checkpoint: "best", "latest" or a step.
-    changes: of the configuration, as {"model.output_stride": 8}: whatever leaves the weights what
-      they are.
-
-  Returns:
-    (model, variables), for `model.apply(variables, image)` with an image that went through
-    `jseg.data.normalize`.
-
-  Raises:
-    InputError: nothing was trained there, or the checkpoint is of another network.
-  """
-  config, classes = load_run(run, changes)
-  model = configs.make_model(config, len(classes.names))
-  image = jnp.zeros((1, *config.data.size, config.data.channels))
-  template = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
-  with contextlib.closing(Checkpoints(run, read_only=True)) as checkpoints:
-    return model, checkpoints.restore_model(checkpoints.pick(checkpoint), template)
-
-
-def checkpoint_step(run: str | pathlib.Path, checkpoint: str | int = "best") -> int:
-  """The step that "best", "latest" or a number stands for in a run."""
-  with contextlib.closing(Checkpoints(run, read_only=True)) as checkpoints:
-    return checkpoints.pick(checkpoint)
+  return {parameter_name(path): tuple(leaf.shape) for path, leaf in leaves}

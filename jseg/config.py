@@ -2,28 +2,30 @@
 
 A file in `configs/` starts from `default()` and changes what its recipe needs. Keys of `model`,
 `augment`, `loss` and `optim` are the arguments of the network, of `make_augment`, `make_loss`,
-`make_schedule` and `make_optimizer`: their defaults live there and nowhere else.
+`make_schedule` and `make_optimizer`: their defaults live there and nowhere else. A network's task
+adds the sections that only it has.
 """
 
+import ast
+import contextlib
 import difflib
-import inspect
 import json
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from jseg import data, losses, models, optim
-from jseg.crf import DenseCRF
-from jseg.crf.settings import make_params, to_dict
-from jseg.models.with_crf import WithCRF
+from jseg import data, models, optim, tasks
+from jseg.config_values import at_least, build, defaults_of
+from jseg.models import Network
 from jseg.types import InputError
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_Recipe = TypeVar("_Recipe")
 
-INSTANCE_LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box", "mask")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 RESUMABLE = {
   "log_every",
@@ -40,25 +42,28 @@ RESUMABLE = {
 """Keys that may change when a run is resumed: they change no parameter."""
 
 
-def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
+def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.ConfigDict:
   """The configuration that every file in `configs/` starts from.
 
   Args:
-    model: name of the network, one of `jseg.models.names()`.
-    **knobs: arguments of the network that differ from its defaults.
+    model: name of the network, one of `jseg.models.names()` or "package.module:Name" of your own;
+      or a network made in Python, for `jseg.train(config, workdir, model=model)`.
+    **arguments: arguments of the network that differ from its defaults.
 
   Raises:
     InputError: there is no such network, or it has no such argument.
   """
-  known = models.knobs(model)
-  for knob in knobs:
-    if knob not in known:
-      raise InputError(unknown_key(f"model.{knob}", [f"model.{k}" for k in known]))
+  network = models.get(model) if isinstance(model, str) else type(model)
+  known = models.arguments(network)
+  for name in arguments:
+    if name not in known:
+      raise InputError(unknown_key(f"model.{name}", [f"model.{k}" for k in known]))
+  named = {"name": model} if isinstance(model, str) else describe(model)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.steps = 1000
   config.dtype = "float32"  # of the computation; "bfloat16" is faster on TPU and recent GPUs
-  config.model = {"name": model, **known, **knobs}
+  config.model = {**known, **arguments, **named}
   config.data = {
     "name": "shapes",
     "root": "",  # where the raw files are, for sets that the user brings
@@ -69,37 +74,19 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
     "eval_split": "val",
     "size": (256, 256),  # larger images are shrunk to fit (height, width), smaller ones padded
     # volumes: (depth, height, width), at least that of the largest one
-    "channels": 3,  # 1: grey; of volumes, as many as they have
+    "channels": 3,  # 1: gray; of volumes, as many as they have
     "batch_size": 8,  # over all devices
     "eval_batch_size": 8,
     "threads": 2,
   }
-  if models.task(model) == "instance":
-    config.data.max_objects = 100  # an image is trained on, the largest
-    config.data.mask_size = 56  # cells along either side of a training mask
-    config.data.short_side = 0  # pixels that images' shorter sides are brought to; 0: as they are
-    config.augment = {"crop": (), **_arguments(data.make_instance_augment, "size")}
-    config.loss = dict.fromkeys(INSTANCE_LOSSES, 1.0)  # what each of the losses weighs
-  else:
-    config.augment = {"crop": (), **_arguments(data.make_augment, "size")}  # () is data.size
-    config.loss = {
-      **_arguments(losses.make_loss),
-      "balance": "none",  # or "median": classes weigh median frequency / frequency
-      "class_weights": (),  # or one number a class
-      "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
-      "border_sigma": 5.0,  # and its sigma, in pixels
-    }
-  config.aux_weights = models.aux_weights(model)  # of auxiliary outputs' losses, by name
+  config.aux_weights = dict(network.AUX_WEIGHTS)  # of auxiliary outputs' losses, by name
   config.optim = {
-    **_arguments(optim.make_schedule, "steps"),
-    **_arguments(optim.make_optimizer, "schedule", "pretrained"),
+    **defaults_of(optim.make_schedule, "steps"),
+    **defaults_of(optim.make_optimizer, "schedule", "pretrained"),
   }
-  if models.ndim(model) == 2 and models.task(model) == "semantic":
-    config.crf = {
-      "train": False,  # puts a dense CRF behind the network, trained with it
-      "train_bandwidths": False,  # and not its weights and compatibility alone
-      **_crf_defaults(),
-    }
+  for section, values in tasks.get(network.task).defaults(network).items():
+    config[section] = {**config.get(section, {}), **values}
+  config.given = ()  # what `jseg.train` was given in Python, as "what=module:Name"
   config.init_from = ""  # a run directory, .safetensors or .pth file to take parameters from
   config.precise_bn_batches = 0  # over which norms' statistics are recomputed to evaluate; 0: off
   config.ema = 0.0  # decay of the moving average of the parameters; 0 is off
@@ -112,28 +99,61 @@ def default(model: str = "unet", **knobs: Any) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def _crf_defaults() -> dict[str, Any]:
-  # As many iterations as Zheng et al. 2015 train with.
-  values = to_dict(DenseCRF().params)
-  del values["compatibility"]  # Potts at first
-  return values
+def describe(model: Network) -> dict[str, Any]:
+  """Returns what a configuration records of a network that was made in Python.
+
+  Returns:
+    `name`, "module:Class", and the arguments that are plain values.
+  """
+  values = {name: getattr(model, name) for name in models.arguments(type(model))}
+  plain = {name: value for name, value in values.items() if _is_plain(value)}
+  return {"name": f"{type(model).__module__}:{type(model).__qualname__}", **plain}
 
 
-def _arguments(function: Callable, *without: str) -> dict[str, Any]:
-  parameters = inspect.signature(function).parameters.values()
-  return {p.name: p.default for p in parameters if p.name not in without}
+def record(config: ml_collections.ConfigDict, **objects: Any) -> ml_collections.ConfigDict:
+  """Returns a configuration that says what was given in Python.
+
+  Args:
+    config: a configuration.
+    **objects: objects by what they are, None where not given; the section `model` describes the
+      arguments of a `model`.
+  """
+  given = {what: value for what, value in objects.items() if value is not None}
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.given = tuple(f"{what}={_source(value)}" for what, value in sorted(given.items()))
+    if "model" in given:
+      config.model = default(given["model"]).model
+  return config
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def _source(value: Any) -> str:
+  """Where the code of an object is: "module:Name" of a function, or of the object's class."""
+  code = value if hasattr(value, "__qualname__") else type(value)
+  return f"{code.__module__}:{code.__qualname__}"
+
+
+def _is_plain(value: Any) -> bool:
+  if isinstance(value, tuple | list):
+    return all(map(_is_plain, value))
+  return value is None or isinstance(value, bool | int | float | str)
+
+
+def validate(config: ml_collections.ConfigDict, model: Network | None = None) -> None:
   """Refuses unknown keys and impossible values, before anything is built.
+
+  Args:
+    config: a configuration.
+    model: the network, where it was made in Python.
 
   Raises:
     InputError: naming the key, its value and what it may be.
   """
   try:
-    reference = default(config.model.name)
+    reference = default(model or config.model.name)
   except (AttributeError, KeyError):
     raise InputError("model.name is missing; start the config from jseg.config.default()") from None
+  network = models.get(config.model.name) if model is None else type(model)
   expected, given = dict(flatten(reference)), dict(flatten(config))
   for key, value in given.items():
     if key not in expected:
@@ -144,95 +164,44 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise InputError(f"{key}: {value!r} must be of the kind of its default, {expected[key]!r}")
   for key in expected.keys() - given.keys():
     raise InputError(f"{key} is missing; start the config from jseg.config.default()")
-  _at_least(given, 1, "steps", "log_every", "eval_every", "checkpoint_every", "keep")
-  _at_least(given, 1, "data.batch_size", "data.eval_batch_size", "data.threads")
-  _at_least(given, 0, "seed", "samples", "precise_bn_batches")
-  ndim = models.ndim(config.model.name)
-  axes = "(height, width)" if ndim == 2 else "(depth, height, width)"
-  for key in ("data.size", "augment.crop"):
-    size = given[key]
-    if key == "augment.crop" and not size:
-      continue
-    if len(size) != ndim or not all(isinstance(n, int) and n > 0 for n in size):
-      raise InputError(f"{key}: {size} must be {ndim} whole numbers above 0, {axes}")
+  positive = ("steps", "log_every", "eval_every", "checkpoint_every", "keep", "data.batch_size")
+  at_least({key: given[key] for key in (*positive, "data.eval_batch_size", "data.threads")}, 1)
+  at_least({key: given[key] for key in ("seed", "samples", "precise_bn_batches")}, 0)
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
-  if config.data.channels < 1 or (ndim == 2 and config.data.channels not in (1, 3)):
-    raise InputError(f"data.channels: {config.data.channels} must be 3 (RGB) or 1 (grey)")
   if not 0 <= config.ema < 1:
     raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
   # The parts check their own values.
-  make_model(config, num_classes=2)
-  make_augment(config)
-  if models.task(config.model.name) == "instance":
-    _at_least(given, 1, "data.max_objects", "data.mask_size")
-    _at_least(given, 0, "data.short_side")
-    if config.data.short_side > min(config.data.size):
-      raise InputError(
-        f"data.short_side: {config.data.short_side} must fit data.size, {given['data.size']}"
-      )
-    _at_least(given, 0, *(f"loss.{name}" for name in INSTANCE_LOSSES))
-  else:
-    make_loss(config)
+  if model is None:
+    make_model(config, num_classes=2)
+  tasks.get(network.task).check_config(config, network)
   make_optimizer(config)
 
 
-def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Any:
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
   """The network of a configuration."""
-  knobs = dict(config.model)
-  name = knobs.pop("name")
-  network = models.create(name, num_classes=num_classes, dtype=DTYPES[config.dtype], **knobs)
-  if "crf" not in config:
-    return network
-  values = dict(config.crf)
-  train, bandwidths = values.pop("train"), values.pop("train_bandwidths")
-  layer = DenseCRF(make_params(values), train_bandwidths=bandwidths)
-  return WithCRF(network, layer) if train else network
-
-
-def make_augment(config: ml_collections.ConfigDict) -> Callable:
-  """The augmentation of a configuration."""
-  knobs = dict(config.augment)
-  crop = tuple(knobs.pop("crop"))
-  instance = models.task(config.model.name) == "instance"
-  make: Callable = data.make_instance_augment if instance else data.make_augment
-  return make(size=crop or tuple(config.data.size), **knobs)
-
-
-def make_loss(config: ml_collections.ConfigDict) -> losses.Loss:
-  """The loss of a configuration, before weights."""
-  knobs = {k: config.loss[k] for k in _arguments(losses.make_loss)}
-  balance, weights = config.loss.balance, config.loss.class_weights
-  if balance not in ("none", "median"):
-    raise InputError(f"loss.balance: {balance!r} is unknown; choose none or median")
-  if balance != "none" and weights:
-    raise InputError("loss.balance and loss.class_weights both give weights; leave one out")
-  if not all(isinstance(w, int | float) and w >= 0 for w in weights):
-    raise InputError(f"loss.class_weights: {weights} must be numbers of at least 0, one a class")
-  if config.loss.border_weight < 0 or config.loss.border_sigma <= 0:
-    raise InputError("loss.border_weight must be at least 0 (off), loss.border_sigma above 0")
-  if config.loss.border_weight and models.ndim(config.model.name) == 3:
-    raise InputError("loss.border_weight: the weight map is for images; set it to 0 for volumes")
-  if config.loss.name in losses.SET_LOSSES and (
-    weights or balance != "none" or config.loss.border_weight
-  ):
-    raise InputError(f"loss.name: {config.loss.name} takes no weights; use cross_entropy+dice")
-  return losses.make_loss(**knobs)
+  arguments = dict(config.model)
+  name = arguments.pop("name")
+  network = build(
+    "model", models.create, name, num_classes=num_classes, dtype=DTYPES[config.dtype], **arguments
+  )
+  return tasks.get(network.task).wrap(network, config)
 
 
 def make_optimizer(
   config: ml_collections.ConfigDict, pretrained: Collection[str] = ()
-) -> tuple[Any, Callable]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of a configuration, and its learning rate by step.
 
   Args:
     config: the configuration.
     pretrained: names of the parameters that `init_from` has filled.
   """
-  knobs = dict(config.optim)
-  names = _arguments(optim.make_schedule, "steps")
-  schedule = optim.make_schedule(steps=config.steps, **{k: knobs.pop(k) for k in names})
-  return optim.make_optimizer(schedule, pretrained, **knobs), schedule
+  arguments = dict(config.optim)
+  names = defaults_of(optim.make_schedule, "steps")
+  values = {name: arguments.pop(name) for name in names}
+  schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
+  return build("optim", optim.make_optimizer, schedule, pretrained, **arguments), schedule
 
 
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
@@ -246,7 +215,7 @@ def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
   )
 
 
-def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
   """Yields (dotted key, value) for every leaf."""
   for key, value in config.items():
     if isinstance(value, ml_collections.ConfigDict | dict):
@@ -255,13 +224,24 @@ def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file as a whole or not at all."""
+  temporary = path.with_name(f"{path.name}.tmp")
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-  """Writes a configuration as JSON."""
-  path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  """Writes a configuration as JSON, as a whole or not at all."""
+  write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def load(path: pathlib.Path) -> ml_collections.ConfigDict:
-  """Reads what `save` wrote.
+def load(path: pathlib.Path, model: Network | None = None) -> ml_collections.ConfigDict:
+  """Reads what `save` wrote, with this version or an earlier one.
+
+  Args:
+    path: the file.
+    model: the network, where it was made in Python.
 
   Raises:
     InputError: it isn't there, isn't JSON, or isn't a configuration of this version.
@@ -275,43 +255,109 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
     ) from None
   except json.JSONDecodeError as error:
     raise InputError(f"{path} is not valid JSON ({error})") from None
-  config = ml_collections.ConfigDict(_tuples(raw))
-  if name := config.get("model", {}).get("name"):
+  values = _tuples(raw)
+  config = ml_collections.ConfigDict(values)
+  section = values.get("model", {})
+  if isinstance(section, dict) and (name := section.get("name")):
+    if model is None:
+      given = any(str(each).startswith("model=") for each in values.get("given", ()))
+      if given and ("<locals>" in name or name.startswith("__main__:")):
+        raise InputError(
+          f"{path.parent} was trained with a network made in Python, {name}, which can't be "
+          "imported; give it again as model=..., to Run.open, evaluate or Segmenter.from_run"
+        )
+      values["model"] = {"name": name, **models.upgrade(name, section)}
     # A run that is older than a key did what the key's default says.
-    reference = default(name)
+    reference = default(model or name)
     with reference.unlocked(), reference.ignore_type():
-      reference.update(config)
+      reference.update(ml_collections.ConfigDict(values))
     config = reference
   config.lock()
-  validate(config)
+  validate(config, model)
   return config
 
 
 def change(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any]
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any], known: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
-  """A copy with other values: what `--set KEY=VALUE` does to a run that is used again.
+  """A copy with other values: what `--set KEY=VALUE` and `--config.KEY=VALUE` do.
 
   Args:
     config: the configuration.
     changes: values by dotted key.
+    known: keys that may be added, besides those that there are.
 
   Raises:
     InputError: there is no such key, or the value is impossible.
   """
   config = config.copy_and_resolve_references()
-  known = [key for key, _ in flatten(config)]
+  keys = [key for key, _ in flatten(config) if key != "model.name"]
+  free = ("data.options.", "data.fields.", "aux_weights.")
   for key, value in changes.items():
-    if key not in known or key == "model.name":
-      raise InputError(unknown_key(key, [k for k in known if k != "model.name"]))
+    if key not in (*keys, *known) and not key.startswith(free):
+      raise InputError(unknown_key(key, keys))
     *sections, name = key.split(".")
     section = config
     for part in sections:
       section = section[part]
-    with config.ignore_type():  # `validate` says it more kindly
+    with config.unlocked(), config.ignore_type():  # `validate` says it more kindly
       section[name] = value
   validate(config)
   return config
+
+
+def parse_changes(texts: Iterable[str], flag: str) -> dict[str, Any]:
+  """Reads "KEY=VALUE" texts; values are Python's literals, or else words.
+
+  Args:
+    texts: the texts.
+    flag: what the user writes before each of them, for the message.
+
+  Raises:
+    InputError: one isn't KEY=VALUE.
+  """
+  changes: dict[str, Any] = {}
+  for text in texts:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+      raise InputError(f"{flag}{text}: give KEY=VALUE, as {flag}optim.lr=0.1")
+    changes[key] = value
+    with contextlib.suppress(ValueError, SyntaxError):  # a word
+      changes[key] = ast.literal_eval(value)
+  return changes
+
+
+def read_file(path: str) -> ml_collections.ConfigDict:
+  """The configuration that a file makes.
+
+  Args:
+    path: a Python file with `get_config()`, or `FILE:VARIANT` for `get_config(VARIANT)`.
+
+  Raises:
+    InputError: the file can't be read, or has no such function.
+  """
+  file, colon, variant = path.partition(":") if not pathlib.Path(path).exists() else (path, "", "")
+  try:
+    source = pathlib.Path(file).expanduser().read_text()
+  except OSError as error:
+    raise InputError(f"the config file can't be read: {error}") from None
+  names: dict[str, Any] = {"__name__": "jseg_config", "__file__": file}
+  exec(compile(source, file, "exec"), names)
+  make: Callable[..., ml_collections.ConfigDict] | None = names.get("get_config")
+  if make is None:
+    raise InputError(f"{file} has no function get_config; see the files in configs/")
+  return make(variant) if colon else make()
+
+
+def variant(variants: Mapping[str, _Recipe], name: str) -> _Recipe:
+  """Returns one of a config file's variants.
+
+  Raises:
+    InputError: there is no such variant.
+  """
+  if name not in variants:
+    raise InputError(f"recipe {name!r} is unknown; choose from {', '.join(variants)}")
+  return variants[name]
 
 
 def _tuples(value: Any) -> Any:
@@ -331,7 +377,7 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-  """Says that there is no such key, with those that are like it or stand beside it."""
+  """Error text for an unknown key, with close matches or its siblings."""
   close = difflib.get_close_matches(key, known, n=3)
   section = key.rpartition(".")[0]
   siblings = [k for k in known if k.rpartition(".")[0] == section] or known
@@ -347,9 +393,3 @@ def _same_kind(value: Any, reference: Any) -> bool:
   if isinstance(reference, tuple | list):
     return isinstance(value, tuple | list)
   return reference is None or isinstance(value, type(reference))
-
-
-def _at_least(values: dict[str, Any], least: int, *keys: str) -> None:
-  for key in keys:
-    if values[key] < least:
-      raise InputError(f"{key}: {values[key]} must be at least {least}")

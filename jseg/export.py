@@ -1,5 +1,6 @@
 """A trained network as one file that needs JAX to run, and nothing of this library."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jseg import models
-from jseg.checkpoint import checkpoint_step, load_model, load_run
-from jseg.data import normalize
+from jseg.run import Run
 from jseg.types import InputError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -29,18 +28,17 @@ def export_run(
   """Writes a run's network as StableHLO, with its weights, for a batch of any size.
 
   What is written is a function of one argument, `image` uint8 [b h w c] in 0..255 at a fixed height
-  and width (volumes: float32 [b d h w c], normalised as in training), that gives `logits` float32
-  [b h w k]; normalisation is part of it. `jax.export.deserialize` reads it.
+  and width (volumes: float32 [b d h w c], normalized as in training), that gives `logits` float32
+  [b h w k]; normalization is part of it. `jax.export.deserialize` reads it.
 
   Args:
     run: the run directory.
     out: file to write; RUN/export/NETWORK.stablehlo if None. Beside it, with the suffix .json,
-      lies what a caller must know: shapes, classes, colours, where the network comes from.
+      lies what a caller must know: shapes, classes, colors, where the network comes from.
     checkpoint: "best", "latest" or a step.
-    size: of the images; the run's `data.size` if None.
-    platforms: that it is lowered for, from any machine. How convolutions are computed is chosen
-      for the machine that exports.
-    changes: of the run's configuration (`jseg.config.change`).
+    size: height and width of the images; the run's `data.size` if None.
+    platforms: platforms that it is lowered for, from any machine.
+    changes: configuration values by dotted key that are to differ (`jseg.config.change`).
 
   Returns:
     The paths of both files.
@@ -55,32 +53,28 @@ def export_run(
     raise InputError('exporting needs flatbuffers; pip install "jaxseg[export]"') from None
   if unknown := [p for p in platforms if p not in PLATFORMS] or (not platforms and ["none"]):
     raise InputError(f"platforms: {unknown[0]!r} is unknown; choose from {', '.join(PLATFORMS)}")
-  run = pathlib.Path(run)
-  config, classes = load_run(run, changes)
-  name, channels = config.model.name, config.data.channels
+  opened = Run.open(run, changes)
+  config = opened.config
   size = tuple(size or config.data.size)
-  if models.task(name) == "instance":
-    raise InputError(f"{name} finds objects; only networks with one class a pixel can be exported")
-  if len(size) != models.ndim(name) or min(size) < 1:
-    raise InputError(f"size: {size} must be {models.ndim(name)} numbers above 0, as data.size is")
-  step = checkpoint_step(run, checkpoint)
-  model, variables = load_model(run, step, changes)
-  volumes = len(size) == 3
-
-  def logits(image: jax.Array) -> jax.Array:
-    x = image if volumes else normalize(image)
-    outputs: Any = model.apply(variables, x, train=False)
-    return outputs.logits
+  serving = opened.task.serving()
+  if len(size) != len(config.data.size) or min(size) < 1:
+    raise InputError(
+      f"size: {size} must be {len(config.data.size)} numbers above 0, as data.size is"
+    )
+  step, variables = opened.restore(checkpoint)
 
   (batch,) = export.symbolic_shape("b")
-  shape = (batch, *size, channels)
-  dtype = jnp.float32 if volumes else jnp.uint8
-  exported = export.export(jax.jit(logits), platforms=platforms)(jax.ShapeDtypeStruct(shape, dtype))
+  image = jax.ShapeDtypeStruct((batch, *size, serving.channels), jnp.dtype(serving.dtype))
+  function = functools.partial(serving.function, variables)
+  exported = export.export(jax.jit(function), platforms=platforms)(image)
 
-  out = pathlib.Path(out) if out else run / "export" / f"{name}.stablehlo"
+  out = (
+    pathlib.Path(out) if out else opened.files.export(config.model.name).with_suffix(".stablehlo")
+  )
+  classes = opened.classes
   about = {
-    "network": name,
-    "input": {"dtype": jnp.dtype(dtype).name, "shape": ["b", *size, channels]},
+    "network": config.model.name,
+    "input": {"dtype": serving.dtype, "shape": ["b", *size, serving.channels]},
     "output": {"dtype": "float32", "shape": ["b", *size, len(classes.names)]},
     "classes": list(classes.names),
     "palette": classes.palette.tolist(),

@@ -1,14 +1,13 @@
 """All that training changes, in one pytree."""
 
-from typing import Any
-
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from jseg.types import Array
+from jseg.parameters import jit_once
+from jseg.types import Array, Params, Variables
 
 
 @flax.struct.dataclass
@@ -19,19 +18,22 @@ class TrainState:
     step: int32, number of finished steps.
     params: parameters of the network.
     batch_stats: running statistics of its norms; empty if it has none.
-    opt_state: of optax.
+    opt_state: state of the optimizer.
     ema: exponential moving average of `params`; empty if it is off.
   """
 
   step: Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-  ema: Any
+  params: Params
+  batch_stats: Variables
+  opt_state: optax.OptState
+  ema: Params
 
-  def variables(self) -> dict[str, Any]:
-    """What evaluation applies the model with: the averaged parameters where there are any."""
-    return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+  def variables(self) -> Variables:
+    """Variables to evaluate with: the averaged parameters where there are any."""
+    return {
+      "params": self.ema if jax.tree.leaves(self.ema) else self.params,
+      "batch_stats": self.batch_stats,
+    }
 
 
 def create_train_state(
@@ -42,9 +44,17 @@ def create_train_state(
   *,
   ema: bool = False,
 ) -> TrainState:
-  """A new state for images of `image_shape` [h w c] (any size the model takes)."""
+  """Makes a new state.
 
-  def init(key):
+  Args:
+    model: network.
+    optimizer: optimizer whose state it holds.
+    key: random key of the initial values.
+    image_shape: shape [h w c] or [d h w c] of an image that the model takes.
+    ema: whether there is a moving average of the parameters.
+  """
+
+  def init(key: Array) -> TrainState:
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     params = variables["params"]
     return TrainState(
@@ -56,7 +66,4 @@ def create_train_state(
       ema=jax.tree.map(jnp.copy, params) if ema else {},
     )
 
-  # XLA unrolls the random numbers of small kernels so far that LLVM's full optimisation takes a
-  # minute over a program that runs once, for milliseconds.
-  options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-  return jax.jit(init, compiler_options=options)(key)
+  return jit_once(init)(key)

@@ -6,6 +6,7 @@ Glossary of dimensions, used in every docstring (arrays are channels-last):
   c  channels  k  classes   n  boxes or instances
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -19,7 +20,14 @@ Batch = dict[str, Any]
 """Arrays of one step: `image` [b h w c], `label` [b h w], and what a task adds to them."""
 
 
-class InputError(Exception):
+Params = Any
+"""Parameters of a network: nested dicts of arrays, or a tree of the same structure."""
+
+Variables = Mapping[str, Any]
+"""Flax collections by name: `params` and, of networks with batch norm, `batch_stats`."""
+
+
+class InputError(ValueError):
   """Something the user gave is wrong. The message names the value, the rule and the remedy.
 
   The command line prints it without a traceback and exits with status 1.
@@ -90,7 +98,7 @@ class InstanceOutputs:
   """What an instance network returns in training: predictions beside what they should be.
 
   a anchors and r sampled regions an image; the first p regions are those that may be objects. Box
-  differences are (dy dx dh dw), weighted (`jseg.nn.encode_boxes`).
+  differences are (dy dx dh dw), weighted (`jseg.nn.detection.encode_boxes`).
 
   Attributes:
     rpn_logits: float32 [b a], whether an anchor holds an object.

@@ -3,10 +3,11 @@
 import atexit
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
-# Tests compile much and run little: what LLVM optimises would take most of their time.
+# Tests compile much and run little: what LLVM optimizes would take most of their time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
@@ -24,6 +25,54 @@ atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_e
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Files that train, or compile whole networks, the longest first. All others are the everyday loop,
+# `pytest -m fast`.
+SLOW = (
+  "test_instance_run.py",
+  "test_networks.py",
+  "test_conformance.py",
+  "test_mask_rcnn_golden.py",
+  "test_golden.py",
+  "test_real_data.py",
+  "test_notebooks.py",
+  "test_end_to_end.py",
+  "test_crf_golden.py",
+  "test_export.py",
+  "test_augment_instances.py",
+  "test_crf_run.py",
+  "test_models.py",
+  "test_mask_rcnn.py",
+  "test_crf.py",
+  "test_step.py",
+  "test_resnet.py",
+  "test_backbones.py",
+  "test_nn_pyramid.py",
+  "test_weights_import.py",
+  "test_report.py",
+)
+for name in SLOW:
+  assert (pathlib.Path(__file__).parent / name).is_file(), f"SLOW names {name}, which isn't there"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Marks the fast tests, and puts them last: they fill the time that a worker has left."""
+  place = {name: i for i, name in enumerate(SLOW)}
+  items.sort(key=lambda item: place.get(item.path.name, len(SLOW)))
+  for item in items:
+    if item.path.name not in place:
+      item.add_marker(pytest.mark.fast)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Gives a worker whole files, which share what they build, in the order above."""
+  from xdist.scheduler import LoadFileScheduling
+
+  config.option.loadscopereorder = False
+  return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")

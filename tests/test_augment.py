@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jseg.data import colour, resample
-from jseg.data.augment import make_augment
-from jseg.data.normalize import IMAGENET_MEAN, IMAGENET_STD, denormalize, normalize, prepare
+from jseg.augment import Example, color, geometry, make_augment
+from jseg.images import IMAGENET_MEAN, IMAGENET_STD, denormalize, normalize, prepare
 from jseg.types import IGNORE, InputError
 
 EVERYTHING = {
@@ -28,22 +27,24 @@ EVERYTHING = {
 
 # These tests spend their time compiling; what they run is tiny.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-read_linear = jit(resample.read_linear)
-blur = jit(colour.blur)
-bend = jit(resample.bend, static_argnums=(2, 3))
+read_linear = jit(geometry.read_linear)
+blur = jit(color.blur)
+elastic = jit(geometry.elastic, static_argnums=(2, 3))
 
 
 @functools.cache
-def compiled(crop, **knobs):
-  return jit(jax.vmap(make_augment(size=crop, **knobs)))
+def compiled(crop, **values):
+  return jit(jax.vmap(make_augment(size=crop, **values)))
 
 
-def augment_many(number, image, label, crop, covered=None, seed=0, **knobs):
+def augment_many(number, image, label, crop, covered=None, seed=0, **values):
   """A batch of results from one example, which fills its canvas or what is `covered` of it."""
   keys = jax.random.split(jax.random.key(seed), number)
   size = np.array(label.shape if covered is None else covered, np.int32)
   batch = [np.broadcast_to(x, (number, *x.shape)) for x in (image, label, size)]
-  images, labels = compiled(crop, **knobs)(keys, *batch)
+  image, label, size = batch
+  result = compiled(crop, **values)(keys, Example(image=image, label=label, size=size))
+  images, labels = result.image, result.label
   assert images.dtype == jnp.float32
   assert labels.dtype == jnp.int32
   return np.asarray(images), np.asarray(labels)
@@ -58,10 +59,10 @@ def example(height=12, width=15, channels=3, seed=0):
 def middle(size, image_size):
   """Positions of `size` pixels across the whole of an image, and the ratio."""
   ratio = jnp.array(image_size, jnp.float32) / jnp.array(size)
-  return resample.to_source(resample.grid(*size), jnp.zeros(2), ratio), ratio
+  return geometry.to_source(geometry.grid(*size), jnp.zeros(2), ratio), ratio
 
 
-# Normalisation.
+# Normalization.
 
 
 def test_normalize_numbers():
@@ -79,7 +80,7 @@ def test_denormalize_inverts(channels):
 
 @pytest.mark.parametrize("shape", [(4, 4, 4), (4, 4), (2,), ()])
 def test_normalize_refuses_other_channels(shape):
-  with pytest.raises(ValueError, match=r"must end in 3 \(RGB\) or 1 \(grey\) channels"):
+  with pytest.raises(ValueError, match=r"must end in 3 \(RGB\) or 1 \(gray\) channels"):
     normalize(np.zeros(shape, np.uint8))
 
 
@@ -135,7 +136,7 @@ def test_enlarging_by_hand():
     [200, 160, 80, 40],
   ]
   np.testing.assert_allclose(got, expected, rtol=1e-6)
-  got = resample.read_nearest(image[..., 0], where, np.array([2, 2]))
+  got = geometry.read_nearest(image[..., 0], where, np.array([2, 2]))
   np.testing.assert_array_equal(got, np.repeat(np.repeat(image[..., 0], 2, 0), 2, 1))
 
 
@@ -165,7 +166,7 @@ def test_warp_by_zero_is_the_grid():
 
 
 @pytest.mark.parametrize("extra", [{"rotation": 1e-5}, {"blur": 1e-6, "hue": 1e-6, "noise": 1e-6}])
-def test_a_knob_leaves_the_draws_of_the_others(extra):
+def test_a_setting_leaves_the_draws_of_the_others(extra):
   image, label = example()
   nothing = augment_many(400, image, label, (8, 8), (9, 11), **PLAIN)
   hardly = augment_many(400, image, label, (8, 8), (9, 11), **PLAIN, **extra)
@@ -175,35 +176,35 @@ def test_a_knob_leaves_the_draws_of_the_others(extra):
 
 def test_quarter_turn_is_clockwise():
   _, label = example(7, 7)
-  where = resample.rotate(resample.grid(7, 7), jnp.float32(jnp.pi / 2), 7, 7)
-  got = resample.read_nearest(label, where, np.array([7, 7]))
+  where = geometry.rotate(geometry.grid(7, 7), jnp.float32(jnp.pi / 2), 7, 7)
+  got = geometry.read_nearest(label, where, np.array([7, 7]))
   np.testing.assert_array_equal(got, np.rot90(label, -1))
 
 
-def test_bend_moves_by_the_nodes():
-  y, x = bend(resample.grid(6, 9), np.tile(np.float32([1, -2]), (3, 3, 1)), 6, 9)
+def test_elastic_moves_by_the_nodes():
+  y, x = elastic(geometry.grid(6, 9), np.tile(np.float32([1, -2]), (3, 3, 1)), 6, 9)
   np.testing.assert_allclose(y, np.broadcast_to(np.arange(6)[:, None] + 1.0, (6, 9)), atol=1e-5)
   np.testing.assert_allclose(x, np.broadcast_to(np.arange(9)[None] - 2.0, (6, 9)), atol=1e-5)
   nodes = np.zeros((3, 3, 2), np.float32)
   nodes[1, 1, 0] = 5
-  y, x = bend(resample.grid(9, 9), nodes, 9, 9)
+  y, x = elastic(geometry.grid(9, 9), nodes, 9, 9)
   assert y[4, 4] - 4 == pytest.approx(5)  # the middle node is the middle pixel
   np.testing.assert_array_equal(x, np.broadcast_to(np.arange(9.0)[None], (9, 9)))
 
 
 @pytest.mark.parametrize(("vertical", "horizontal"), [(False, True), (True, False)])
 def test_flip_reverses_a_warped_grid(vertical, horizontal):
-  where = resample.rotate(resample.grid(4, 5), jnp.float32(0.4), 4, 5)
-  for got, plain in zip(resample.flip(where, vertical, horizontal), where, strict=True):
+  where = geometry.rotate(geometry.grid(4, 5), jnp.float32(0.4), 4, 5)
+  for got, plain in zip(geometry.flip(where, vertical, horizontal), where, strict=True):
     np.testing.assert_array_equal(got, plain[::-1] if vertical else plain[:, ::-1])
 
 
-@pytest.mark.parametrize("knobs", [{}, {"rotation": 30, "elastic": 3, "blur": 0.5}])
-def test_image_and_label_stay_aligned(knobs):
+@pytest.mark.parametrize("values", [{}, {"rotation": 30, "elastic": 3, "blur": 0.5}])
+def test_image_and_label_stay_aligned(values):
   rng = np.random.default_rng(0)
   label = np.kron(rng.integers(0, 4, (6, 6)), np.ones((10, 10))).astype(np.uint8)
   image = (label * 60 + 30)[..., None]
-  images, labels = augment_many(6, image, label, (48, 48), (50, 60), scale=(0.7, 2), **knobs)
+  images, labels = augment_many(6, image, label, (48, 48), (50, 60), scale=(0.7, 2), **values)
   seen = np.round((np.asarray(denormalize(images))[..., 0] - 30) / 60)
   # Only pixels whose surroundings are of one class: on borders the image mixes two.
   around = np.lib.stride_tricks.sliding_window_view(labels, (7, 7), axis=(1, 2))
@@ -217,8 +218,8 @@ def test_image_and_label_stay_aligned(knobs):
 def test_nothing_outside_of_the_image_leaks_in(height, width, seed, warped):
   image, label = np.full((24, 24, 3), 255, np.uint8), np.full((24, 24), 7, np.uint8)
   image[:height, :width], label[:height, :width] = 100, 1
-  knobs = {"rotation": 30, "elastic": 2, "blur": 2} if warped else {"blur": 2}
-  images, labels = augment_many(2, image, label, (16, 20), (height, width), seed, **knobs)
+  values = {"rotation": 30, "elastic": 2, "blur": 2} if warped else {"blur": 2}
+  images, labels = augment_many(2, image, label, (16, 20), (height, width), seed, **values)
   assert np.isin(labels, [1, IGNORE]).all()
   expected = np.where((labels == 1)[..., None], normalize(np.full(3, 100.0))[None, None, None], 0)
   np.testing.assert_allclose(images, expected, atol=1e-4)
@@ -236,7 +237,7 @@ def test_nothing_outside_of_the_image_leaks_in(height, width, seed, warped):
 
 PIXELS = np.array([[[200.0, 100.0, 50.0], [10.0, 60.0, 90.0]]], np.float32)
 LUMA = np.array([124.2, 48.47])  # .299 R + .587 G + .114 B
-jit_adjust = jit(colour.adjust)
+jit_adjust = jit(color.adjust)
 
 
 def adjust(image=PIXELS, size=(1, 2), **strengths):
@@ -252,22 +253,22 @@ def test_brightness_and_contrast_by_hand():
   np.testing.assert_allclose(got, 2 * (mean + 0.5 * (PIXELS - mean)), rtol=1e-5)
   got = adjust(size=(1, 1), contrast=0.0)  # the mean of what is not padding
   np.testing.assert_allclose(got, np.full((1, 2, 3), LUMA[0]), rtol=1e-5)
-  grey = np.array([[[10.0], [30.0]]], np.float32)
-  got = adjust(grey, contrast=2.0, saturation=0.0, hue=0.3)
+  gray = np.array([[[10.0], [30.0]]], np.float32)
+  got = adjust(gray, contrast=2.0, saturation=0.0, hue=0.3)
   np.testing.assert_allclose(got[..., 0], [[0.0, 40.0]], atol=1e-5)
 
 
-def test_saturation_and_hue_keep_luma_and_greys():
+def test_saturation_and_hue_keep_luma_and_grays():
   luma = np.repeat(LUMA[None, :, None], 3, axis=2)
   np.testing.assert_allclose(adjust(saturation=0.0), luma, rtol=1e-5)
   np.testing.assert_allclose(adjust(saturation=2.0), 2 * PIXELS - luma, atol=1e-3)
-  np.testing.assert_allclose(adjust(hue=0.5), 2 * luma - PIXELS, atol=1e-3)  # the opposite colour
+  np.testing.assert_allclose(adjust(hue=0.5), 2 * luma - PIXELS, atol=1e-3)  # the opposite color
   np.testing.assert_allclose(adjust(hue=1.0), PIXELS, atol=1e-3)
   turned = adjust(hue=0.2)
   np.testing.assert_allclose(turned @ np.array([0.299, 0.587, 0.114]), LUMA[None], rtol=1e-5)
   assert np.abs(turned - PIXELS).max() > 20
-  grey = np.full((1, 2, 3), 77.0, np.float32)
-  np.testing.assert_allclose(adjust(grey, saturation=1.7, hue=0.3), grey, rtol=1e-5)
+  gray = np.full((1, 2, 3), 77.0, np.float32)
+  np.testing.assert_allclose(adjust(gray, saturation=1.7, hue=0.3), gray, rtol=1e-5)
 
 
 def test_blur_by_hand():
@@ -328,7 +329,8 @@ def test_examples_of_a_batch_are_independent():
   image, label = (np.stack(x) for x in zip(*(example(seed=s) for s in range(400)), strict=True))
   size = np.tile(np.array([[12, 15], [5, 15], [12, 1], [1, 1]], np.int32), (100, 1))
   keys = jax.random.split(jax.random.key(0), 400)
-  images, labels = compiled((8, 8), **PLAIN)(keys, image, label, size)
+  batch = compiled((8, 8), **PLAIN)(keys, Example(image=image, label=label, size=size))
+  images, labels = batch.image, batch.label
   for i in range(4):
     alone_image, alone_label = augment_many(400, image[i], label[i], (8, 8), size[i], **PLAIN)
     np.testing.assert_allclose(images[i], alone_image[i], atol=1e-5)
@@ -346,27 +348,27 @@ def test_scale_is_uniform():
 
 
 @pytest.mark.parametrize(
-  ("knobs", "message"),
+  ("values", "message"),
   [
-    ({"size": (0, 4)}, r"augment\.size = \(0, 4\) must be two positive whole numbers"),
-    ({"size": (4.5, 4)}, r"augment\.size"),
-    ({"size": 4}, r"augment\.size"),
-    ({"scale": (2, 1)}, r"augment\.scale = \(2, 1\) must be two factors.*smallest <= largest"),
-    ({"scale": (0, 1)}, r"augment\.scale"),
-    ({"scale": 1.0}, r"augment\.scale"),
-    ({"scale": (1, float("inf"))}, r"augment\.scale"),
-    ({"flip": 1.5}, r"augment\.flip = 1\.5 must be a number from 0 to 1, a probability"),
-    ({"flip_vertical": -0.1}, r"augment\.flip_vertical"),
-    ({"rotation": 181}, r"augment\.rotation = 181 must be a number from 0 to 180"),
-    ({"elastic": -1}, r"augment\.elastic = -1 must be a number 0 or more"),
-    ({"blur": float("nan")}, r"augment\.blur"),
-    ({"brightness": "a lot"}, r"augment\.brightness = 'a lot' must be a number"),
-    ({"contrast": 1.1}, r"augment\.contrast"),
-    ({"saturation": -1}, r"augment\.saturation"),
-    ({"hue": 0.6}, r"augment\.hue = 0\.6 must be a number from 0 to 0\.5"),
-    ({"noise": True}, r"augment\.noise"),
+    ({"size": (0, 4)}, r"size: \(0, 4\) must be two positive whole numbers"),
+    ({"size": (4.5, 4)}, r"size"),
+    ({"size": 4}, r"size"),
+    ({"scale": (2, 1)}, r"scale: \(2, 1\) must be two factors.*smallest <= largest"),
+    ({"scale": (0, 1)}, r"scale"),
+    ({"scale": 1.0}, r"scale"),
+    ({"scale": (1, float("inf"))}, r"scale"),
+    ({"flip": 1.5}, r"flip: 1\.5 must be a number from 0 to 1, a probability"),
+    ({"flip_vertical": -0.1}, r"flip_vertical"),
+    ({"rotation": 181}, r"rotation: 181 must be a number from 0 to 180"),
+    ({"elastic": -1}, r"elastic: -1 must be a number 0 or more"),
+    ({"blur": float("nan")}, r"blur"),
+    ({"brightness": "a lot"}, r"brightness: 'a lot' must be a number"),
+    ({"contrast": 1.1}, r"contrast"),
+    ({"saturation": -1}, r"saturation"),
+    ({"hue": 0.6}, r"hue: 0\.6 must be a number from 0 to 0\.5"),
+    ({"noise": True}, r"noise"),
   ],
 )
-def test_impossible_knobs_are_refused(knobs, message):
+def test_impossible_settings_are_refused(values, message):
   with pytest.raises(InputError, match=message):
-    make_augment(**{"size": (4, 4), **knobs})
+    make_augment(**{"size": (4, 4), **values})

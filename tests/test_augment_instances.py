@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_data_instances import disc, iou
+from helpers.masks import disc, iou
 
-from jseg.data import make_instance_augment
-from jseg.data.instances import Annotation, join, make_targets, paste
-from jseg.data.normalize import denormalize
+from jseg.augment import Example, make_instance_augment
+from jseg.data.detections import paste
+from jseg.data.files.instances import Annotation, make_objects
+from jseg.data.targets import make_targets
+from jseg.images import denormalize
 from jseg.types import InputError, Targets
 
 SIZE = (90, 110)
@@ -23,19 +25,19 @@ def example():
   masks = [ring, bar, disc(SIZE, (30, 80), 22)]
   canvas = np.zeros((96, 112, 3), np.uint8)
   canvas[: SIZE[0], : SIZE[1]] = 255 * np.stack(masks, -1)
-  objects = join(SIZE, [Annotation(mask, i + 1) for i, mask in enumerate(masks)])
+  objects = make_objects(SIZE, [Annotation(mask, i + 1) for i, mask in enumerate(masks)])
   return canvas, Targets(**make_targets(objects, SIZE, 5, 56))
 
 
-def run(count=12, **knobs):
+def run(count=12, **values):
   image, targets = example()
-  augment = make_instance_augment(**knobs)
+  augment = make_instance_augment(**values)
   keys = jax.random.split(jax.random.key(3), count)
   size = jnp.array(SIZE, jnp.int32)
-  images, sizes, moved = jax.jit(jax.vmap(augment, (0, None, None, None)))(
-    keys, image, size, jax.tree.map(jnp.asarray, targets)
-  )
-  return np.asarray(denormalize(images)), np.asarray(sizes), jax.tree.map(np.asarray, moved)
+  given = Example(image=image, size=size, targets=jax.tree.map(jnp.asarray, targets))
+  result = jax.jit(jax.vmap(augment, (0, None)))(keys, given)
+  moved = jax.tree.map(np.asarray, result.targets)
+  return np.asarray(denormalize(result.image)), np.asarray(result.size), moved
 
 
 def pasted(targets, b, i, size):
@@ -46,15 +48,15 @@ def pasted(targets, b, i, size):
 
 
 @pytest.mark.parametrize(
-  ("crop", "knobs"),
+  ("crop", "values"),
   [
     ((70, 64), {"scale": (0.7, 1.8), "flip": 0.5, "flip_vertical": 0.5}),
     ((120, 130), {"scale": (0.4, 1.5), "flip": 1.0}),
     ((50, 90), {"scale": (1, 1), "flip": 0.0}),
   ],
 )
-def test_masks_and_boxes_follow_the_image(crop, knobs):
-  images, sizes, moved = run(size=crop, **knobs)
+def test_masks_and_boxes_follow_the_image(crop, values):
+  images, sizes, moved = run(size=crop, **values)
   seen = 0
   for b, size in enumerate(sizes):
     covered = np.zeros(crop, bool)
@@ -120,7 +122,7 @@ def test_the_key_decides_and_images_do_not_see_each_other():
 
 
 def test_knobs_out_of_range():
-  with pytest.raises(InputError, match=r"augment\.flip = 2 must be a number from 0 to 1"):
+  with pytest.raises(InputError, match=r"flip: 2 must be a number from 0 to 1"):
     make_instance_augment(size=(64, 64), flip=2)
-  with pytest.raises(InputError, match=r"augment\.size = \(8, 64, 64\) must be two numbers"):
+  with pytest.raises(InputError, match=r"size: \(8, 64, 64\) must be two numbers"):
     make_instance_augment(size=(8, 64, 64))

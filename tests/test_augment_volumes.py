@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jseg.data import augment3d, make_augment, resample
+from jseg.augment import Example, geometry, make_augment, volume
 from jseg.types import IGNORE, InputError
 
 EVERYTHING = {
@@ -26,20 +26,22 @@ WARP = {"scale": (0.8, 1.6), "rotation": 40, "elastic": 2.0}
 
 # These tests spend their time compiling; what they run is tiny.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-bend = jit(augment3d.bend)
+elastic = jit(volume.elastic)
 
 
 @functools.cache
-def compiled(crop, **knobs):
-  return jit(jax.vmap(make_augment(size=crop, **knobs)))
+def compiled(crop, **values):
+  return jit(jax.vmap(make_augment(size=crop, **values)))
 
 
-def augment_many(number, image, label, crop, covered=None, seed=0, **knobs):
+def augment_many(number, image, label, crop, covered=None, seed=0, **values):
   """A batch of results from one example, which fills its canvas or what is `covered` of it."""
   keys = jax.random.split(jax.random.key(seed), number)
   size = np.array(label.shape if covered is None else covered, np.int32)
   batch = [np.broadcast_to(x, (number, *x.shape)) for x in (image, label, size)]
-  images, labels = compiled(crop, **knobs)(keys, *batch)
+  image, label, size = batch
+  result = compiled(crop, **values)(keys, Example(image=image, label=label, size=size))
+  images, labels = result.image, result.label
   assert images.dtype == jnp.float32
   assert labels.dtype == jnp.int32
   return np.asarray(images), np.asarray(labels)
@@ -57,8 +59,8 @@ def example(size=(5, 7, 6), channels=2, seed=0):
 def test_unit_scale_is_slices_flips_and_padding(covered, scale):
   image, label = example()
   crop = (3, 4, 4)
-  knobs = {"scale": scale, "flip": 0.3, "flip_vertical": 0.7}
-  images, labels = augment_many(300, image, label, crop, covered, **knobs)
+  values = {"scale": scale, "flip": 0.3, "flip_vertical": 0.7}
+  images, labels = augment_many(300, image, label, crop, covered, **values)
   seen, flips = set(), []
   for got_image, got_label in zip(images, labels, strict=True):
     valid = np.argwhere(got_label != IGNORE)
@@ -143,16 +145,16 @@ def test_scaling_by_two_by_hand():
   assert (labels[0] == [1, 1, 2, 2]).all()
 
 
-def test_bend_interpolates_its_nodes():
-  counts = augment3d.node_counts((65, 33, 1))
+def test_elastic_interpolates_its_nodes():
+  counts = volume.node_counts((65, 33, 1))
   assert counts == (3, 2, 1)
   nodes = jax.random.normal(jax.random.key(0), (*counts, 3))
-  own = resample.grid(65, 33, 1)
-  moved = [np.asarray(a - b) for a, b in zip(bend(own, nodes), own, strict=True)]
+  own = geometry.grid(65, 33, 1)
+  moved = [np.asarray(a - b) for a, b in zip(elastic(own, nodes), own, strict=True)]
   np.testing.assert_allclose(np.stack(moved, -1)[::32, ::32], nodes, atol=1e-4)
   # Where the grid overhangs, it does so alike on both sides: constant nodes move all alike.
-  own = resample.grid(40, 20, 5)
-  moved = bend(own, jnp.full((*augment3d.node_counts((40, 20, 5)), 3), 2.0))
+  own = geometry.grid(40, 20, 5)
+  moved = elastic(own, jnp.full((*volume.node_counts((40, 20, 5)), 3), 2.0))
   for after, before in zip(moved, own, strict=True):
     np.testing.assert_allclose(after - before, np.full((40, 20, 5), 2.0), atol=1e-4)
 
@@ -193,11 +195,11 @@ def test_padding_is_neither_read_nor_lit():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"hue": 0.1}, r"augment\.hue = 0\.1 must be 0: volumes have no colours"),
-    ({"saturation": 1}, r"augment\.saturation = 1 must be 0: volumes have no colours"),
-    ({"size": (4, 4, 0)}, r"augment\.size = \(4, 4, 0\) must be .* Volumes have three"),
-    ({"size": (4, 4, 4, 4)}, r"augment\.size = \(4, 4, 4, 4\)"),
-    ({"noise": 2}, r"augment\.noise = 2 must be a number from 0 to 1"),
+    ({"hue": 0.1}, r"hue: 0\.1 must be 0: volumes have no such augmentation"),
+    ({"saturation": 1}, r"saturation: 1 must be 0: volumes have no such augmentation"),
+    ({"size": (4, 4, 0)}, r"size: \(4, 4, 0\) must be .* Volumes have three"),
+    ({"size": (4, 4, 4, 4)}, r"size: \(4, 4, 4, 4\)"),
+    ({"noise": 2}, r"noise: 2 must be a number from 0 to 1"),
   ],
 )
 def test_impossible_knobs(changes, message):

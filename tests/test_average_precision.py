@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jseg.average_precision import AveragePrecisionState
-from jseg.data.instances import Annotation, join
+from jseg.data.files.instances import Annotation, make_objects
+from jseg.metrics import AveragePrecisionState
 
 # pycocotools divides by the number of detections plus the smallest float.
 ONE = [pytest.approx(1, abs=1e-12)]
@@ -17,7 +17,7 @@ def objects(boxes, classes=None, scores=None, crowd=None, size=(40, 60)):
     mask = np.zeros(size, bool)
     mask[y0:y1, x0:x1] = True
     annotations.append(Annotation(mask, classes[i] if classes else 1, bool(crowd and crowd[i])))
-  joined = join(size, annotations)
+  joined = make_objects(size, annotations)
   if scores is None:
     return joined
   return type(joined)(**{**vars(joined), "scores": np.array(scores, np.float32)})
@@ -81,7 +81,7 @@ def test_a_small_case_by_hand():
 
 def test_masks_and_boxes_are_told_apart():
   mask = np.eye(40, 60, dtype=bool)
-  truth = join((40, 60), [Annotation(mask, 1)])
+  truth = make_objects((40, 60), [Annotation(mask, 1)])
   full = objects([(0, 0, 40, 40)], scores=[1.0])
   scores = measured([(truth, full)])
   assert [scores.boxes.ap] == ONE
@@ -99,19 +99,19 @@ def test_crowds_are_neither_found_nor_missed():
   inside_the_crowd = [(22, 5, 30, 15), (25, 30, 35, 45)]
   found = objects([(0, 0, 10, 10), *inside_the_crowd], scores=[0.5, 0.9, 0.8])
   scores = measured([(truth, found)])
-  assert [scores.map, scores.boxes.ap] == ONE * 2
+  assert [scores.primary, scores.boxes.ap] == ONE * 2
   assert scores.counts.tolist() == [0, 1]
   alone = objects([(0, 0, 10, 10)])
-  assert measured([(alone, found)]).map == pytest.approx(1 / 3)
+  assert measured([(alone, found)]).primary == pytest.approx(1 / 3)
 
 
 def test_images_without_objects_count_what_is_found_there():
   truth = objects([(0, 0, 10, 10)])
   right = objects([(0, 0, 10, 10)], scores=[0.5])
   wrong = objects([(0, 0, 10, 10)], scores=[0.9])
-  assert [measured([(truth, right), (nothing(), nothing())]).map] == ONE
-  assert measured([(truth, right), (nothing(), wrong)]).map == pytest.approx(0.5)
-  assert measured([(truth, nothing())]).map == 0
+  assert [measured([(truth, right), (nothing(), nothing())]).primary] == ONE
+  assert measured([(truth, right), (nothing(), wrong)]).primary == pytest.approx(0.5)
+  assert measured([(truth, nothing())]).primary == 0
   empty = measured([(nothing(), nothing())])
   assert empty.to_dict(["background", "thing"])["map"] is None
   assert AveragePrecisionState.empty(2).compute().to_dict(["background", "thing"])["mar"] is None

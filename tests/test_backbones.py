@@ -1,31 +1,137 @@
-"""Backbones in forms that no golden file has: AlexNet's two columns, classifiers as convolutions.
+"""Backbones by name, and in forms that no golden file has.
 
 Their features on torchvision's weights are compared in tests/test_golden.py.
 """
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.variables import draw
 from jax import lax
 
-from jseg.backbones import VGG16, AlexNet, GoogLeNet
-from jseg.nn import local_response_norm
-from jseg.weights import Layer, convert
+from jseg import backbones
+from jseg.backbones import VGG16, AlexNet, Backbone, Features, GoogLeNet
+from jseg.nn import Conv, local_response_norm
+from jseg.types import InputError
+from jseg.weights import LayerTarget, convert
 
 
-def draw(model, image):
-  """Variables whose biases aren't 0, where a forgotten one would not show."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-  rng = np.random.default_rng(0)
+class OwnBackbone(Backbone):
+  """A user's own, named as "test_backbones:OwnBackbone"."""
 
-  def leaf(a):
-    scale = np.sqrt(2 / np.prod(a.shape[:-1])) if a.ndim > 1 else 0.1
-    return np.float32(rng.normal(0, scale, a.shape))
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    stages, x = {}, image
+    for stride in (2, 4, 8, 16, 32):
+      stages[stride] = x = self.typed(Conv)(self.scaled(8), (3, 3), 2)(x)
+    return Features(stages)
 
-  return jax.tree.map(leaf, shapes)
+
+RESNETS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]
+STRIDES = {
+  **dict.fromkeys(RESNETS, (2, 4, 8, 16, 32)),
+  **dict.fromkeys(("vgg16", "vgg16_bn"), (1, 2, 4, 8, 16, 32)),
+  **dict.fromkeys(("googlenet", "googlenet_torchvision"), (2, 4, 8, 16, 32)),
+  **dict.fromkeys(("alexnet", "alexnet_torchvision"), (32,)),
+}
+
+
+def shapes(model, size=(96, 128)):
+  """Shapes of the features and of the variables."""
+  image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  return jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+
+
+def test_every_backbone_is_tested():
+  assert set(STRIDES) == set(backbones.names())
+
+
+@pytest.mark.parametrize("name", [*STRIDES, f"{__name__}:OwnBackbone"])
+def test_features_by_stride(name):
+  features, _ = shapes(backbones.create(name, width=1 / 16))
+  expected = STRIDES.get(name, (2, 4, 8, 16, 32))
+  assert tuple(sorted(features.stages)) == expected == backbones.create(name).strides
+  if not name.startswith("alexnet"):
+    for stride, feature in features.stages.items():
+      assert feature.shape[:3] == (1, 96 // stride, 128 // stride)
+  with pytest.raises(InputError, match=r"it has no map of stride 64, only of "):
+    features[64]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_features_keep_their_nominal_stride(name, output_stride):
+  features, variables = shapes(backbones.create(name, output_stride=output_stride, width=1 / 16))
+  plain, same = shapes(backbones.create(name, width=1 / 16))
+  assert variables == same
+  for stride, feature in features.stages.items():
+    real = min(stride, output_stride)
+    # VGG16's maps are those before the pooling.
+    assert feature.shape == (1, 96 // real, 128 // real, plain[stride].shape[-1])
+
+
+def test_dilated_vgg16_looks_as_far_as_the_strided_one():
+  """DeepLab's: from the output stride on the kernels see every second element."""
+  rates = {}
+
+  def record(call, args, kwargs, context):
+    if isinstance(context.module, Conv):
+      rates[context.module.name] = context.module.dilation
+    return call(*args, **kwargs)
+
+  for output_stride, fourth, fifth in ((32, 1, 1), (16, 1, 1), (8, 1, 2)):
+    with nn.intercept_methods(record):
+      shapes(backbones.create("vgg16", output_stride=output_stride, width=1 / 16))
+    assert (rates["conv4_3"], rates["conv5_1"]) == (fourth, fifth)
+
+
+def test_the_kind_of_norm_replaces_one_that_is_there():
+  for name in ("resnet18", "vgg16_bn", "googlenet_torchvision"):
+    assert backbones.create(name, norm="group").norm == "group"
+    assert backbones.create(name).norm == "batch"
+  for name in ("vgg16", "googlenet"):
+    assert backbones.create(name, norm="group").norm == "none"
+  assert "batch_stats" not in shapes(backbones.create("alexnet", norm="batch", width=1 / 16))[1]
+
+
+def test_optional_arguments_go_to_those_that_have_them():
+  assert backbones.create("resnet18", optional={"stem": "deep"}).stem == "deep"
+  assert backbones.create("vgg16", optional={"stem": "deep"}) == VGG16()
+
+
+@pytest.mark.parametrize(
+  ("name", "arguments", "message"),
+  [
+    (
+      "resnet42",
+      {},
+      r"backbone 'resnet42' is unknown; did you mean resnet.* There are resnet18",
+    ),
+    ("no_such:Thing", {}, r"backbone 'no_such:Thing': there is no module no_such; install it"),
+    (f"{__name__}:Thing", {}, r"backbone '.*:Thing': .* has no Thing"),
+    (f"{__name__}:Conv", {}, r"; it must be a subclass of jseg.backbones.base.Backbone"),
+    (f"{__name__}:shapes", {}, r"is <function shapes .*; it must be a subclass"),
+    ("googlenet", {"output_stride": 8}, r"'googlenet' has output stride 32 and can't be dilated"),
+    ("vgg16", {"output_stride": 4}, r"output_stride: 4 must be 8, 16 or 32"),
+    ("vgg16", {"pool": "max4"}, r"pool: 'max4' is unknown; choose from max2, max3, indices"),
+    (
+      "vgg16",
+      {"pool": "indices", "output_stride": 8},
+      r"output_stride: 8 leaves no windows to unpool; use 32 with indices",
+    ),
+    ("resnet18", {"stems": 3}, r"backbone resnet18 has no argument 'stems'; choose from .*depth, "),
+    ("resnet18", {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+    ("alexnet", {"width": 0}, r"width: 0 must be above 0"),
+  ],
+)
+def test_backbones_that_cannot_be(name, arguments, message):
+  for make in (backbones.create, backbones.check):
+    with pytest.raises(InputError, match=message):
+      make(name, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +160,18 @@ def test_a_classifier_as_convolutions():
     "classifier.3.weight": rng.normal(size=(6, 5)),
     "classifier.3.bias": rng.normal(size=6),
   }
-  layers = {"classifier.0": Layer("fc6", "dense", (7, 7)), "classifier.3": Layer("fc7", "dense")}
+  layers = {
+    "classifier.0": LayerTarget("fc6", "dense", (7, 7)),
+    "classifier.3": LayerTarget("fc7", "dense"),
+  }
   dense, _ = convert(tensors, layers)
   variables = draw(model, image)
   features = jax.jit(model.apply)({"params": variables["params"] | dense["params"]}, image)
-  assert features["pool5"].shape == (2, 7, 7, 4)
-  x = np.asarray(features["pool5"], np.float64).transpose(0, 3, 1, 2).reshape(2, -1)
+  assert features[32].shape == (2, 7, 7, 4)
+  x = np.asarray(features[32], np.float64).transpose(0, 3, 1, 2).reshape(2, -1)
   for layer in ("classifier.0", "classifier.3"):
     x = np.maximum(x @ tensors[f"{layer}.weight"].T + tensors[f"{layer}.bias"], 0)
-  np.testing.assert_allclose(features["fc7"], x[:, None, None], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(features.named["fc7"], x[:, None, None], rtol=1e-5, atol=1e-5)
 
 
 def published_alexnet(params, x):
@@ -96,8 +205,8 @@ def test_the_published_alexnet_step_by_step():
   params = draw(model, image)["params"]
   features = jax.jit(model.apply)({"params": params}, image)
   expected = jax.jit(published_alexnet)(params, image)
-  assert features["pool5"].shape == (1, 1, 2, 8)
+  assert features[32].shape == (1, 1, 2, 8)
   for name, reference in expected.items():
     np.testing.assert_allclose(
-      features[name], reference, rtol=0, atol=1e-5 * reference.std(), err_msg=name
+      features.named[name], reference, rtol=0, atol=1e-5 * reference.std(), err_msg=name
     )

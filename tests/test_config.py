@@ -3,7 +3,7 @@ import json
 import pathlib
 
 import pytest
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 import jseg.config
 from jseg.types import InputError
@@ -43,8 +43,8 @@ def test_every_network_has_a_configuration(name):
 def test_unknown_model_and_knob():
   with pytest.raises(InputError, match=r"'unett'.*unet"):
     jseg.config.default("unett")
-  with pytest.raises(InputError, match=r"model.width; did you mean model.widths"):
-    jseg.config.default("unet", width=3)
+  with pytest.raises(InputError, match=r"model.widht; did you mean model.width"):
+    jseg.config.default("unet", widht=3)
 
 
 def test_unknown_keys_are_refused_with_a_suggestion(tmp_path):
@@ -85,10 +85,10 @@ def test_missing_keys_are_refused(tmp_path):
     ("steps", 0, r"steps: 0 must be at least 1"),
     ("ema", 1.0, r"ema: 1.0 must be"),
     ("dtype", "float16", r"dtype: 'float16' is unknown; choose from float32, bfloat16"),
-    ("loss__name", "entropy", r"loss.name: 'entropy' is unknown; choose from cross_entropy"),
+    ("loss__name", "entropy", r"loss.name: 'entropy' is unknown; did you mean cross_entropy"),
     ("loss__balance", "mean", r"loss.balance: 'mean' is unknown; choose none or median"),
-    ("loss__class_weights", (1.0, -1.0), r"loss.class_weights: .* at least 0, one a class"),
-    ("loss__border_weight", -1.0, r"loss.border_weight must be at least 0"),
+    ("loss__class_weights", (1.0, -1.0), r"loss.class_weights: .* at least 0, one per class"),
+    ("loss__border_weight", -1.0, r"loss.border_weight: -1.0 must be at least 0"),
     ("optim__head_lr", 0.0, r"optim.head_lr: 0.0 must be above 0"),
     ("precise_bn_batches", -1, r"precise_bn_batches: -1 must be at least 0"),
     ("model__norm", "layer", r"'layer'.*batch"),

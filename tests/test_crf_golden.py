@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from helpers.golden import FOLDER
 
 from jseg import crf
 
 ROOT = pathlib.Path(__file__).parents[1]
-GOLDEN = np.load(ROOT / "tests" / "golden" / "dense_crf.npz")
+GOLDEN = np.load(FOLDER / "dense_crf.npz")
 Y, X = np.mgrid[:24, :30]
 IMAGE = np.stack([(X * 8 + Y * 3) % 256, Y * 10 % 256, (X // 6 + Y // 5) % 2 * 180 + 20], -1)
 LABELS = (X // 8 + Y // 7) % 4

@@ -8,22 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.tiny import tiny_config
 from PIL import Image
-from tiny import tiny_config
 
 import jseg
-from jseg import cli, loop
-from jseg import tune_crf as tune
-from jseg.checkpoint import checkpoint_step, load_model
-from jseg.crf import CrfParams, DenseCRF, dense_crf
-from jseg.crf.settings import make_params, parse_params, run_params, to_dict
-from jseg.data import normalize, read_image
-from jseg.evaluate import evaluate_run
+from jseg import cli, loop, tuning
+from jseg.crf import CrfParams, DenseCRF, dense_crf, params_to_dict
+from jseg.data import read_image
+from jseg.evaluation import evaluate
+from jseg.images import normalize
 from jseg.loop import train
 from jseg.metrics import ConfusionState, confusion, host_confusion
 from jseg.models.with_crf import WithCRF
-from jseg.predict import Prediction
-from jseg.tune_crf import search
+from jseg.run import Run, load_model
+from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
+from jseg.tuning import search
 from jseg.types import InputError
 
 # Exact filtering compiles quickly; the lattice has its own tests.
@@ -37,42 +36,6 @@ def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
   train(tiny_config(tmp_path_factory.mktemp("data")), workdir)
   return workdir
-
-
-def test_parameters_as_text(tmp_path):
-  params = parse_params("bilateral_weight=4.5, iterations=3,method=exact", CrfParams(landmarks=7))
-  assert params == CrfParams(bilateral_weight=4.5, iterations=3, method="exact", landmarks=7)
-  path = tmp_path / "crf.json"
-  path.write_text(json.dumps({"spatial_weight": [1, 2]}))
-  assert parse_params(str(path)).spatial_weight == [1, 2]
-  assert run_params(tmp_path).spatial_weight == [1, 2]
-  assert run_params(tmp_path / "elsewhere") == CrfParams()
-  assert make_params(json.loads(json.dumps(to_dict(MILD)))) == MILD
-
-
-@pytest.mark.parametrize(
-  ("text", "match"),
-  [
-    ("weight=3", r"no parameter 'weight'; choose from iterations, "),
-    ("iterations=2.5", r"iterations 2.5 must be a whole number, such as 10"),
-    ("iterations=true", r"iterations True must be a whole number"),
-    ("bilateral_weight=much", r"bilateral_weight 'much' must be a number"),
-    ("bilateral_weight=4,5", r"'5' is not KEY=VALUE; write --crf-params"),
-    ("bilateral_sigma_xy=0", r"bilateral_sigma_xy 0 must be above 0; a weight of 0 switches"),
-    ("method=fast", r"method 'fast' is not known; choose lattice"),
-    ("nowhere.json", r"nowhere.json can't be read \(No such file"),
-  ],
-)
-def test_mistakes_in_parameters(text, match):
-  with pytest.raises(InputError, match=match):
-    parse_params(text)
-
-
-@pytest.mark.parametrize(("text", "match"), [("[1]", "must hold an object"), ("{", "not valid")])
-def test_mistakes_in_a_file_of_parameters(tmp_path, text, match):
-  (tmp_path / "p.json").write_text(text)
-  with pytest.raises(InputError, match=match):
-    parse_params(str(tmp_path / "p.json"))
 
 
 def test_the_hosts_confusion_is_the_devices():
@@ -97,23 +60,22 @@ def test_a_segmenter_with_a_crf_is_the_crf_of_its_probabilities(run):
 
 def test_a_crf_without_kernels_changes_nothing(run):
   off = CrfParams(spatial_weight=0.0, bilateral_weight=0.0)
-  result = evaluate_run(run, crf=off, boundary=True, rand="disc")
+  result = evaluate(run, crf=off, metrics=("boundary", "rand=disc"))
   after = result.extra["crf"]
   assert after["miou"] == pytest.approx(result.scores.miou, abs=1e-9)
   assert after["boundary_miou"] == result.extra["boundary_miou"]
   assert after["rand"] == result.extra["rand"]
 
 
-def test_evaluate_writes_measures_before_and_after(run, capsys):
-  cli.main(["evaluate", str(run), "--crf-params", TEXT, "--boundary"])
+def test_evaluate_writes_metrics_before_and_after(run, capsys):
+  cli.main(["evaluate", str(run), "--crf-params", TEXT, "--metrics", "boundary"])
   shown = capsys.readouterr().out
   assert "without CRF" in shown
   saved = json.loads((run / "evaluation" / "val.json").read_text())
-  assert saved["crf"]["params"] == to_dict(MILD)
+  assert saved["crf"]["params"] == params_to_dict(MILD)
   state = np.zeros((5, 5), np.int64)
   segmenter = jseg.Segmenter.from_run(run, crf=MILD)
-  config, _ = jseg.checkpoint.load_run(run)
-  source = jseg.config.load_dataset(config).source("val")
+  source = Run.open(run).dataset().source("val")
   for index in range(len(source)):
     mask, label = segmenter(source[index]["image"]).mask, source[index]["label"]
     state += host_confusion(mask, label, 5)
@@ -136,7 +98,7 @@ def test_predict_refines(run, tmp_path):
 def test_a_crf_is_not_for_volumes():
   classes = jseg.data.ClassInfo.load  # not reached
   with pytest.raises(InputError, match="CRF after a network is for images; leave it out"):
-    jseg.Segmenter(None, {}, classes, (8, 8, 8), 1, crf=MILD)
+    SemanticPredictor(None, classes, (8, 8, 8), 1, crf=MILD)
 
 
 def prediction_of(probability, image):
@@ -144,7 +106,7 @@ def prediction_of(probability, image):
   classes = jseg.data.ClassInfo(("a", "b"))
   logits = np.log(np.stack([1 - probability, probability], -1)).astype(np.float32)
   mask = logits.argmax(-1).astype(np.uint8)
-  return Prediction(image, mask, classes, logits, mask.shape)
+  return SemanticPrediction(image, mask, classes, logits, mask.shape)
 
 
 def test_the_search_finds_the_best_of_its_grid():
@@ -173,12 +135,12 @@ def test_the_search_finds_the_best_of_its_grid():
 
 def test_tune_crf_writes_what_crf_uses(run, capsys, monkeypatch):
   small = {"bilateral_weight": (1.0, 2.0), "bilateral_sigma_xy": (6.0, 8.0)}
-  monkeypatch.setitem(tune.RANGES, "v2", small)
+  monkeypatch.setitem(tuning.RANGES, "v2", small)
   fixed = "bilateral_sigma_rgb=20,iterations=1,spatial_weight=0,method=exact"
   cli.main(["tune-crf", str(run), "--images", "2", "--crf-params", fixed])
   shown = capsys.readouterr().out
   assert "without CRF" in shown
-  params = run_params(run)
+  params = Run.open(run).crf_params()
   saved = json.loads((run / "crf.json").read_text())
   (run / "crf.json").unlink()
   assert (params.method, params.iterations) == ("exact", 1)
@@ -198,7 +160,7 @@ def test_tune_crf_writes_what_crf_uses(run, capsys, monkeypatch):
 )
 def test_mistakes_in_tuning(run, options, match):
   with pytest.raises(InputError, match=match):
-    tune.tune_crf(run, **options)
+    tuning.tune_crf(run, **options)
 
 
 def with_layer(data_dir, **changes):
@@ -226,16 +188,16 @@ def stop_at_once():
 def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch):
   run, config = tmp_path / "run", with_layer(tmp_path)
   monkeypatch.setattr(loop, "stop_signal", stop_at_once)
-  learnt = []
+  learned = []
   for step in (1, 2):
     assert train(config, run) is None
-    assert checkpoint_step(run, "latest") == step
-    learnt.append(load_model(run, "latest")[1]["params"]["crf"])
+    assert Run.open(run).restore("latest")[0] == step
+    learned.append(load_model(run, "latest")[1]["params"]["crf"])
   start = {"compatibility": -np.eye(5), "spatial_weight": 3.0, "bilateral_weight": 4.0}
-  assert learnt[0].keys() == start.keys()
+  assert learned[0].keys() == start.keys()
   for name, value in start.items():
-    assert (np.asarray(learnt[0][name]) != value).any(), name
-    assert (learnt[0][name] != learnt[1][name]).any(), name
+    assert (np.asarray(learned[0][name]) != value).any(), name
+    assert (learned[0][name] != learned[1][name]).any(), name
 
   # Evaluation applies the trained layer: it is the CRF with these parameters on the bare network.
   _, variables = load_model(run, "latest")
@@ -258,7 +220,7 @@ def test_every_parameter_of_the_layer_gets_a_gradient():
   model = jseg.config.make_model(config, 3)
   image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
   variables = jax.jit(model.init)(jax.random.key(1), image)
-  plain = jseg.config.default("unet", **jseg.models.tiny("unet"))
+  plain = jseg.config.default("unet", **jseg.models.get("unet").TINY)
   plain = jseg.config.make_model(plain, 3)
   bare = jax.eval_shape(plain.init, jax.random.key(1), image)["params"]
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
@@ -278,9 +240,9 @@ def test_every_parameter_of_the_layer_gets_a_gradient():
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
-    ({"crf__iterations": -1}, r"iterations -1 must be 0 or more"),
-    ({"crf__method": "fast"}, r"method 'fast' is not known"),
-    ({"crf__bilateral_sigma_xy": 0.0}, r"bilateral_sigma_xy 0.0 must be above 0"),
+    ({"crf__iterations": -1}, r"crf.iterations: -1 must be at least 0"),
+    ({"crf__method": "fast"}, r"crf.method: 'fast' is unknown"),
+    ({"crf__bilateral_sigma_xy": 0.0}, r"crf.bilateral_sigma_xy: 0.0 must be above 0"),
   ],
 )
 def test_mistakes_in_the_layers_configuration(tmp_path, changes, match):
@@ -293,8 +255,8 @@ def test_networks_of_volumes_and_of_objects_have_no_layer():
 
 
 def test_logits_must_lie_on_the_image():
-  network = jseg.models.create("deeplab_v1", 3, **jseg.models.tiny("deeplab_v1"))
-  model = WithCRF(network, DenseCRF())
+  network = jseg.models.create("deeplab_v1", 3, **jseg.models.get("deeplab_v1").TINY)
+  model = WithCRF(3, network, DenseCRF())
   rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
   with pytest.raises(InputError, match=r"crf.train: logits .* must lie on the image"):
     jax.eval_shape(lambda x: model.init(rngs, x, train=True), jnp.zeros((1, 33, 33, 3)))

@@ -1,14 +1,18 @@
 """Preparation and reading back: once, again after changes, and never by halves."""
 
+import dataclasses
 import os
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from helpers.files import add_classes, add_pair, save
 from PIL import Image
-from test_data_folder import add_classes, add_pair, save
 
 from jseg import data
+from jseg.data.sources import SOURCES, make_source
+from jseg.data.sources.shapes import ShapesItem, draw
 from jseg.types import IGNORE, InputError
 
 SHAPES = {"size": 32, "train": 5, "val": 3, "test": 0}
@@ -23,8 +27,8 @@ def test_examples_come_back_as_they_were_drawn(shapes):
   assert shapes.splits == {"train": 5, "val": 3}
   source = shapes.source("val")
   assert len(source) == 3
-  drawn = data.shapes.ShapesItem(32, 0, 1, 2, 0.95)
-  image, label, _ = data.shapes.draw(np.random.default_rng((0, 1, 2)), 32, 0.95)
+  drawn = ShapesItem(32, 0, 1, 2, 0.95)
+  image, label, _ = draw(np.random.default_rng((0, 1, 2)), 32, 0.95)
   for _ in range(2):  # decoded, then kept
     example = source[2]
     np.testing.assert_array_equal(example["image"], image)
@@ -52,10 +56,10 @@ def test_splits_can_be_joined(shapes):
 def test_unknown_names_list_the_choices(shapes, tmp_path):
   with pytest.raises(InputError, match=r"shapes has no split 'test'; it has train, val"):
     shapes.source("test")
-  with pytest.raises(InputError, match=r"unknown data set 'shape'; choose one of shapes, folder"):
+  with pytest.raises(InputError, match=r"data set 'shape' is unknown; did you mean shapes"):
     data.load("shape", data_dir=tmp_path)
-  with pytest.raises(InputError, match=r"shapes has no option colour; it has size, train"):
-    data.load("shapes", options={"colour": 1})
+  with pytest.raises(InputError, match=r"shapes has no option color; it has size, train"):
+    data.load("shapes", options={"color": 1})
   with pytest.raises(InputError, match=r"folder is read from a folder; give it as --config.data"):
     data.load("folder")
   with pytest.raises(InputError, match=r"shapes is generated and reads no folder"):
@@ -215,7 +219,7 @@ def test_tfrecord_names_the_extra(tmp_path):
 def test_objects_are_stored(tmp_path):
   dataset = data.load("shapes", data_dir=tmp_path, options=SHAPES | {"val": 0})
   objects = dataset.source("train")[1]["objects"]
-  _, _, instance = data.shapes.draw(np.random.default_rng((0, 0, 1)), 32, 0.95)
+  _, _, instance = draw(np.random.default_rng((0, 0, 1)), 32, 0.95)
   assert objects.size == (32, 32)
   assert len(objects) == instance.max()
   for i in range(len(objects)):
@@ -241,3 +245,155 @@ def test_median_frequency_weights_by_hand(tmp_path):
   np.testing.assert_allclose(
     dataset.median_frequency_weights("train"), [median / a, median / b, 0], rtol=1e-6
   )
+
+
+# Sources of one's own.
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+  """An item: a square of class 1 in the middle."""
+
+  index: int
+
+  @property
+  def name(self):
+    return f"square_{self.index}"
+
+  def load(self):
+    label = np.zeros((8, 9), np.uint8)
+    label[2:6, 3:6] = 1
+    return data.Example.from_arrays(np.full((8, 9, 3), self.index, np.uint8), label)
+
+
+class SquareSet(data.Source):
+  """A source by subclassing, which a name can lead to."""
+
+  classes = data.ClassInfo(("background", "square"))
+
+  def __init__(self, root=None, count=2):
+    self.splits = {"train": [Square(i) for i in range(count)], "val": [Square(9)]}
+    self._version = f"squares of {root} {count}"
+
+  def fingerprint(self):
+    return self._version
+
+
+def matches(root):
+  return (root / "squares.txt").is_file()
+
+
+def check_squares(dataset, count):
+  assert dataset.splits == {"train": count, "val": 1}
+  assert dataset.classes.names == ("background", "square")
+  assert dataset.pixel_counts("val").tolist() == [60, 12]
+  example = dataset.source("train")[1]
+  assert example["name"] == "square_1"
+  assert (example["image"] == 1).all()
+  assert example["label"].sum() == 12
+
+
+def test_a_source_of_ones_own_by_its_path(tmp_path):
+  name = f"{__name__}:SquareSet"
+  check_squares(data.load(name, data_dir=tmp_path), 2)
+  check_squares(data.load(name, data_dir=tmp_path, root="here", options={"count": 3}), 3)
+  assert [path.name for path in tmp_path.glob("*jseg*")] == ["jseg_square_set"]
+  assert len(list((tmp_path / "jseg_square_set").iterdir())) == 2
+  with pytest.raises(InputError, match="SquareSet has no option size; it has count"):
+    data.load(name, options={"size": 3})
+
+
+def test_a_source_of_ones_own_as_an_object(tmp_path, capfd):
+  listed = data.ListedSource(
+    classes=SquareSet.classes,
+    splits=SquareSet(count=4).splits,
+    make_fingerprint=lambda: "4 squares",
+  )
+  check_squares(data.load(listed, data_dir=tmp_path), 4)
+  check_squares(data.load(SquareSet(count=2), data_dir=tmp_path), 2)
+  capfd.readouterr()
+  check_squares(data.load(SquareSet(count=2), data_dir=tmp_path), 2)
+  assert capfd.readouterr().err == ""  # nothing was prepared again
+  with pytest.raises(InputError, match="root, options and fields are for named data sets"):
+    data.load(listed, root=tmp_path)
+
+
+def test_a_new_source_is_a_file_and_a_line(tmp_path, monkeypatch):
+  """The file is this one; with the line, it is loaded by name and recognized by its folder."""
+  monkeypatch.setitem(SOURCES, "squares", f"{__name__}:SquareSet")
+  root = tmp_path / "set"
+  root.mkdir()
+  (root / "squares.txt").touch()
+  check_squares(data.load("squares", root=root, data_dir=tmp_path), 2)
+  report = data.check_folder(root)
+  assert report.ok
+  assert report.splits["train"].sizes == {(8, 9): 2}
+  assert report.splits["train"].pixels[:2].tolist() == [120, 24]
+  assert data.contact_sheet(root, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    (
+      "no_such_package.sets:Mine",
+      r"'no_such_package\.sets:Mine': there is no module no_such_package",
+    ),
+    ("jseg.data.sources.shapes:Mine", r"data set .*: jseg\.data\.sources\.shapes has no Mine"),
+  ],
+)
+def test_paths_that_lead_nowhere(name, message):
+  with pytest.raises(InputError, match=message):
+    data.load(name)
+
+
+def test_arrays_that_are_no_example():
+  with pytest.raises(InputError, match=r"image: an array of shape \(4, 4\) and type uint8 is no"):
+    data.Example.from_arrays(np.zeros((4, 4), np.uint8))
+  with pytest.raises(InputError, match=r"label: an array of shape \(4, 5\) .* size \(4, 4\)"):
+    data.Example.from_arrays(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8))
+
+
+# What is prepared must be found again: folders are named by these.
+
+
+def test_fingerprints_are_what_they_were(tmp_path):
+  assert make_source("shapes").fingerprint() == "81b7c616225e860a"
+  (tmp_path / "classes.json").write_text('{"classes": ["a", "b"]}')
+  for kind in ("images", "masks"):
+    (tmp_path / "train" / kind).mkdir(parents=True)
+    (tmp_path / "train" / kind / "one.png").write_bytes(kind.encode())
+  assert make_source("folder", root=tmp_path).fingerprint() == "9c696192f1bf4752"
+
+
+def test_prepared_folders_are_called_what_they_were(shapes, tmp_path):
+  path = shapes._builder.data_path
+  assert [*path.parts[-3::2]] == ["jseg_shapes", "1.2.0"]
+  assert path.parts[-2] == shapes.fingerprint
+  fields = dict(data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)._builder.info.features)
+  assert (tmp_path / "jseg_tfds").is_dir()
+  assert fields.keys() == {"image", "label", "name"}
+
+
+# What is read is shared, and nobody can write to it.
+
+
+def test_the_cache_is_shared_and_read_only(shapes):
+  assert shapes.source("train") is shapes.source("train")
+  assert shapes.source("train")[0] is shapes.source("train")[0]
+  for key in ("image", "label"):
+    with pytest.raises(ValueError, match="read-only"):
+      shapes.source("train")[0][key][0] = 0
+  with pytest.raises(ValueError, match="read-only"):
+    shapes.source("train")[0]["objects"].boxes[0] = 0
+
+
+def test_each_name_of_the_room_resolves():
+  folder = pathlib.Path(data.__file__).parent
+  for name in data.__all__:
+    assert getattr(data, name) is not None
+    # A module of that name would hide it.
+    assert not (folder / f"{name}.py").exists()
+  assert set(data.__all__) == {name for names in data._HOMES.values() for name in names}
+  with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+    _ = data.lod

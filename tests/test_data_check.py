@@ -1,21 +1,15 @@
 """`check_folder`: everything wrong in one go, by file name; and the contact sheet."""
 
-import io
+import importlib
 
 import numpy as np
 import pytest
+from helpers.files import add_classes, add_pair, printed, save
 from PIL import Image
-from rich.console import Console
-from test_data_folder import add_classes, add_pair, save
 
 from jseg.data import check_folder, contact_sheet, load
+from jseg.data.sources import SOURCES
 from jseg.types import IGNORE, InputError
-
-
-def printed(report):
-  console = Console(file=io.StringIO(), width=200)
-  console.print(report.table())
-  return console.file.getvalue()
 
 
 @pytest.fixture
@@ -118,3 +112,29 @@ def test_contact_sheet_without_a_readable_image(root, tmp_path):
     path.write_bytes(b"nonsense")
   assert not contact_sheet(root, tmp_path / "sheet.png")
   assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+  ("files", "name"),
+  [
+    (["classes.json", "images/a.png"], "folder"),
+    (["classes.json", "train/images/a.png"], "folder"),
+    (["classes.json", "train/images/a.nii.gz"], "volumes"),
+    (["annotations/instances_train2017.json"], "coco"),
+    (["VOC2012/SegmentationClass/a.png"], "voc"),
+    (["VOCdevkit/VOC2007/SegmentationClass/a.png"], "voc"),
+    (["leftImg8bit/train/ulm/a.png", "gtFine/train/ulm/a.png"], "cityscapes"),
+    (["annotations/trainval.txt"], "oxford_iiit_pet"),
+  ],
+)
+def test_a_folder_is_recognized_by_one_source(files, name, tmp_path):
+  for file in files:
+    save_bytes(tmp_path / file, b"")
+  modules = {key: importlib.import_module(path.split(":")[0]) for key, path in SOURCES.items()}
+  matching = [key for key, module in modules.items() if hasattr(module, "matches")]
+  assert [key for key in matching if modules[key].matches(tmp_path)] == [name]
+
+
+def save_bytes(path, content):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Class descriptions: the VOC colours, lookups, and messages for what people get wrong."""
+"""Class descriptions: the VOC colors, lookups, and messages for what people get wrong."""
 
 import json
 
@@ -78,10 +78,10 @@ def test_defaults(tmp_path):
     ({"classes": []}, r"0 names, but 1 to 255"),
     ({"classes": [str(i) for i in range(256)]}, r"256 names, but 1 to 255"),
     ({"classes": ["a", "b", "a"]}, r"'a' is listed twice"),
-    ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, r"1 colours for 2 classes"),
+    ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, r"1 colors for 2 classes"),
     ({"classes": ["a"], "palette": [[0, 0]]}, r"\[0, 0\] must be \[red, green, blue\]"),
     ({"classes": ["a"], "palette": [[0, 0, 256]]}, r"must be \[red, green, blue\]"),
-    ({"classes": ["a", "b"], "palette": [[9, 9, 9]] * 2}, r"a, b share the colour \[9, 9, 9\]"),
+    ({"classes": ["a", "b"], "palette": [[9, 9, 9]] * 2}, r"a, b share the color \[9, 9, 9\]"),
     ({"classes": ["a", "b"], "pallete": []}, r'"pallete"; did you mean "palette"'),
     ({"classes": ["a", "b"], "ignore_label": 1}, r"1 is also the mask value of class 'b'"),
     ({"classes": ["a", "b"], "ignore_label": "void"}, r"'void' must be a whole number or null"),

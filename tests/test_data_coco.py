@@ -6,13 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from test_data_check import printed
-from test_data_folder import save
-from tiny import tiny_config
+from helpers.files import printed, save
+from helpers.tiny import tiny_config
 
 from jseg import data
-from jseg.data.coco import _runs, coco_source
-from jseg.data.instances import coco_masks, encode_rle
+from jseg.data.files.instances import coco_masks, encode_rle
+from jseg.data.sources.coco import _runs, coco_source
 from jseg.loop import train
 from jseg.types import InputError
 

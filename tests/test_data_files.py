@@ -10,13 +10,13 @@ from PIL import Image
 
 from jseg.data import ClassInfo, FileError, read_image
 from jseg.data.files import fingerprint
-from jseg.data.images import canonical_image, decode_image, encode_png
-from jseg.data.masks import check_binary, make_label, read_mask
-from jseg.data.source import Pair
+from jseg.data.files.images import canonical_image, decode_image, encode_png
+from jseg.data.files.masks import check_binary, make_label, read_mask
+from jseg.data.sources.pairs import ImagePair
 from jseg.types import IGNORE
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-GREY = RGB[..., 0]
+GRAY = RGB[..., 0]
 MASK = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 ABC = ClassInfo(("a", "b", "c"))
 
@@ -34,8 +34,8 @@ def label_of(data, classes=ABC):
 
 @pytest.mark.parametrize(
   "data",
-  [encoded(RGB), encoded(GREY), encoded(RGB, "JPEG"), encoded(GREY, "JPEG")],
-  ids=["rgb png", "grey png", "rgb jpeg", "grey jpeg"],
+  [encoded(RGB), encoded(GRAY), encoded(RGB, "JPEG"), encoded(GRAY, "JPEG")],
+  ids=["rgb png", "gray png", "rgb jpeg", "gray jpeg"],
 )
 def test_canonical_images_are_kept_byte_for_byte(data):
   image = canonical_image(data, "x")
@@ -52,14 +52,14 @@ def test_other_formats_become_png_without_loss(kind):
 
 
 def test_alpha_is_dropped_and_not_blended():
-  rgba = np.dstack([RGB, np.zeros_like(GREY)])
+  rgba = np.dstack([RGB, np.zeros_like(GRAY)])
   np.testing.assert_array_equal(decode_image(canonical_image(encoded(rgba), "x").data), RGB)
-  grey_alpha = Image.fromarray(np.dstack([GREY, GREY // 2]), "LA")
-  decoded = decode_image(canonical_image(encoded(grey_alpha), "x").data)
-  np.testing.assert_array_equal(decoded, GREY[..., None])
+  gray_alpha = Image.fromarray(np.dstack([GRAY, GRAY // 2]), "LA")
+  decoded = decode_image(canonical_image(encoded(gray_alpha), "x").data)
+  np.testing.assert_array_equal(decoded, GRAY[..., None])
 
 
-def test_palette_images_become_colours():
+def test_palette_images_become_colors():
   image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
   image.putpalette([10, 20, 30, 40, 50, 60])
   for options in ({}, {"transparency": b"\x00\xff"}):
@@ -67,7 +67,7 @@ def test_palette_images_become_colours():
     assert decoded.tolist() == [[[10, 20, 30], [40, 50, 60]]]
 
 
-def test_one_bit_images_become_grey():
+def test_one_bit_images_become_gray():
   decoded = decode_image(canonical_image(encoded(np.array([[True, False]])), "x").data)
   assert decoded.tolist() == [[[255], [0]]]
 
@@ -83,11 +83,11 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 def test_sixteen_bits_are_refused_with_a_remedy():
-  grey = encoded(np.full((4, 6), 3000, np.uint16))
+  gray = encoded(np.full((4, 6), 3000, np.uint16))
   done, color = cv2.imencode(".png", np.full((4, 6, 3), 3000, np.uint16))
   assert done
-  for data in (grey, color.tobytes()):
-    with pytest.raises(FileError, match=r"scan\.png: 16 bits a channel.*image\.clip\(low, high\)"):
+  for data in (gray, color.tobytes()):
+    with pytest.raises(FileError, match=r"scan\.png: 16 bits per channel.*image\.clip\(low"):
       canonical_image(data, "scan.png")
 
 
@@ -102,7 +102,7 @@ def test_damaged_images_name_the_file(kind):
 
 
 def test_stacks_of_pages_are_refused():
-  pages = Image.fromarray(GREY)
+  pages = Image.fromarray(GRAY)
   data = encoded(pages, "TIFF", save_all=True, append_images=[pages, pages])
   with pytest.raises(FileError, match=r"holds 3 pages.*each page as a file"):
     canonical_image(data, "stack.tif")
@@ -115,7 +115,7 @@ def test_masks_of_every_kind_mean_the_same():
     np.testing.assert_array_equal(label_of(data), MASK)
 
 
-def test_colour_masks_are_looked_up_exactly():
+def test_color_masks_are_looked_up_exactly():
   classes = ClassInfo(
     ("a", "b"), palette=np.array([(9, 8, 7), (1, 2, 3)]), ignore_color=(200, 0, 0)
   )
@@ -124,11 +124,11 @@ def test_colour_masks_are_looked_up_exactly():
   opaque = np.dstack([colors, np.full((1, 3), 255, np.uint8)])
   assert label_of(encoded(opaque), classes).tolist() == [[1, 0, IGNORE]]
   colors[0, 0] = (1, 2, 4)
-  with pytest.raises(FileError, match=r"colour \(1, 2, 4\) \(1 pixels\) that the palette lacks"):
+  with pytest.raises(FileError, match=r"color \(1, 2, 4\) \(1 pixels\) that the palette lacks"):
     label_of(encoded(colors), classes)
 
 
-def test_a_grey_mask_saved_in_three_channels_is_recognised():
+def test_a_gray_mask_saved_in_three_channels_is_recognized():
   with pytest.raises(FileError, match=r"three channels are equal: save one of them"):
     label_of(encoded(np.repeat(MASK[..., None], 3, -1)))
 
@@ -181,7 +181,7 @@ def test_check_binary_looks_at_the_whole_split():
 def pair(tmp_path, image, mask, classes=ABC):
   (tmp_path / "i.png").write_bytes(image)
   (tmp_path / "m.png").write_bytes(mask)
-  return Pair("i", tmp_path / "i.png", tmp_path / "m.png", classes, classes.table())
+  return ImagePair("i", tmp_path / "i.png", tmp_path / "m.png", classes, classes.table())
 
 
 def test_a_pair_counts_its_pixels(tmp_path):
@@ -223,7 +223,7 @@ def test_sizes_are_compared_after_rotation(tmp_path):
 
 def test_png_round_trip():
   np.testing.assert_array_equal(decode_image(encode_png(RGB)), RGB)
-  np.testing.assert_array_equal(decode_image(encode_png(GREY)), GREY[..., None])
+  np.testing.assert_array_equal(decode_image(encode_png(GRAY)), GRAY[..., None])
 
 
 def test_fingerprint_sees_names_and_contents_and_nothing_else(tmp_path):

@@ -1,37 +1,20 @@
 """Folder layouts, the user's own and the published ones: what is found, what is reported."""
 
-import json
 import tarfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from helpers.files import add_classes, add_pair, save
 from PIL import Image
 
-from jseg.data import layouts
-from jseg.data.folder import folder_source
-from jseg.data.images import decode_raw
-from jseg.data.layouts import cityscapes_source, oxford_iiit_pet_source, voc_source
+from jseg.data.files.images import decode_raw
+from jseg.data.sources import pets
+from jseg.data.sources.cityscapes import cityscapes_source
+from jseg.data.sources.folder import folder_source
+from jseg.data.sources.pets import oxford_iiit_pet_source
+from jseg.data.sources.voc import voc_source
 from jseg.types import IGNORE, InputError
-
-
-def save(path, array=None, mode=None):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  array = np.zeros((4, 6, 3), np.uint8) if array is None else np.asarray(array, np.uint8)
-  image = Image.fromarray(array, mode)
-  if mode == "P":
-    image.putpalette(list(range(256)) * 3)
-  image.save(path)
-
-
-def add_pair(folder, name, mask=None):
-  save(folder / "images" / f"{name}.jpg")
-  save(folder / "masks" / f"{name}.png", np.zeros((4, 6)) if mask is None else mask)
-
-
-def add_classes(root, **content):
-  root.mkdir(parents=True, exist_ok=True)
-  (root / "classes.json").write_text(json.dumps({"classes": ["a", "b"], **content}))
 
 
 @pytest.fixture
@@ -206,7 +189,7 @@ def test_oxford_pet_downloads_once(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "cache"))
   monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
   for _ in range(2):
-    assert len(layouts.oxford_iiit_pet_source().splits["train"]) == 7
+    assert len(pets.oxford_iiit_pet_source().splits["train"]) == 7
   assert [url.rsplit("/", 1)[1] for url in urls] == ["images.tar.gz", "annotations.tar.gz"]
   assert all(url in tfds.builder_cls("oxford_iiit_pet").url_infos for url in urls)
 
@@ -233,7 +216,7 @@ def test_instance_masks_that_are_none(tmp_path):
   add_classes(tmp_path, task="instance")
   add_pair(tmp_path / "train", "a")
   save(tmp_path / "train" / "masks" / "a.png", np.zeros((4, 6, 3)))
-  with pytest.raises(InputError, match="a colour image cannot be a mask of instance ids"):
+  with pytest.raises(InputError, match="a color image cannot be a mask of instance ids"):
     folder_source(tmp_path).splits["train"][0].load()
   add_classes(tmp_path, task="instance", mask_values=[0, 255])
   with pytest.raises(InputError, match="these masks hold instance ids; leave mask_values out"):

@@ -5,32 +5,22 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from helpers.masks import disc, iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from jseg import data
-from jseg.data.instances import (
+from jseg.data.detections import objects_from_detections, paste
+from jseg.data.files.instances import (
   Annotation,
   coco_masks,
-  coverage,
   encode_rle,
-  found_objects,
-  join,
-  make_targets,
+  make_objects,
   objects_from_ids,
-  paste,
 )
+from jseg.data.targets import coverage, make_targets
 from jseg.types import Detections, InputError, Targets
-
-
-def disc(size, centre, radius):
-  y, x = np.ogrid[: size[0], : size[1]]
-  return (y + 0.5 - centre[0]) ** 2 + (x + 0.5 - centre[1]) ** 2 < radius**2
-
-
-def iou(a, b):
-  return (a & b).sum() / max((a | b).sum(), 1)
 
 
 @settings(deadline=None, max_examples=30)
@@ -50,7 +40,7 @@ def test_objects_of_a_map_of_ids(height, width, seed):
 
 
 def test_an_empty_mask_is_no_object():
-  objects = join((3, 4), [Annotation(np.zeros((3, 4), bool), 1)])
+  objects = make_objects((3, 4), [Annotation(np.zeros((3, 4), bool), 1)])
   assert len(objects) == 0
   assert objects.boxes.shape == (0, 4)
 
@@ -114,7 +104,7 @@ def test_paste_of_boxes_that_hold_no_pixel(box):
 @pytest.mark.parametrize("radius", [3, 11, 60])
 def test_pasting_undoes_coverage(radius):
   mask = disc((150, 170), (70.3, 81.6), radius)
-  objects = join(mask.shape, [Annotation(mask, 1)])
+  objects = make_objects(mask.shape, [Annotation(mask, 1)])
   targets = make_targets(objects, mask.shape, 1, 56)
   crop, (y0, x0, y1, x1) = paste(targets["masks"][0] / 255, targets["frames"][0], mask.shape)
   back = np.zeros_like(mask)
@@ -127,7 +117,7 @@ def test_targets_keep_the_largest_in_order():
   annotations = []
   for i, (y0, x0, y1, x1) in enumerate(boxes):
     annotations.append(Annotation(np.ones((y1 - y0, x1 - x0), bool), i + 1, i == 3, (y0, x0)))
-  objects = join((12, 20), annotations)
+  objects = make_objects((12, 20), annotations)
   targets = make_targets(objects, (6, 5), 2, 4)
   assert targets["classes"].tolist() == [2, 4]
   assert targets["crowd"].tolist() == [False, True]
@@ -141,7 +131,7 @@ def test_targets_keep_the_largest_in_order():
 
 def test_detections_come_back_to_the_images_own_size():
   mask = disc((60, 80), (30, 40), 15)
-  objects = join(mask.shape, [Annotation(mask, 2)])
+  objects = make_objects(mask.shape, [Annotation(mask, 2)])
   targets = make_targets(objects, (30, 40), 3, 28)
   detections = Detections(
     boxes=targets["boxes"],
@@ -150,7 +140,7 @@ def test_detections_come_back_to_the_images_own_size():
     masks=targets["masks"] / 255,
     valid=targets["valid"],
   )
-  found = found_objects(detections, (30, 40), (60, 80))
+  found = objects_from_detections(detections, (30, 40), (60, 80))
   assert found.boxes.tolist() == objects.boxes.tolist()
   assert found.scores.tolist() == pytest.approx([0.9])
   assert found.classes.tolist() == [2]
@@ -170,7 +160,9 @@ def examples(count):
   return [
     {
       "image": np.full((8, 12, 3), i, np.uint8),
-      "objects": join((8, 12), [Annotation(np.ones((4, 4), bool), 1, corner=(i % 4, i % 8))]),
+      "objects": make_objects(
+        (8, 12), [Annotation(np.ones((4, 4), bool), 1, corner=(i % 4, i % 8))]
+      ),
       "name": f"{i}",
     }
     for i in range(count)
@@ -276,7 +268,7 @@ def test_a_field_map_that_does_not_fit(tmp_path, changes, message):
 
 
 class TinyPanoptic(tfds.core.GeneratorBasedBuilder):
-  """Objects as colours of one image, as TFDS has coco/2017_panoptic."""
+  """Objects as colors of one image, as TFDS has coco/2017_panoptic."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -340,7 +332,7 @@ def test_a_tfds_set_in_the_panoptic_format(tmp_path):
 )
 def test_images_are_brought_to_a_shorter_side(shape, covered):
   image = np.full((*shape, 3), 7, np.uint8)
-  canvas, size = data.fit(image, (90, 90), short_side=60)
+  canvas, size = data.resize_and_pad(image, (90, 90), short_side=60)
   assert size == covered
   assert canvas.shape == (90, 90, 3)
   assert (canvas[: size[0], : size[1]] == 7).all()

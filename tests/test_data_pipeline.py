@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jseg.data import as_channels, eval_batches, fit, train_iterator
+from jseg.data import as_channels, eval_batches, resize_and_pad, train_iterator
 from jseg.types import IGNORE, InputError
 
 
@@ -38,7 +38,7 @@ def test_the_seed_decides_the_order():
   assert stream(10, 5) == stream(10, 5, threads=1)
   first, second = np.concatenate(stream(10, 10)), np.concatenate(stream(10, 10, seed=1))
   assert (first != second).any()
-  # Grain shuffles epoch e by seed + e: neighbouring seeds must not be shifted copies.
+  # Grain shuffles epoch e by seed + e: neighboring seeds must not be shifted copies.
   assert (first[10:20] != second[:10]).any()
 
 
@@ -103,30 +103,30 @@ def test_shrinking_keeps_image_and_label_aligned():
 
 def test_fit_covers_the_larger_side():
   image = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
-  canvas, covered = fit(image, (8, 8))
+  canvas, covered = resize_and_pad(image, (8, 8))
   assert covered == (4, 6)
   np.testing.assert_array_equal(canvas[:4, :6], image)
-  canvas, covered = fit(np.full((300, 200, 1), 9, np.uint8), (60, 60))
+  canvas, covered = resize_and_pad(np.full((300, 200, 1), 9, np.uint8), (60, 60))
   assert covered == (60, 40)
   assert canvas.shape == (60, 60, 1)
   assert canvas[:, :40].min() == 9
   assert canvas[:, 40:].max() == 0
-  assert fit(np.ones((1000, 1, 3), np.uint8), (10, 10))[1] == (10, 1)
+  assert resize_and_pad(np.ones((1000, 1, 3), np.uint8), (10, 10))[1] == (10, 1)
 
 
 def test_channels():
   color = np.full((2, 2, 3), (255, 0, 0), np.uint8)
   assert as_channels(color, 1).tolist() == [[[76], [76]]] * 2  # .299 of 255
-  grey = np.full((2, 2), 9, np.uint8)
-  assert (as_channels(grey, 3) == np.full((2, 2, 3), 9)).all()
-  rgba = np.dstack([color, grey])
+  gray = np.full((2, 2), 9, np.uint8)
+  assert (as_channels(gray, 3) == np.full((2, 2, 3), 9)).all()
+  rgba = np.dstack([color, gray])
   np.testing.assert_array_equal(as_channels(rgba, 3), color)
   assert as_channels(rgba, 1).shape == (2, 2, 1)
   with pytest.raises(InputError, match=r"shape \(2, 2, 3\) and type float64 is none"):
     as_channels(color / 255, 3)
 
 
-def test_grey_networks_get_one_channel():
+def test_gray_networks_get_one_channel():
   source = examples(2, channels=3)
   batch = next(train_iterator(source, size=(4, 6), batch_size=2, seed=0, channels=1))
   assert batch["image"].shape == (2, 4, 6, 1)

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from jseg.data import shapes
-from jseg.data.images import decode_image, decode_raw
+from jseg.data.files.images import decode_image, decode_raw
+from jseg.data.sources import shapes
 from jseg.types import IGNORE, InputError
 
 
@@ -55,7 +55,7 @@ def test_no_object_is_buried():
 
 
 @pytest.mark.parametrize(("hints", "alike"), [(0.0, True), (1.0, False)])
-def test_classes_are_balanced_and_colours_tell_as_much_as_is_asked(hints, alike):
+def test_classes_are_balanced_and_colors_tell_as_much_as_is_asked(hints, alike):
   colors, counts = {i: [] for i in range(1, 5)}, np.zeros(5)
   for image, label, _ in pictures(150, hints=hints):
     for i in colors:

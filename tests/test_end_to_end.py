@@ -12,15 +12,15 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers.tiny import tiny_config
 from PIL import Image
-from tiny import tiny_config
 
 import jseg
 from jseg import cli
-from jseg.checkpoint import checkpoint_step, load_model
-from jseg.data import normalize
-from jseg.evaluate import evaluate_run
+from jseg.evaluation import evaluate
+from jseg.images import normalize
 from jseg.loop import train
+from jseg.run import Run, load_model
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_a_run_directory_holds_what_the_readme_says(run):
     assert (run / name).is_file(), name
   assert sorted(p.name for p in (run / "samples").iterdir()) == ["0000006.png", "0000012.png"]
   assert any((run / "tensorboard").iterdir())
-  assert checkpoint_step(run, "latest") == 12
+  assert Run.open(run).restore("latest")[0] == 12
 
 
 def test_a_finished_run_is_not_trained_again(run, data_dir):
@@ -101,10 +101,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, da
 
 
 def test_evaluation_agrees_with_training_and_over_batch_sizes(run):
-  first = evaluate_run(run, checkpoint="latest")
+  first = evaluate(run, checkpoint="latest")
   assert first.scores.miou == pytest.approx(metrics(run)[-1]["miou"], abs=1e-4)
   for batch_size in (1, 8):
-    other = evaluate_run(run, checkpoint="latest", batch_size=batch_size)
+    other = evaluate(run, checkpoint="latest", batch_size=batch_size)
     assert other.scores.miou == pytest.approx(first.scores.miou, abs=1e-4)
     assert other.scores.matrix.sum() == first.scores.matrix.sum()
   saved = json.loads((run / "evaluation" / "val.json").read_text())
@@ -119,8 +119,8 @@ def test_evaluation_agrees_over_devices(run, devices):
   # The tests run on four simulated devices; other numbers need a process of their own.
   code = (
     "import jax, sys; jax.config.update('jax_num_cpu_devices', int(sys.argv[2]));"
-    "from jseg.evaluate import evaluate_run;"
-    "print(evaluate_run(sys.argv[1], checkpoint='latest').scores.miou)"
+    "import jseg;"
+    "print(jseg.evaluate(sys.argv[1], checkpoint='latest').scores.miou)"
   )
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   result = subprocess.run(
@@ -130,15 +130,15 @@ def test_evaluation_agrees_over_devices(run, devices):
     text=True,
     check=True,
   )
-  reference = evaluate_run(run, checkpoint="latest").scores.miou
+  reference = evaluate(run, checkpoint="latest").scores.miou
   assert float(result.stdout.split()[-1]) == pytest.approx(reference, abs=1e-4)
 
 
 def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
   rng = np.random.default_rng(0)
   pictures = {
-    "colour": rng.integers(0, 256, (40, 56, 3), np.uint8),
-    "grey": rng.integers(0, 256, (20, 24), np.uint8),
+    "color": rng.integers(0, 256, (40, 56, 3), np.uint8),
+    "gray": rng.integers(0, 256, (20, 24), np.uint8),
     "rgba": rng.integers(0, 256, (32, 32, 4), np.uint8),
   }
   for name, pixels in pictures.items():
@@ -199,7 +199,7 @@ def test_mistakes_on_the_command_line(run, tmp_path, arguments, match, capsys):
 def start(workdir, data_dir):
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   return subprocess.Popen(
-    [sys.executable, str(ROOT / "tests" / "tiny.py"), str(workdir), str(data_dir)],
+    [sys.executable, str(ROOT / "tests" / "helpers" / "tiny.py"), str(workdir), str(data_dir)],
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -251,4 +251,4 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_terminated_one_saves(tmp_path, d
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 0, output
   assert "saved at step" in output
-  assert checkpoint_step(stopped, "latest") == last_step(stopped) < 30
+  assert Run.open(stopped).restore("latest")[0] == last_step(stopped) < 30

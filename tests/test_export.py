@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 import jseg.config
 from jseg import models
-from jseg.checkpoint import Checkpoints, load_model, save_run
 from jseg.cli import main
-from jseg.data import normalize
-from jseg.data.classes import ClassInfo
+from jseg.data.files.classes import ClassInfo
 from jseg.export import export_run
+from jseg.images import normalize
+from jseg.run import Run, load_model
 from jseg.state import create_train_state
 from jseg.types import InputError
 
@@ -42,9 +42,9 @@ def make_run(folder, model, **knobs):
   optimizer, _ = jseg.config.make_optimizer(config)
   state = create_train_state(network, optimizer, jax.random.key(0), (*config.data.size, 3))
   stats = jax.tree.map(lambda a: a + 0.1, state.batch_stats)
-  folder.mkdir()
-  save_run(folder, config, classes)
-  checkpoints = Checkpoints(folder)
+  run = Run(folder, config, classes)
+  run.write()
+  checkpoints = run.checkpoints(read_only=False)
   checkpoints.save(state.replace(batch_stats=stats), {})
   checkpoints.close()
   return folder
@@ -91,7 +91,7 @@ def test_weights_of_stride_16_are_used_at_stride_8(v3, tmp_path, capsys):
   assert (coarse.output_stride, fine.output_stride) == (16, 8)
   jax.tree.map(np.testing.assert_array_equal, variables, same)
   first, second = (jax.jit(m.apply)(variables, image).logits for m in (coarse, fine))
-  built = models.create("deeplab_v3", 3, **{**models.tiny("deeplab_v3"), "output_stride": 8})
+  built = models.create("deeplab_v3", 3, **{**models.get("deeplab_v3").TINY, "output_stride": 8})
   np.testing.assert_array_equal(second, jax.jit(built.apply)(variables, image).logits)
   assert jnp.abs(first - second).max() > 0.01 * jnp.abs(first).max()
   main(["export", str(v3), "--set", "model.output_stride=8", "--platforms", "cpu"])

@@ -1,8 +1,6 @@
 """Networks equal independent implementations on the same weights; see tests/golden/README.md."""
 
-import json
 import math
-import pathlib
 import re
 
 import jax
@@ -10,26 +8,18 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from golden import formula
+from helpers.golden import check, load, weights
 
 from jseg.backbones import VGG16, AlexNet, GoogLeNet, ResNet
-from jseg.data.normalize import normalize
+from jseg.images import normalize
 from jseg.models import create
 from jseg.models.deeplab_v1 import DeepLabV1
 from jseg.models.segnet import SegNet, SegNetBasic
 from jseg.models.unet import UNet
 from jseg.models.unet3d import UNet3D
 from jseg.nn import resize_bilinear
-from jseg.weights import Layer, convert, recognise
-from jseg.weights.foreign import CAFFE_BGR
-
-FOLDER = pathlib.Path(__file__).parent / "golden"
-
-
-def load(name):
-  """The reference's results, channels last, and `meta`."""
-  with np.load(FOLDER / f"{name}.npz") as file:
-    results = {key: np.moveaxis(file[key], 1, -1) for key in file.files if key != "meta"}
-    return results, json.loads(str(file["meta"]))
+from jseg.weights import LayerTarget, convert, recognize
+from jseg.weights.source_model import CAFFE_BGR
 
 
 def image(meta):
@@ -38,21 +28,8 @@ def image(meta):
   return np.moveaxis(x * np.float32(given["scale"]) + np.float32(given["offset"]), 1, -1)
 
 
-def weights(meta, pattern=""):
-  """The reference's tensors whose names match, without those that are 0 and that we don't have."""
-  tensors = {
-    name: formula.weight(name, tuple(shape))
-    for name, shape in meta["state_dict"]
-    if name not in meta.get("zero", ()) and re.match(pattern, name)
-  }
-  for found_in, factor in meta.get("scale", {}).items():
-    for name in filter(re.compile(found_in).search, tensors):
-      tensors[name] *= np.float32(factor)
-  return tensors
-
-
 def translate(tensors, layer):
-  """Our variables, and the names that `layer`, foreign name -> Layer or None, doesn't know."""
+  """Our variables, and the names that `layer`, source name -> LayerTarget or None, doesn't know."""
   names = {name.rpartition(".")[0] for name in tensors}
   layers = {name: layer(name) for name in names}
   return convert(tensors, {name: layer for name, layer in layers.items() if layer})
@@ -61,16 +38,6 @@ def translate(tensors, layer):
 def count(params, norms=True):
   flat = flatten_dict(params, sep="/")
   return sum(math.prod(a.shape) for name, a in flat.items() if norms or "Norm" not in name)
-
-
-def check(model, variables, x, **options):
-  """The variables are the network's, none missing or over."""
-  expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **options), x)
-  expected, given = (
-    {name: a.shape for name, a in flatten_dict(tree, sep="/").items() if name != "batch_stats"}
-    for tree in (expected, {k: v for k, v in variables.items() if v})
-  )
-  assert given == expected
 
 
 def apply(model, variables, x, **options):
@@ -93,19 +60,23 @@ def compare(ours, reference, stride=1):
 def imported(meta, pattern=""):
   """What `jseg.weights` makes of the reference's tensors, for the reference's own images."""
   tensors = weights(meta, pattern)
-  foreign = recognise(tensors)
-  variables, unused = convert(tensors, foreign.layers)
+  source = recognize(tensors)
+  variables, unused = convert(tensors, source.layers)
   assert not unused
-  return variables, foreign
+  return variables, source
 
 
-def recognised(meta):
+def recognized(meta):
   """Our network and its variables."""
-  variables, foreign = imported(meta)
-  (name,) = foreign.networks
-  assert foreign.num_classes == 21
+  variables, source = imported(meta)
+  (name,) = source.networks
+  assert source.num_classes == 21
   assert count(variables["params"]) == meta["parameters"]
-  return create(name, 21, **foreign.networks[name]), variables, foreign
+  return create(name, 21, **source.networks[name]), variables, source
+
+
+# Nominal strides of the references' maps; others have names here too.
+STAGES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32, "inception5b": 32}
 
 
 @pytest.mark.parametrize(
@@ -116,23 +87,23 @@ def recognised(meta):
     ("vgg16_bn", VGG16(norm="batch"), 14_723_136),
     ("alexnet_fc", AlexNet(fc=(4096, 4096), fc_padding="VALID"), 57_003_840),
     ("vgg16_timm", VGG16((8, 16, 32, 64, 64), fc=(4096, 4096), fc_padding="VALID"), 29_861_032),
-    ("googlenet", GoogLeNet(norm="batch", five=3, last_pool=2, lrn=False), 5_599_904),
+    ("googlenet", GoogLeNet(norm="batch", branch3_kernel=3, last_pool=2, lrn=False), 5_599_904),
     ("resnet18", ResNet(18), 11_176_512),
     ("resnet50", ResNet(50), 23_508_032),
-    ("resnet50_dilated", ResNet(50, 8, lag=True), 23_508_032),
+    ("resnet50_dilated", ResNet(50, 8, keep_first_rate=True), 23_508_032),
   ],
 )
 def test_backbone(name, model, parameters):
   results, meta = load(name)
-  variables, foreign = imported(meta)
-  assert re.sub("_(dilated|fc|timm)$", "", name) in foreign.what
-  assert foreign.what.startswith("timm") == name.endswith("timm")
+  variables, source = imported(meta)
+  assert re.sub("_(dilated|fc|timm)$", "", name) in source.description
+  assert source.description.startswith("timm") == name.endswith("timm")
   variables = {key: tree.get("backbone", {}) for key, tree in variables.items()}
   assert count(variables["params"]) == parameters == meta["parameters"]
   features = run(model, variables, image(meta))
-  assert set(results) <= set(features)
   for key, reference in results.items():
-    compare(features[key], reference, meta["steps"][key])
+    ours = features[STAGES[key]] if key in STAGES else features.named[key]
+    compare(ours, reference, meta["steps"][key])
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +124,12 @@ def fcn_backbone():
 def test_fcn(name, knobs, parameters, fcn_backbone):
   results, meta = load(name)
   tensors = weights(meta, "score|upscore") | fcn_backbone
-  foreign = recognise(tensors)
-  variables, unused = convert(tensors, foreign.layers)
+  source = recognize(tensors)
+  variables, unused = convert(tensors, source.layers)
   assert not unused
-  assert foreign.num_classes == 21
-  assert foreign.networks == {name.removesuffix("_at_once"): {}}
-  assert ("at_once" in foreign.note) == name.startswith("fcn8s")
+  assert source.num_classes == 21
+  assert source.networks == {name.removesuffix("_at_once"): {}}
+  assert ("at_once" in source.note) == name.startswith("fcn8s")
   params = variables["params"]
   assert count(params) == parameters == meta["parameters"]
   model = create(name.removesuffix("_at_once"), 21, **knobs)
@@ -173,7 +144,7 @@ def segnet_layer(name):
     return None
   ours = f"{'conv' if kind == 'Conv' else 'norm'}{block}_{layer}"
   ours = f"backbone/{ours}" if side == "En" else f"{ours}_d"
-  return Layer(ours, "norm" if kind == "BN" else "conv")
+  return LayerTarget(ours, "norm" if kind == "BN" else "conv")
 
 
 @pytest.mark.parametrize("name", ["segnet", "segnet_odd"])
@@ -187,10 +158,10 @@ def test_segnet(name):
 
 def segnet_basic_layer(name):
   if name == "conv_classifier":
-    return Layer("classifier")
+    return LayerTarget("classifier")
   kind = "norm" if name.endswith("_bn") else "conv"
   end = "_d" if "decode" in name else ""
-  return Layer(f"{kind}{re.search(r'[0-9]', name)[0]}{end}", kind)
+  return LayerTarget(f"{kind}{re.search(r'[0-9]', name)[0]}{end}", kind)
 
 
 def test_segnet_basic():
@@ -212,12 +183,12 @@ def skips_first(tensors, pattern):
 
 def unet_layer(name):
   if name == "last":
-    return Layer("Conv_18")
+    return LayerTarget("Conv_18")
   pattern = r"(down|up)_path\.(\d)\.(?:(?:conv_block\.)?block\.(\d)|up)"
   side, i, j = re.fullmatch(pattern, name).groups()
   if j is None:
-    return Layer(f"UpConv_{i}", "transposed")
-  return Layer(f"Conv_{(0 if side == 'down' else 10) + 2 * int(i) + int(j) // 2}")
+    return LayerTarget(f"UpConv_{i}", "transposed")
+  return LayerTarget(f"Conv_{(0 if side == 'down' else 10) + 2 * int(i) + int(j) // 2}")
 
 
 def test_unet():
@@ -230,14 +201,24 @@ def test_unet():
   compare(run(model, variables, image(meta), train=True).logits, results["logits"])
 
 
+def test_unet_on_resnet():
+  results, meta = load("unet_resnet34")
+  assert meta["parameters"] == 24_439_269
+  model, variables, source = recognized(meta)
+  assert source.description == "segmentation_models.pytorch's Unet on resnet34"
+  compare(run(model, variables, image(meta)).logits, results["logits"], meta["stride"])
+
+
 def unet3d_layer(name):
   _, i, layer = name.split(".")
   if layer == "conv_fc":
-    return Layer("Conv_14")
+    return LayerTarget("Conv_14")
   if layer == "upconv":
-    return Layer(f"UpConv_{int(i) - 3}", "transposed")
+    return LayerTarget(f"UpConv_{int(i) - 3}", "transposed")
   place = 2 * int(i) + int(layer[-1]) - 1
-  return Layer(f"Norm_{place}", "norm") if layer.startswith("bn") else Layer(f"Conv_{place}")
+  return (
+    LayerTarget(f"Norm_{place}", "norm") if layer.startswith("bn") else LayerTarget(f"Conv_{place}")
+  )
 
 
 def test_unet3d_unpadded():
@@ -260,11 +241,13 @@ def unet3d_padded_layer(name):
   block, layer = name.split(".")
   i = UNET3D_BLOCKS.index(block)
   if layer == "conv3":
-    return Layer("Conv_14")
+    return LayerTarget("Conv_14")
   if layer == "upconv1":
-    return Layer(f"UpConv_{i - 4}", "transposed")
+    return LayerTarget(f"UpConv_{i - 4}", "transposed")
   place = 2 * i + int(layer[-1]) - 1
-  return Layer(f"Norm_{place}", "norm") if layer.startswith("bn") else Layer(f"Conv_{place}")
+  return (
+    LayerTarget(f"Norm_{place}", "norm") if layer.startswith("bn") else LayerTarget(f"Conv_{place}")
+  )
 
 
 def test_unet3d():
@@ -282,17 +265,17 @@ def test_unet3d():
 
 def deeplab_layer(name):
   if match := re.fullmatch(r"block_(\d)\.conv(\d)", name):
-    return Layer("backbone/conv{}_{}".format(*match.groups()))
-  return Layer({"conv6": "backbone/fc6", "conv7": "backbone/fc7", "conv8": "fc8"}[name])
+    return LayerTarget("backbone/conv{}_{}".format(*match.groups()))
+  return LayerTarget({"conv6": "backbone/fc6", "conv7": "backbone/fc7", "conv8": "fc8"}[name])
 
 
 def deeplab_msc_layer(name):
   if match := re.fullmatch(r"features(\d)\.(\d)", name):
-    return Layer(f"backbone/conv{match[1]}_{int(match[2]) // 2 + 1}")
+    return LayerTarget(f"backbone/conv{match[1]}_{int(match[2]) // 2 + 1}")
   if match := re.fullmatch(r"MSc(\d)(?:\.(\d)|_score)", name):
     layer = {"0": 1, "3": 2, None: 3}[match[2]]
-    return Layer(f"msc{int(match[1]) - 1}_{layer}")
-  return Layer({"fc.1": "backbone/fc6", "fc.4": "backbone/fc7", "score": "fc8"}[name])
+    return LayerTarget(f"msc{int(match[1]) - 1}_{layer}")
+  return LayerTarget({"fc.1": "backbone/fc6", "fc.4": "backbone/fc7", "score": "fc8"}[name])
 
 
 @pytest.mark.parametrize(
@@ -321,7 +304,7 @@ def test_deeplab_v1(name, msc, layer, parameters):
 def test_torchvision(name, parameters):
   results, meta = load(name)
   assert meta["parameters"] == parameters
-  model, variables, _ = recognised(meta)
+  model, variables, _ = recognized(meta)
   outputs = run(model, variables, image(meta))
   assert outputs.logits.shape == outputs.aux["aux"].shape == (1, 33, 297, 21)
   compare(outputs.logits, results["logits"], meta["steps"]["logits"])
@@ -338,8 +321,8 @@ def deeplab_v2_vgg16_layer(name):
   if block == "features":
     pooled = [n for n in (4, 9, 16, 23) if n < int(i)]
     first = pooled[-1] + 1 if pooled else 0
-    return Layer(f"backbone/conv{len(pooled) + 1}_{(int(i) - first) // 2 + 1}")
-  return Layer(f"fc{6 + int(i) // 3}_{block[-1]}")
+    return LayerTarget(f"backbone/conv{len(pooled) + 1}_{(int(i) - first) // 2 + 1}")
+  return LayerTarget(f"fc{6 + int(i) // 3}_{block[-1]}")
 
 
 def test_deeplab_v2_on_vgg16():
@@ -357,7 +340,7 @@ def test_deeplab_v2_on_vgg16():
 def test_deeplab_v2_at_one_scale_and_at_the_largest_of_three(name, scales):
   results, meta = load(name)
   assert meta["parameters"] == 44_048_532
-  model, variables, _ = recognised(meta)
+  model, variables, _ = recognized(meta)
   assert model.scales == scales
   scored(run(model, variables, image(meta)).logits, results["scores"])
 
@@ -366,7 +349,7 @@ def test_deeplab_v3_at_either_stride_with_the_same_weights():
   (at16, meta), (at8, same) = load("deeplab_v3"), load("deeplab_v3_os8")
   assert all(meta[key] == same[key] for key in ("state_dict", "scale", "input"))
   assert meta["parameters"] == 58_040_661
-  model, variables, _ = recognised(meta)
+  model, variables, _ = recognized(meta)
   x = image(meta)
   scored(run(model, variables, x).logits, at16["scores"])
   scored(apply(model.clone(output_stride=8), variables, x).logits, at8["scores"])
@@ -375,7 +358,7 @@ def test_deeplab_v3_at_either_stride_with_the_same_weights():
 def test_pspnet():
   results, meta = load("pspnet_resnet50")
   assert meta["parameters"] == 49_081_578
-  model, variables, _ = recognised(meta)
+  model, variables, _ = recognized(meta)
   assert count({k: v for k, v in variables["params"].items() if k != "aux"}) == 46_716_373
   outputs = run(model, variables, image(meta))
   compare(outputs.logits, results["logits"], meta["stride"])
@@ -386,7 +369,7 @@ def test_pspnet():
 def test_refinenet():
   results, meta = load("refinenet_resnet50")
   assert meta["parameters"] == 99_060_309
-  model, variables, _ = recognised(meta)
+  model, variables, _ = recognized(meta)
   scored(run(model, variables, image(meta)).logits, results["scores"])
 
 
@@ -396,6 +379,6 @@ def test_refinenet():
 )
 def test_preprocessing(name, channels):
   """BGR in 0..255 less the mean, or ours."""
-  foreign = recognise({n: np.empty(shape, bool) for n, shape in load(name)[1]["state_dict"]})
-  assert (foreign.preprocessing == CAFFE_BGR) == (channels == "BGR")
-  assert foreign.preprocessing is None or CAFFE_BGR.bgr
+  source = recognize({n: np.empty(shape, bool) for n, shape in load(name)[1]["state_dict"]})
+  assert (source.preprocessing == CAFFE_BGR) == (channels == "BGR")
+  assert source.preprocessing is None or CAFFE_BGR.bgr

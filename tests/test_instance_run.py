@@ -6,16 +6,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers.tiny import tiny_config
 from PIL import Image
-from tiny import tiny_config
 
 import jseg
 from jseg import cli, loop
-from jseg.average_precision import AveragePrecisionState
-from jseg.checkpoint import load_model, load_run
-from jseg.data import found_objects
-from jseg.data.instances import make_targets
-from jseg.evaluate import evaluate_run
+from jseg.data import objects_from_detections
+from jseg.data.targets import make_targets
+from jseg.evaluation import evaluate
+from jseg.metrics import AveragePrecisionState
+from jseg.run import Run, load_model
 from jseg.types import Detections
 
 TIMINGS = {"images_per_second", "seconds"}
@@ -88,12 +88,12 @@ def test_a_run_resumes_bit_for_bit(run, config, tmp_path):
 def test_precision_does_not_depend_on_batches_and_devices(run, monkeypatch):
   workdir, _ = run
   scores = {}
-  for devices, batch_size in ((4, 4), (2, 2), (1, 3)):
+  for devices, batch_size in ((4, 4), (1, 3)):
     monkeypatch.setattr(jax, "local_device_count", lambda n=devices: n)
     monkeypatch.setattr(jax, "device_count", lambda n=devices: n)
-    evaluation = evaluate_run(workdir, checkpoint="latest", batch_size=batch_size)
+    evaluation = evaluate(workdir, checkpoint="latest", batch_size=batch_size)
     scores[devices] = evaluation.scores.to_dict(evaluation.names)
-  assert scores[1] == scores[2] == scores[4]
+  assert scores[1] == scores[4]
   assert scores[4]["box_map"] > 0
   assert scores[4]["box_map"] == pytest.approx(metrics(workdir)[-1]["box_map"], abs=1e-9)
   # Seven images, each counted once.
@@ -103,7 +103,7 @@ def test_precision_does_not_depend_on_batches_and_devices(run, monkeypatch):
 
 
 def source(workdir):
-  return jseg.config.load_dataset(load_run(workdir)[0]).source("val")
+  return Run.open(workdir).dataset().source("val")
 
 
 def test_truth_in_the_networks_own_form_is_perfect(run):
@@ -121,7 +121,7 @@ def test_truth_in_the_networks_own_form_is_perfect(run):
       targets["masks"] / np.float32(255),
       targets["valid"],
     )
-    state = state.update(index, truth, found_objects(found, (64, 48), truth.size))
+    state = state.update(index, truth, objects_from_detections(found, (64, 48), truth.size))
   scores = state.compute()
   assert scores.boxes.ap == pytest.approx(1, abs=1e-9)
   assert [scores.masks.ap50, scores.masks.ap75] == pytest.approx([1, 1], abs=1e-9)
@@ -152,20 +152,19 @@ def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
     assert [row["score"] for row in rows] == pytest.approx(prediction.scores.tolist())
     assert (out / f"{name}_overlay.png").is_file()
   # One program for images of all sizes.
-  assert segmenter._forward._cache_size() == 1
+  assert segmenter._predict._forward._cache_size() == 1
 
 
 @pytest.mark.parametrize(
   ("arguments", "match"),
   [
-    (["evaluate", "RUN", "--boundary"], "for classes of pixels, and mask_rcnn finds objects"),
-    (["evaluate", "RUN", "--rand", "disc"], "for classes of pixels, and mask_rcnn finds objects"),
-    (["evaluate", "RUN", "--crf"], "for classes of pixels, and mask_rcnn finds objects"),
+    (["evaluate", "RUN", "--metrics", "boundary"], "metrics: mask_rcnn has no such option"),
+    (["evaluate", "RUN", "--crf"], "crf: mask_rcnn has no such option; it takes none"),
     (["evaluate", "RUN", "--split", "dev"], "no split 'dev'; it has train, val, test"),
-    (["predict", "RUN", "IMAGES", "--out", "OUT", "--tile"], "tile: mask_rcnn finds objects in"),
-    (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "crf: mask_rcnn finds objects in"),
-    (["tune-crf", "RUN"], "for mask_rcnn there is nothing to tune"),
-    (["export", "RUN"], "mask_rcnn finds objects; only networks with one class a pixel"),
+    (["predict", "RUN", "IMAGES", "--out", "OUT", "--tile"], "tile: mask_rcnn has no such option"),
+    (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "crf: mask_rcnn has no such option"),
+    (["tune-crf", "RUN"], "mask_rcnn: the CRF is for classes of images; there is nothing to tune"),
+    (["export", "RUN"], "mask_rcnn finds objects; only networks with one class per pixel"),
     (["evaluate", "RUN", "--set", "model.detections=0"], "detections: 0 must be at least 1"),
   ],
 )

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from jseg.losses import (
   PIXEL_LOSSES,
-  SET_LOSSES,
+  REGION_LOSSES,
   cross_entropy,
   focal,
   lovasz_softmax,
   make_loss,
-  mean_over_devices,
   ohem,
   soft_dice,
+  takes_weights,
 )
 from jseg.types import IGNORE, InputError
 
-NAMES = [*PIXEL_LOSSES, *SET_LOSSES, "cross_entropy+dice", "ohem+lovasz"]
+NAMES = [*PIXEL_LOSSES, *REGION_LOSSES, "cross_entropy+dice", "ohem+lovasz"]
 
 
 def example(seed, shape=(2, 3, 4), k=3):
@@ -80,23 +80,6 @@ def test_adding_a_constant_to_all_logits_changes_nothing(seed, shift):
     cross_entropy(jnp.array(x), jnp.array(label))[0] for x in (logits, logits + shift)
   )
   assert float(shifted) == pytest.approx(float(base), abs=1e-3)
-
-
-def test_sums_are_reduced_before_the_division():
-  # Device 0 sees one pixel of loss 1, device 1 nine of loss .1: (1 + .9) / 10, not the mean of the
-  # device means, (1 + .1) / 2.
-  mean, count = jax.pmap(lambda t, c: mean_over_devices(t, c, "batch"), axis_name="batch")(
-    jnp.array([1.0, 0.9]), jnp.array([1.0, 9.0])
-  )
-  np.testing.assert_allclose(mean, [0.19, 0.19], rtol=1e-6)
-  np.testing.assert_allclose(count, [10.0, 10.0])
-
-
-def test_no_weight_is_lost_below_a_count_of_one():
-  mean, _ = jax.pmap(lambda t, c: mean_over_devices(t, c, "batch"), axis_name="batch")(
-    jnp.array([0.1, 0.0]), jnp.array([0.2, 0.05])
-  )
-  np.testing.assert_allclose(mean, [0.4, 0.4], rtol=1e-6)
 
 
 def test_class_weights_divide_the_mean_and_pixel_weights_do_not():
@@ -336,19 +319,52 @@ def test_options_reach_their_losses():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"name": "x"}, r"loss\.name: 'x' is unknown; choose from cross_entropy, focal, .*lovasz"),
-    ({"name": "dice+lovasz"}, r"'dice\+lovasz' is unknown"),
-    ({"name": "focal+"}, r"'focal\+' is unknown"),
-    ({"classes": "some"}, r"loss\.classes: 'some' is unknown; choose from present, all"),
-    ({"gamma": -1.0}, r"loss\.gamma: -1\.0 must be at least 0"),
-    ({"smooth": float("nan")}, r"loss\.smooth: nan must be at least 0"),
-    ({"hardest": 1.5}, r"loss\.hardest: 1\.5 must be from 0 to 1"),
-    ({"hardest": 0.0, "threshold": 0.0}, "both 0, which keeps no pixel; raise one"),
+    ({"name": "x"}, r"^name: 'x' is unknown; choose from cross_entropy, focal, .*lovasz"),
+    ({"name": "dice+lovasz"}, r"name: 'dice' is unknown"),
+    ({"name": "focal+"}, r"name: '' is unknown"),
+    ({"classes": "some"}, r"^classes: 'some' is unknown; choose from present, all"),
+    ({"gamma": -1.0}, r"^gamma: -1\.0 must be at least 0"),
+    ({"smooth": float("nan")}, r"^smooth: nan must be at least 0"),
+    ({"hardest": 1.5}, r"^hardest: 1\.5 must be from 0 to 1"),
+    ({"hardest": 0.0, "threshold": 0.0}, "hardest: 0, as threshold is, keeps no pixel; raise one"),
   ],
 )
 def test_impossible_options(options, message):
   with pytest.raises(InputError, match=message):
     make_loss(**options)
+
+
+def test_ones_own_losses_by_name(tmp_path, monkeypatch):
+  (tmp_path / "my_losses.py").write_text(
+    "from jseg.types import IGNORE\n"
+    "def of_pixels(logits, label, *, sharp=2.0, class_weights=None, pixel_weights=None):\n"
+    "  valid = label != IGNORE\n"
+    "  return sharp * valid.sum(dtype='float32'), valid.sum(dtype='float32')\n"
+    "def of_regions(logits, label, *, shift=0.5):\n"
+    "  return shift * len(label) + 0 * logits.sum(), 0 * logits.sum() + len(label)\n"
+    "number = 3\n"
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  logits, label = np.zeros((2, 1, 3, 2), np.float32), np.array([[[0, 1, IGNORE]], [[1, 1, 0]]])
+  pixels, regions = "my_losses:of_pixels", "my_losses:of_regions"
+  for name, hyperparameters, expected in (
+    (pixels, {}, (2 * 5, 5)),
+    (pixels, {"sharp": 3.0}, (3 * 5, 5)),
+    (regions, {"shift": 0.25}, (0.5, 2)),
+    (f"{pixels}+{regions}", {"set_weight": 4.0}, (2 * 5 + 4 * 0.5 * 5, 5)),
+  ):
+    loss = make_loss(name=name, **hyperparameters)
+    # As a task calls them: without weights both are None.
+    np.testing.assert_allclose(
+      loss(logits, label, class_weights=None, pixel_weights=None), expected
+    )
+  assert [takes_weights(name) for name in (pixels, regions, "dice", "ohem")] == [1, 0, 0, 1]
+  with pytest.raises(InputError, match=r"takes no weights"):
+    make_loss(name=regions)(logits, label, class_weights=jnp.ones(2))
+  with pytest.raises(InputError, match=r"^sharp: no loss has this argument; there are name, gamma"):
+    make_loss(name=regions, sharp=3.0)
+  with pytest.raises(InputError, match=r"^name: 'my_losses:number' is 3; it must be a function"):
+    make_loss(name="my_losses:number")
 
 
 def test_weights_for_a_loss_that_has_no_use_for_them():

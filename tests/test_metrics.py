@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jseg import metrics
-from jseg.metrics import BoundaryState, ConfusionState, confusion, rand_score
-from jseg.types import IGNORE
+from jseg.metrics import BoundaryState, ConfusionState, confusion, confusion_matrix, rand_score
+from jseg.types import IGNORE, InputError
 
 
 def scores_of(prediction, label, num_classes):
@@ -59,7 +59,7 @@ def test_chunks_do_not_change_the_counts(monkeypatch):
   label = rng.choice([0, 1, 2, IGNORE], (5, 7, 11))
   prediction = rng.integers(0, 3, label.shape)
   whole = confusion(jnp.array(prediction), jnp.array(label), 3)
-  monkeypatch.setattr(metrics, "_EXACT", 64 * 50)
+  monkeypatch.setattr(confusion_matrix, "_EXACT", 64 * 50)
   np.testing.assert_array_equal(whole, confusion(jnp.array(prediction), jnp.array(label), 3))
 
 
@@ -97,9 +97,10 @@ def test_boundary_iou_hand_worked():
   # that aren't on the border. Shared are the border and 5 in each row next to the squares.
   assert state.intersection.tolist() == [28 + 10, 6, 0]
   assert state.union.tolist() == [28 + 20 + 14 - 10, 12 + 12 - 6, 0]
-  scores = state.compute()
-  np.testing.assert_allclose(scores.iou[1:], [1 / 3, np.nan])
-  assert scores.miou == pytest.approx(np.mean(scores.iou[:2]))
+  np.testing.assert_allclose(state.iou()[1:], [1 / 3, np.nan])
+  result = state.compute(["a", "b", "absent"])
+  assert result["boundary_miou"] == pytest.approx(np.mean(state.iou()[:2]))
+  assert result["boundary_iou"] == {"a": state.iou()[0], "b": state.iou()[1], "absent": None}
 
 
 def band_by_formula(mask, reach):
@@ -143,9 +144,26 @@ def test_boundary_iou_of_halves_merges_to_the_whole():
   np.testing.assert_array_equal(merged.intersection, whole.intersection)
   np.testing.assert_array_equal(merged.union, whole.union)
   assert merged.union.dtype == np.int64
-  perfect = BoundaryState.empty(2).update(labels[0] % IGNORE, labels[0]).compute()
-  np.testing.assert_array_equal(perfect.iou, [1.0, 1.0])
-  assert np.isnan(BoundaryState.empty(2).compute().miou)
+  perfect = BoundaryState.empty(2).update(labels[0] % IGNORE, labels[0])
+  np.testing.assert_array_equal(perfect.iou(), [1.0, 1.0])
+  assert BoundaryState.empty(2).compute("ab")["boundary_miou"] is None
+
+
+def test_metrics_of_images_by_name():
+  label = np.array([[0, 0, 1, 1]] * 4)
+  for spec, expected in (("boundary", {"boundary_miou", "boundary_iou"}), ("rand=b", {"rand"})):
+    state = metrics.create(spec, ["a", "b"]).update(label, label)
+    assert set(state.compute(["a", "b"])) == expected
+  assert state.compute(["a", "b"])["rand"] == 1.0
+  assert metrics.create("rand=a", ["a", "b"]).compute(["a", "b"]) == {"rand": None}
+  with pytest.raises(InputError, match=r"rand: there is no class 'c'; choose from a, b"):
+    metrics.create("rand=c", ["a", "b"])
+  with pytest.raises(InputError, match=r"metrics: 'bound' is unknown; did you mean boundary"):
+    metrics.create("bound", ["a", "b"])
+  with pytest.raises(
+    InputError, match=r"boundary: it takes no argument, but got 'a'; leave it out"
+  ):
+    metrics.create("boundary=a", ["a", "b"])
 
 
 def test_rand_score_hand_worked():

@@ -4,58 +4,153 @@ Parity with independent implementations is in tests/test_golden.py, what all net
 tests/test_conformance.py.
 """
 
+from typing import ClassVar
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.variables import draw
 from jax import lax
 
 from jseg import models
 from jseg.backbones import ResNet
-from jseg.data.normalize import denormalize
+from jseg.images import denormalize
 from jseg.models import fcn
-from jseg.nn import local_response_norm
-from jseg.nn.unpadded import unpadded_output
-from jseg.types import IGNORE, InputError
+from jseg.nn import Conv, local_response_norm
+from jseg.nn.unet_sizes import unpadded_output
+from jseg.types import IGNORE, InputError, Outputs
 
 
-def draw(model, image, seed=0):
-  """Variables without the zeros and ones that networks begin with: those hide what is done."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-  rng = np.random.default_rng(seed)
-
-  def leaf(path, a):
-    if a.ndim > 1:
-      return np.float32(rng.normal(0, np.sqrt(2 / np.prod(a.shape[:-1])), a.shape))
-    middle = 1.0 if path[-1].key in ("scale", "var") else 0.0
-    return np.float32(middle + rng.uniform(-0.1, 0.1, a.shape))
-
-  return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
-def close(a, b, atol=1e-5):
+# Float32: a thousand roundings of 2^-24 in values that spread like these. A map that lies a pixel
+# off, or a kernel in the wrong place, changes them by more than a hundredth of their spread.
+def close(a, b, atol=1e-4):
   np.testing.assert_allclose(a, b, rtol=0, atol=atol * np.std(b))
 
 
-def test_names_and_knobs():
+def test_names_and_arguments():
   assert "unet" in models.names()
-  assert models.knobs("unet") == {
+  assert models.arguments("unet") == {
     "widths": (64, 128, 256, 512, 1024),
     "padding": "SAME",
     "norm": "batch",
     "dropout": 0.0,
+    "backbone": "",
+    "decoder": (256, 128, 64, 32, 16),
+    "width": 1.0,
   }
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_tiny_presets_are_knobs_and_a_copy(name):
-  assert set(models.tiny(name)) <= set(models.knobs(name))
-  models.tiny(name).clear()
-  assert models.tiny(name)
+def test_tiny_presets_are_arguments(name):
+  assert models.get(name).TINY
+  assert set(models.get(name).TINY) <= set(models.arguments(name))
+
+
+class OwnNetwork(models.Network):
+  """A user's own, named as "test_models:OwnNetwork"."""
+
+  TINY: ClassVar = {"features": 2}
+
+  features: int = 4
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    return Outputs(self.typed(Conv)(self.num_classes, (self.features, 1))(image))
+
+
+class WithoutDefault(models.Network):
+  """A network that no configuration file can hold."""
+
+  features: int
+
+
+def test_a_network_of_ones_own():
+  name = f"{__name__}:OwnNetwork"
+  assert models.create(name, 3, features=5) == OwnNetwork(3, features=5)
+  assert models.arguments(name) == {"features": 4}
+  network = models.get(name)
+  assert (network.TINY, network.ndim, network.task) == ({"features": 2}, 2, "semantic")
+  assert network.AUX_WEIGHTS == {}
+  assert models.count_parameters(name, 3, features=2) == 2 * 3 * 3 + 3
+  assert models.upgrade(name, {"lag": True}) == {"lag": True}
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("no_such:Thing", r"model 'no_such:Thing': there is no module no_such; install it"),
+    (f"{__name__}:Thing", r"model '.*:Thing': .* has no Thing"),
+    (f"{__name__}:ResNet", r"ResNet'>; it must be a subclass of jseg.models.base.Network"),
+    (f"{__name__}:WithoutDefault", r"WithoutDefault: argument features must have a default"),
+  ],
+)
+def test_what_is_no_network(name, message):
+  with pytest.raises(InputError, match=message):
+    models.create(name, 2)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_arguments_of_this_version_stay(name):
+  assert models.upgrade(name, models.arguments(name)) == models.arguments(name)
+
+
+@pytest.mark.parametrize(
+  ("name", "old", "new"),
+  [
+    ("pspnet", {"depth": 101, "aux": False}, {"backbone": "resnet101", "aux": False}),
+    ("fcn_resnet", {"depth": 18}, {"backbone": "resnet18"}),
+    ("refinenet", {"depth": 152}, {"backbone": "resnet152"}),
+    ("mask_rcnn", {"depth": 34}, {"backbone": "resnet34"}),
+    ("deeplab_v3", {"depth": 50, "lag": True}, {"backbone": "resnet50", "keep_first_rate": True}),
+    ("unet", {"widths": (4, 8)}, {"widths": (4, 8)}),
+  ],
+)
+def test_arguments_of_earlier_versions(name, old, new):
+  given = dict(old)
+  assert models.upgrade(name, given) == new
+  assert given == old
+  models.create(name, 2, **new)
+
+
+# Beside those of the papers.
+@pytest.mark.parametrize(
+  ("name", "backbone"),
+  [
+    ("pspnet", "resnet34"),
+    ("pspnet", "vgg16"),
+    ("fcn_resnet", "vgg16_bn"),
+    ("deeplab_v2", "resnet34"),
+    ("deeplab_v2", "vgg16_bn"),
+    ("deeplab_v3", "resnet152"),
+    ("deeplab_v3", "vgg16"),
+    ("refinenet", "resnet34"),
+    ("refinenet", "vgg16_bn"),
+    ("refinenet", "googlenet"),
+    ("fcn32s", "resnet101"),
+    ("fcn16s", "vgg16_bn"),
+    ("fcn8s", "resnet50"),
+    ("unet", "resnet50"),
+    ("unet", "vgg16_bn"),
+    ("unet", "googlenet_torchvision"),
+    ("mask_rcnn", "resnet50"),
+    ("mask_rcnn", "vgg16_bn"),
+    ("mask_rcnn", "googlenet"),
+  ],
+)
+def test_networks_take_other_backbones(name, backbone):
+  model = models.create(name, 3, **models.get(name).TINY | {"backbone": backbone, "width": 0.125})
+  image = jax.ShapeDtypeStruct((1, 45, 70, 3), jnp.float32)
+  outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+  if name == "mask_rcnn":
+    assert outputs.boxes.shape == (1, 8, 4)
+  else:
+    assert outputs.logits.shape == (1, 45, 70, 3)
 
 
 def test_dimensions():
-  assert {name: models.ndim(name) for name in models.names() if models.ndim(name) != 2} == {
+  assert {name: models.get(name).ndim for name in models.names() if models.get(name).ndim != 2} == {
     "unet3d": 3
   }
 
@@ -63,8 +158,8 @@ def test_dimensions():
 @pytest.mark.parametrize(
   ("name", "num_classes", "overrides", "message"),
   [
-    ("unett", 2, {}, r"model 'unett' is unknown; choose from .*unet"),
-    ("unet", 2, {"width": 3}, r"unet has no setting 'width'; choose from widths, padding, norm"),
+    ("unett", 2, {}, r"model 'unett' is unknown; did you mean unet\? There are patch"),
+    ("unet", 2, {"wide": 3}, r"unet has no setting 'wide'; choose from widths, padding, norm"),
     ("unet", 1, {}, r"num_classes: 1 must be 2 to 255"),
     ("unet", 256, {}, r"num_classes: 256 must be 2 to 255"),
     ("mask_rcnn", 1, {}, r"num_classes: 1 must be at least 2"),
@@ -77,9 +172,28 @@ def test_dimensions():
     ("unet3d", 2, {"padding": "same"}, r"padding: 'same' is unknown; choose SAME or VALID"),
     ("unet3d", 2, {"widths": (8, 1)}, r"widths: \(8, 1\) must be one or more .* of 2 and more"),
     ("unet3d", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
-    ("fcn32s", 2, {"backbone": "vgg19"}, r"'vgg19' is unknown; choose from vgg16, alexnet, goog"),
+    ("fcn32s", 2, {"backbone": "vgg19"}, r"'vgg19' is unknown; choose from resnet18, .*vgg16"),
     ("fcn8s", 2, {"backbone": "alexnet"}, r"alexnet has no skips .* use it with fcn32s, or vgg16"),
     ("fcn16s", 2, {"backbone": "googlenet"}, r"backbone: googlenet has no skips in the paper"),
+    ("fcn8s", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
+    ("unet", 2, {"backbone": "resnet42"}, r"backbone 'resnet42' is unknown; did you mean resnet"),
+    (
+      "unet",
+      2,
+      {"backbone": "resnet18", "padding": "VALID"},
+      r"padding: VALID is for U-Net without a backbone; set SAME",
+    ),
+    ("unet", 2, {"backbone": "vgg16", "decoder": (8,)}, r"decoder: \(8,\) must be five positive"),
+    ("unet", 2, {"backbone": "alexnet"}, r"'alexnet' has no map of stride 2; take a ResNet or VGG"),
+    ("refinenet", 2, {"backbone": "alexnet"}, r"backbone: 'alexnet' has no map of stride 4; take"),
+    ("pspnet", 2, {"backbone": "googlenet"}, r"'googlenet' has output stride 32 and can't be dil"),
+    ("deeplab_v3", 2, {"backbone": "vgg16", "form": "cascade"}, r"form: the cascade repeats a Res"),
+    (
+      "mask_rcnn",
+      2,
+      {"backbone": "resnet42"},
+      r"'resnet42' is unknown; did you mean resnet",
+    ),
     ("fcn32s", 2, {"at_once": True}, r"at_once: FCN-32s has one score; leave at_once False"),
     ("fcn8s", 2, {"padding": "SAME"}, r"padding: 'SAME' is unknown; choose published or same"),
     ("segnet", 2, {"widths": (4, 4)}, r"widths: \(4, 4\) must be five positive channel counts"),
@@ -87,7 +201,12 @@ def test_dimensions():
     ("segnet_basic", 2, {"width": 0}, r"width: 0 must be a positive channel count"),
     ("segnet_basic", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
     ("deeplab_v1", 2, {"widths": (4, 4, 4, 4, 0)}, r"widths: \(4, 4, 4, 4, 0\) must be five"),
-    ("deeplab_v2", 2, {"backbone": "resnet42"}, r"'resnet42' is unknown; choose from resnet101"),
+    (
+      "deeplab_v2",
+      2,
+      {"backbone": "resnet42"},
+      r"'resnet42' is unknown; did you mean resnet",
+    ),
     ("deeplab_v2", 2, {"scales": (1.5,)}, r"scales: \(1.5,\) must be .* above 0, at most 1"),
     ("deeplab_v2", 2, {"scales": ()}, r"scales: \(\) must be one or more factors"),
     ("deeplab_v2", 2, {"rates": (6, 0)}, r"rates: \(6, 0\) must be one or more .* at least 1"),
@@ -97,19 +216,34 @@ def test_dimensions():
     ("deeplab_v3", 2, {"head": "plain"}, r"head: 'plain' is unknown; choose from paper, torchv"),
     ("deeplab_v3", 2, {"rates": ()}, r"rates: \(\) must be one or more numbers of at least 1"),
     ("deeplab_v3", 2, {"multi_grid": (0,)}, r"multi_grid: \(0,\) must be one or more numbers"),
-    ("deeplab_v3", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    (
+      "deeplab_v3",
+      2,
+      {"backbone": "resnet42"},
+      r"'resnet42' is unknown; did you mean resnet",
+    ),
     ("deeplab_v3", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
-    ("fcn_resnet", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    (
+      "fcn_resnet",
+      2,
+      {"backbone": "resnet42"},
+      r"'resnet42' is unknown; did you mean resnet",
+    ),
     ("fcn_resnet", 2, {"width": -1}, r"width: -1 must be above 0"),
     ("fcn_resnet", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
     ("pspnet", 2, {"bins": (1, 0)}, r"bins: \(1, 0\) must be one or more numbers of at least 1"),
-    ("pspnet", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    ("pspnet", 2, {"backbone": "resnet42"}, r"'resnet42' is unknown; did you mean resnet"),
     ("pspnet", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
     ("refinenet", 2, {"blocks": 3}, r"blocks: 3 must be 1, 2 or 4"),
     ("refinenet", 2, {"order": "pool"}, r"order: 'pool' is unknown; choose from pool_conv, conv"),
     ("refinenet", 2, {"chain": -1}, r"chain: -1 must be at least 0"),
     ("refinenet", 2, {"features": (8,)}, r"features: \(8,\) must be two positive channel counts"),
-    ("refinenet", 2, {"depth": 42}, r"depth: 42 is unknown; choose from 18, 34, 50, 101, 152"),
+    (
+      "refinenet",
+      2,
+      {"backbone": "resnet42"},
+      r"'resnet42' is unknown; did you mean resnet",
+    ),
     ("refinenet", 2, {"norm": "layer"}, r"norm: 'layer' is unknown; choose from batch"),
     ("patch_classifier", 2, {"patch": 94}, r"patch: 94 must be odd, so that it has a middle"),
     ("patch_classifier", 2, {"patch": 97}, r"patch: 97 does not fit kernels \(4, 5, 4, 4\): maps"),
@@ -151,7 +285,12 @@ def test_parameter_count_of_the_published_unet():
   assert len(kernels) == 23
 
 
-TORCHVISION_V3 = {"output_stride": 8, "multi_grid": (1,), "lag": True, "head": "torchvision"}
+TORCHVISION_V3 = {
+  "output_stride": 8,
+  "multi_grid": (1,),
+  "keep_first_rate": True,
+  "head": "torchvision",
+}
 
 
 @pytest.mark.parametrize(
@@ -163,18 +302,18 @@ TORCHVISION_V3 = {"output_stride": 8, "multi_grid": (1,), "lag": True, "head": "
     ("deeplab_v3", {}, 58_040_661),
     # hszhao/semseg
     ("pspnet", {"aux": False}, 46_716_373),
-    ("pspnet", {"depth": 101, "aux": False}, 65_708_501),
+    ("pspnet", {"backbone": "resnet101", "aux": False}, 65_708_501),
     # DrSleep/refinenet-pytorch
-    ("refinenet", {"depth": 50}, 99_060_309),
+    ("refinenet", {"backbone": "resnet50"}, 99_060_309),
     ("refinenet", {}, 118_052_437),
     # torchvision
     ("fcn_resnet", {}, 32_957_013),
-    ("fcn_resnet", {"depth": 101}, 51_949_141),
+    ("fcn_resnet", {"backbone": "resnet101"}, 51_949_141),
     ("fcn_resnet", {"aux": True}, 35_322_218),
-    ("fcn_resnet", {"depth": 101, "aux": True}, 54_314_346),
-    ("deeplab_v3", TORCHVISION_V3 | {"depth": 50}, 39_638_869),
+    ("fcn_resnet", {"backbone": "resnet101", "aux": True}, 54_314_346),
+    ("deeplab_v3", TORCHVISION_V3 | {"backbone": "resnet50"}, 39_638_869),
     ("deeplab_v3", TORCHVISION_V3, 58_630_997),
-    ("deeplab_v3", TORCHVISION_V3 | {"depth": 50, "aux": True}, 42_004_074),
+    ("deeplab_v3", TORCHVISION_V3 | {"backbone": "resnet50", "aux": True}, 42_004_074),
     ("deeplab_v3", TORCHVISION_V3 | {"aux": True}, 60_996_202),
   ],
 )
@@ -196,7 +335,7 @@ def test_parameter_counts_of_networks_on_resnet(name, knobs, parameters):
   ],
 )
 def test_parameters_of_refinenets_decoder_by_hand(knobs, parameters):
-  tiny = models.tiny("refinenet") | {"blocks": 4, "chain": 2}
+  tiny = dict(models.get("refinenet").TINY) | {"blocks": 4, "chain": 2}
   model = models.create("refinenet", 2, **(tiny | knobs))
   variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   decoder = {k: v for k, v in variables["params"].items() if k != "backbone"}
@@ -207,7 +346,9 @@ def test_orders_of_chained_pooling():
   """Scaling by a positive number and taking a maximum commute; by a negative one they don't."""
   image = jnp.float32(np.random.default_rng(1).normal(size=(1, 37, 41, 3)))
   nets = [
-    models.create("refinenet", 2, **(models.tiny("refinenet") | {"blocks": 1, "order": order}))
+    models.create(
+      "refinenet", 2, **(dict(models.get("refinenet").TINY) | {"blocks": 1, "order": order})
+    )
     for order in ("pool_conv", "conv_pool")
   ]
   variables = draw(nets[0], image)
@@ -227,7 +368,9 @@ def test_orders_of_chained_pooling():
 
 def test_refinenet_begins_with_small_scores():
   # Four blocks, which multiply what one does.
-  model = models.create("refinenet", 5, **(models.tiny("refinenet") | {"blocks": 4, "chain": 2}))
+  model = models.create(
+    "refinenet", 5, **(dict(models.get("refinenet").TINY) | {"blocks": 4, "chain": 2})
+  )
   image = jnp.float32(np.random.default_rng(0).normal(size=(2, 64, 64, 3)))
   rngs = {name: jax.random.key(i) for i, name in enumerate(("params", "dropout"))}
   outputs, variables = jax.jit(lambda: model.init_with_output(rngs, image, train=True))()
@@ -239,6 +382,17 @@ def test_batch_norm_replaces_the_biases_before_it():
   with_norm = models.count_parameters("unet", 2, widths=(4, 8))
   without = models.count_parameters("unet", 2, widths=(4, 8), norm="none")
   assert with_norm - without == 2 * (4 + 8 + 4)  # scale and bias instead of bias, twice a block
+
+
+def test_unet_on_a_backbone_takes_any_size():
+  decoder = (8, 8, 4, 4, 4)
+  model = models.create("unet", 3, backbone="resnet18", width=0.0625, decoder=decoder)
+  x = np.random.default_rng(0).normal(size=(1, 50, 70, 3)).astype(np.float32)
+  variables = draw(model, x)
+  apply = jax.jit(model.apply)
+  logits = apply(variables, x).logits
+  padded = np.pad(x, [(0, 0), (0, 14), (0, 26), (0, 0)])
+  np.testing.assert_array_equal(logits, apply(variables, padded).logits[:, :50, :70])
 
 
 def xla_conv(x, p, padding="VALID"):
@@ -351,7 +505,7 @@ def test_the_published_volume():
 )
 def test_training_labels_lie_on_the_logits(name, padding, first):
   model = models.create(name, 2, widths=(2, 2, 2), padding=padding, norm="none")
-  size = (60,) * models.ndim(name)
+  size = (60,) * models.get(name).ndim
   label = np.arange(60**2).reshape(1, 60, 60)[..., None] + np.zeros(size[2:] or 1)
   label = label.reshape(1, *size)
   expected = label[(slice(None), *[slice(first, 60 - first)] * len(size))]
@@ -419,10 +573,13 @@ def test_published_crop_offsets(monkeypatch, name, backbone, offsets):
     assert crops == expected
 
 
-@pytest.mark.parametrize("backbone", fcn.BACKBONES)
+@pytest.mark.parametrize(
+  "backbone",
+  ["vgg16", "alexnet", "googlenet", "alexnet_torchvision", "googlenet_torchvision", "resnet18"],
+)
 def test_fcn_lays_its_logits_on_the_image(backbone):
   """What one column of pixels changes lies around it, on average over a stride."""
-  knobs = models.tiny("fcn32s") | {"backbone": backbone, "learn_upsampling": False}
+  knobs = dict(models.get("fcn32s").TINY) | {"backbone": backbone, "learn_upsampling": False}
   model = models.create("fcn32s", 2, **knobs)
   width, columns = 960, np.arange(464, 496)
   x = jnp.zeros((32, 1, width, 3)).at[np.arange(32), :, columns].set(1)
@@ -445,21 +602,21 @@ def test_fcn_lays_its_logits_on_the_image(backbone):
 
 
 @pytest.mark.parametrize(("name", "backbone"), [("fcn32s", "alexnet"), ("fcn8s", "vgg16")])
-def test_fixed_upsampling_is_what_learnt_upsampling_begins_with(name, backbone):
-  knobs = models.tiny(name) | {"backbone": backbone}
-  learnt = models.create(name, 3, **knobs)
+def test_fixed_upsampling_is_what_learned_upsampling_begins_with(name, backbone):
+  knobs = dict(models.get(name).TINY) | {"backbone": backbone}
+  learned = models.create(name, 3, **knobs)
   fixed = models.create(name, 3, learn_upsampling=False, **knobs)
   x = jax.random.normal(jax.random.key(0), (1, 40, 70, 3))
   params = draw(fixed, x)["params"]
 
   @jax.jit
   def upsampling(key):
-    initial = learnt.init(key, x)["params"]
+    initial = learned.init(key, x)["params"]
     return {name: p for name, p in initial.items() if name.startswith("upscore")}
 
   @jax.jit
   def both(params, upsampling):
-    return [m.apply({"params": p}, x).logits for m, p in ((fixed, params), (learnt, upsampling))]
+    return [m.apply({"params": p}, x).logits for m, p in ((fixed, params), (learned, upsampling))]
 
   kernels = upsampling(jax.random.key(0))
   assert len(kernels) == {"fcn32s": 1, "fcn8s": 3}[name]
@@ -475,7 +632,7 @@ def test_fixed_upsampling_is_what_learnt_upsampling_begins_with(name, backbone):
   ],
 )
 def test_padding_same_is_the_published_network_inside(name, backbone, shift, size, margin):
-  knobs = models.tiny(name) | {"backbone": backbone, "learn_upsampling": False}
+  knobs = dict(models.get(name).TINY) | {"backbone": backbone, "learn_upsampling": False}
   published = models.create(name, 3, **knobs | {"padding": "published"})
   same = models.create(name, 3, **knobs | {"padding": "same"})
   # The pixels around the image put the published network's grid so many pixels further left.
@@ -492,10 +649,16 @@ def test_padding_same_is_the_published_network_inside(name, backbone, shift, siz
 @pytest.mark.parametrize("padding", ["published", "same"])
 @pytest.mark.parametrize(
   ("name", "backbone"),
-  [(f"fcn{s}s", "vgg16") for s in (32, 16, 8)] + [("fcn32s", "alexnet"), ("fcn32s", "googlenet")],
+  [
+    *((f"fcn{s}s", backbone) for s in (32, 16, 8) for backbone in ("vgg16", "resnet18")),
+    ("fcn32s", "alexnet"),
+    ("fcn32s", "googlenet"),
+  ],
 )
 def test_fcn_takes_any_size(name, backbone, padding):
-  model = models.create(name, 3, **models.tiny(name) | {"backbone": backbone, "padding": padding})
+  model = models.create(
+    name, 3, **models.get(name).TINY | {"backbone": backbone, "padding": padding}
+  )
   # Uneven in both ways around the strides, and smaller than one of their steps.
   for size in ((1, 1), (31, 16), (33, 70)):
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -512,13 +675,14 @@ def test_fcn_takes_any_size(name, backbone, padding):
     ("fcn32s", "vgg16", "published", (58, 90)),
     ("fcn8s", "vgg16", "published", (58, 90)),
     ("fcn8s", "vgg16", "same", (64, 96)),
+    ("fcn8s", "resnet18", "same", (65, 97)),
   ],
 )
 def test_fcn_has_no_handedness(name, backbone, padding, size):
   # With kernels that are their own mirror image a flipped image gives flipped logits, if each map
   # lies where it is thought to. One pixel off would come to two between them.
   knobs = {"backbone": backbone, "padding": padding, "learn_upsampling": False}
-  model = models.create(name, 2, **models.tiny(name) | knobs)
+  model = models.create(name, 2, **models.get(name).TINY | knobs)
   x = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
   symmetric = jax.tree.map(
     lambda a: a if a.ndim == 1 else (a + a[::-1] + a[:, ::-1] + a[::-1, ::-1]) / 2, draw(model, x)
@@ -530,7 +694,7 @@ def test_fcn_has_no_handedness(name, backbone, padding, size):
 
 @pytest.mark.parametrize(("msc", "size"), [(False, (17, 33)), (True, (20, 31))])
 def test_deeplab_v1_scores_every_eighth_pixel(msc, size):
-  model = models.create("deeplab_v1", 3, **models.tiny("deeplab_v1"), msc=msc, dropout=0.0)
+  model = models.create("deeplab_v1", 3, **models.get("deeplab_v1").TINY, msc=msc, dropout=0.0)
   x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
   variables = draw(model, x)
 
@@ -563,7 +727,7 @@ def test_deeplab_v1_scores_every_eighth_pixel(msc, size):
 )
 def test_segnet_puts_each_maximum_back_in_its_place(name, size, block):
   # With kernels that copy the first channel, all that is left is pooling and unpooling.
-  model = models.create(name, 2, **models.tiny(name), norm="none")
+  model = models.create(name, 2, **models.get(name).TINY, norm="none")
   x = np.random.default_rng(0).uniform(0.1, 1, (1, *size, 3)).astype(np.float32)
 
   def copying(a):
@@ -596,7 +760,7 @@ def patches(image, size):
 
 @pytest.mark.parametrize("knobs", [{}, {"patch": 25, "kernels": (2, 3, 2)}], ids=str)
 def test_patch_classifier_is_the_same_as_sliding_it(knobs):
-  model = models.create("patch_classifier", 3, **models.tiny("patch_classifier") | knobs)
+  model = models.create("patch_classifier", 3, **models.get("patch_classifier").TINY | knobs)
   edge = model.patch
   x = np.random.default_rng(0).normal(size=(1, edge + 4, edge + 7, 2)).astype(np.float32)
   variables = draw(model, x)
@@ -633,7 +797,7 @@ def test_the_published_patch_at_some_pixels():
 
 
 def test_dense_layers_of_the_patch_classifier_are_matrix_products():
-  model = models.create("patch_classifier", 3, **models.tiny("patch_classifier"))
+  model = models.create("patch_classifier", 3, **models.get("patch_classifier").TINY)
   x = np.random.default_rng(0).normal(size=(4, 15, 15, 2)).astype(np.float32)
   variables = draw(model, x)
   outputs, state = model.apply(

@@ -6,14 +6,15 @@ import jax
 import nibabel
 import numpy as np
 import pytest
+from helpers.tiny import tiny_config
 from PIL import Image
-from tiny import tiny_config
 
 import jseg
 from jseg import cli
-from jseg.checkpoint import load_model
 from jseg.loop import train
 from jseg.predict import Segmenter
+from jseg.run import load_model
+from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.types import InputError
 
 
@@ -39,8 +40,8 @@ def scans(tmp_path_factory):
   x, y, z = np.indices((14, 18, 11))
   for index in range(6):
     split = "train" if index < 4 else "val"
-    centre = rng.integers(5, 8, 3)
-    ball = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2 <= 14
+    center = rng.integers(5, 8, 3)
+    ball = (x - center[0]) ** 2 + (y - center[1]) ** 2 + (z - center[2]) ** 2 <= 14
     image = 900 + 300 * ball + rng.normal(0, 30, ball.shape)
     for kind, array in (("images", image.astype(np.float32)), ("masks", (7 * ball))):
       path = root / split / kind / f"scan{index}.nii.gz"
@@ -105,7 +106,7 @@ def test_a_volume_larger_than_the_canvas_is_tiled(volume_run):
   assert prediction.mask.shape == (30, 20, 33)
   np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, atol=1e-5)
   with pytest.raises(InputError, match=r"takes volumes, not an array of shape \(8, 8, 1\)"):
-    Segmenter(None, {}, segmenter.classes, (8, 8, 8), 1)(np.zeros((8, 8, 1), np.uint8))
+    SemanticPredictor(None, segmenter.classes, (8, 8, 8), 1)({}, np.zeros((8, 8, 1), np.uint8))
 
 
 def test_images_for_a_network_of_volumes(tmp_path, data_dir, scans):
@@ -135,7 +136,7 @@ def test_a_crop_that_does_not_fit_and_weights_of_other_classes(tmp_path, data_di
 
 
 def test_each_fcn_starts_from_the_one_before(tmp_path, data_dir, capsys):
-  few = {"steps": 2, "eval_every": 2, "checkpoint_every": 2}
+  few = {"steps": 2, "eval_every": 2, "checkpoint_every": 2, "samples": 0}
   train(tiny_config(data_dir, "fcn32s", **few), tmp_path / "fcn32s")
   before = variables_of(tmp_path / "fcn32s")["params"]
   capsys.readouterr()
@@ -155,7 +156,7 @@ def test_each_fcn_starts_from_the_one_before(tmp_path, data_dir, capsys):
   # Only what is new has a rate that moves it: its scores start at zero.
   assert abs(after["score_pool4"]["kernel"]).max() > 1e-5
   told = " ".join(capsys.readouterr().out.split())
-  assert "newly initialised: score_pool4/bias, score_pool4/kernel" in told
+  assert "newly initialized: score_pool4/bias, score_pool4/kernel" in told
   assert "in it but not in the network: upscore/kernel" in told
   record = json.loads((tmp_path / "fcn16s" / "init.json").read_text())
   assert record["unused"] == ["upscore/kernel"]
@@ -166,10 +167,9 @@ def test_each_fcn_starts_from_the_one_before(tmp_path, data_dir, capsys):
 
 
 def test_recomputed_statistics_are_saved_and_the_same_after_a_resume(tmp_path, data_dir):
-  config = tiny_config(data_dir, "segnet_basic", steps=8, eval_every=4, precise_bn_batches=2)
-  train(config, tmp_path / "whole")
-  plain = tiny_config(data_dir, "segnet_basic", steps=8, eval_every=4)
-  train(plain, tmp_path / "plain")
+  plain = {"steps": 8, "eval_every": 4, "samples": 0}
+  train(tiny_config(data_dir, "segnet_basic", **plain, precise_bn_batches=2), tmp_path / "whole")
+  train(tiny_config(data_dir, "segnet_basic", **plain), tmp_path / "plain")
   whole, moving = variables_of(tmp_path / "whole"), variables_of(tmp_path / "plain")
   jax.tree.map(np.testing.assert_array_equal, whole["params"], moving["params"])
   assert abs(whole["batch_stats"]["norm1"]["mean"] - moving["batch_stats"]["norm1"]["mean"]).max()
@@ -183,6 +183,7 @@ def test_published_unet_with_weight_map_and_region_measures(tmp_path, data_dir):
   config = tiny_config(
     data_dir,
     knobs={"padding": "VALID", "norm": "none", "dropout": 0.5},
+    samples=0,
     data__size=(48, 48),
     augment__crop=(60, 60),
     loss__border_weight=10.0,
@@ -190,14 +191,14 @@ def test_published_unet_with_weight_map_and_region_measures(tmp_path, data_dir):
   )
   scores = train(config, tmp_path / "run")
   assert scores.matrix.sum() > 0
-  arguments = ["evaluate", str(tmp_path / "run"), "--boundary", "--rand", "disc"]
+  arguments = ["evaluate", str(tmp_path / "run"), "--metrics", "boundary", "rand=disc"]
   cli.main(arguments)
   saved = json.loads((tmp_path / "run" / "evaluation" / "val.json").read_text())
   assert 0 <= saved["boundary_miou"] <= saved["miou"] + 0.2
   assert set(saved["boundary_iou"]) == set(saved["per_class"])
   assert 0 < saved["rand"] <= 1
   with pytest.raises(SystemExit, match=r"there is no class 'disk'; choose from background, disc"):
-    cli.main([*arguments[:-1], "disk"])
+    cli.main([*arguments[:-1], "rand=disk"])
 
 
 def test_tiles_give_what_the_whole_image_gives():
@@ -206,9 +207,9 @@ def test_tiles_give_what_the_whole_image_gives():
   image = np.random.default_rng(0).integers(0, 255, (150, 203, 3), dtype=np.uint8)
   variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)))
   classes = jseg.data.ClassInfo(("a", "b", "c"))
-  tiled = Segmenter(model, variables, classes, (96, 128), tile=True, margin=32)(image)
-  whole = Segmenter(model, variables, classes, (150, 203))(image)
+  tiled = SemanticPredictor(model, classes, (96, 128), tile=True, margin=32)(variables, image)
+  whole = SemanticPredictor(model, classes, (150, 203))(variables, image)
   np.testing.assert_allclose(tiled.probabilities, whole.probabilities, atol=1e-5)
   for margin, message in ((64, r"64 pixels on both sides leave nothing"), (-1, r"-1 must be at")):
     with pytest.raises(InputError, match=f"margin: {message}"):
-      Segmenter(model, variables, classes, (96, 128), tile=True, margin=margin)
+      SemanticPredictor(model, classes, (96, 128), tile=True, margin=margin)

@@ -11,16 +11,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jseg import nn
-from jseg.nn import anchors, clip_boxes, decode_boxes, encode_boxes, iou, region_levels, sample
+from jseg.nn import detection
+from jseg.nn.detection import (
+  Proposals,
+  anchor_targets,
+  clip_boxes,
+  decode_boxes,
+  detect,
+  encode_boxes,
+  has_sides,
+  iou,
+  make_anchors,
+  pool_regions,
+  propose,
+  region_levels,
+  region_targets,
+  subsample_labels,
+)
+from jseg.types import Targets
 
 # Operation by operation they would be dozens of programs each.
-crop_masks = jax.jit(nn.crop_masks, static_argnums=3)
-in_crowd = jax.jit(nn.in_crowd)
-match = jax.jit(nn.match, static_argnames=("high", "low", "best_too"))
-nms = jax.jit(nn.nms, static_argnames=("threshold", "most"))
-roi_pool = jax.jit(nn.roi_pool, static_argnames=("size", "strides"))
-roi_align = jax.jit(nn.roi_align, static_argnames=("size", "strides", "ratio", "aligned"))
+crop_masks = jax.jit(detection.crop_masks, static_argnums=3)
+in_crowd = jax.jit(detection.in_crowd)
+match_boxes = jax.jit(detection.match_boxes, static_argnames=("high", "low", "best_too"))
+nms = jax.jit(detection.nms, static_argnames=("threshold", "limit"))
+roi_pool = jax.jit(detection.roi_pool, static_argnames=("size", "strides"))
+roi_align = jax.jit(detection.roi_align, static_argnames=("size", "strides", "ratio", "aligned"))
 
 properties = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -56,9 +72,14 @@ def test_clipped_boxes():
   )
 
 
+def test_sides_that_are_long_enough():
+  boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1.5], [5, 5, 3, 9], [1, 1, 1, 1]])
+  assert list(has_sides(boxes, 2)) == [True, False, False, False]
+
+
 def test_encoding_by_hand():
   box, reference = jnp.array([10.0, 20, 30, 60]), jnp.array([0.0, 0, 10, 80])
-  # Centres (20, 40) and (5, 40), sizes (20, 40) and (10, 80).
+  # Centers (20, 40) and (5, 40), sizes (20, 40) and (10, 80).
   expected = [1.5 * 10, 0, math.log(2) * 5, -math.log(2) * 5]
   np.testing.assert_allclose(encode_boxes(box, reference, (10, 10, 5, 5)), expected, rtol=1e-6)
 
@@ -86,10 +107,10 @@ def test_growth_is_bounded_and_empty_boxes_are_finite():
 
 
 def test_anchors_by_hand():
-  (made,) = anchors((8, 12), [(2, 3)], [(4,)], (1, 4))
-  assert made.shape == (2, 3, 2, 4)
-  np.testing.assert_array_equal(made[0, 0], [[-2, -2, 2, 2], [-4, -1, 4, 1]])
-  np.testing.assert_array_equal(made[1, 2, 0], [4 - 2, 8 - 2, 4 + 2, 8 + 2])
+  (anchors,) = make_anchors((8, 12), [(2, 3)], [(4,)], (1, 4))
+  anchors = anchors.reshape(2, 3, 2, 4)
+  np.testing.assert_array_equal(anchors[0, 0], [[-2, -2, 2, 2], [-4, -1, 4, 1]])
+  np.testing.assert_array_equal(anchors[1, 2, 0], [4 - 2, 8 - 2, 4 + 2, 8 + 2])
 
 
 def greedy(boxes, scores, valid, threshold, most, groups):
@@ -105,7 +126,7 @@ def greedy(boxes, scores, valid, threshold, most, groups):
 @functools.partial(jax.jit, static_argnames="most")
 @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None, None))
 def suppress(boxes, scores, valid, groups, threshold, most):
-  return nn.nms(boxes, scores, valid, threshold=threshold, most=most, groups=groups)
+  return detection.nms(boxes, scores, valid, threshold=threshold, limit=most, groups=groups)
 
 
 @properties
@@ -118,11 +139,13 @@ def test_suppression_is_greedy(seed, threshold, most):
   scores = rng.integers(0, 30, (cases, n)).astype(np.float32) / 30
   valid = rng.random((cases, n)) < rng.choice([0, 0.5, 1], (cases, 1), p=[0.1, 0.3, 0.6])
   groups = rng.integers(0, 3, (cases, n))
-  kept, there = map(np.asarray, suppress(boxes, scores, valid, groups, np.float32(threshold), most))
+  kept, filled = map(
+    np.asarray, suppress(boxes, scores, valid, groups, np.float32(threshold), most)
+  )
   for i in range(cases):
     expected = greedy(boxes[i], scores[i], valid[i], np.float32(threshold), most, groups[i])
-    assert list(kept[i][there[i]]) == expected
-    assert list(np.flatnonzero(there[i])) == list(range(len(expected)))
+    assert list(kept[i][filled[i]]) == expected
+    assert list(np.flatnonzero(filled[i])) == list(range(len(expected)))
 
 
 def test_suppression_over_several_blocks():
@@ -131,18 +154,18 @@ def test_suppression_over_several_blocks():
   boxes, scores = random_boxes(rng, n, 120), rng.random(n).astype(np.float32)
   everything, one = np.ones(n, bool), np.zeros(n, int)
   for most in (50, n):
-    kept, there = map(np.asarray, nms(boxes, scores, everything, threshold=0.3, most=most))
-    assert list(kept[there]) == greedy(boxes, scores, everything, np.float32(0.3), most, one)
+    kept, filled = map(np.asarray, nms(boxes, scores, everything, threshold=0.3, limit=most))
+    assert list(kept[filled]) == greedy(boxes, scores, everything, np.float32(0.3), most, one)
 
 
 def test_a_chain_takes_as_many_rounds_as_it_has_links():
   # Each box suppresses the next alone, so that every other one stays.
   n = 300
   boxes = np.stack([np.zeros(n), np.arange(n), np.ones(n), np.arange(n) + 2.0], 1)
-  kept, there = nms(
-    jnp.float32(boxes), jnp.arange(n, 0, -1.0), jnp.ones(n, bool), threshold=0.3, most=n
+  kept, filled = nms(
+    jnp.float32(boxes), jnp.arange(n, 0, -1.0), jnp.ones(n, bool), threshold=0.3, limit=n
   )
-  assert list(kept[there]) == list(range(0, n, 2))
+  assert list(kept[filled]) == list(range(0, n, 2))
 
 
 OBJECTS = jnp.array([[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 40], [0, 0, 0, 0]])
@@ -161,7 +184,7 @@ def test_matching_by_hand():
     ]
   )
   valid = jnp.array([True, True, False, False])
-  run = functools.partial(match, boxes, OBJECTS, valid, high=0.7, low=0.3)
+  run = functools.partial(match_boxes, boxes, OBJECTS, valid, high=0.7, low=0.3)
   index, label = run()
   assert list(label) == [1, -1, 0, -1, 0, 0, 0]
   assert index[0] == 0
@@ -192,13 +215,13 @@ def test_boxes_in_a_crowd_by_hand():
 def test_without_objects_all_is_background(best_too):
   boxes = jnp.concatenate([OBJECTS, OBJECTS + 3])
   none = jnp.zeros(4, bool)
-  _, label = match(boxes, OBJECTS, none, high=0.7, low=0.3, best_too=best_too)
+  _, label = match_boxes(boxes, OBJECTS, none, high=0.7, low=0.3, best_too=best_too)
   assert list(label) == [0] * 8
 
 
 def test_an_object_that_nothing_touches_takes_no_box():
   valid = jnp.array([True, False, False, False])
-  _, label = match(OBJECTS + 100, OBJECTS, valid, high=0.7, low=0.3, best_too=True)
+  _, label = match_boxes(OBJECTS + 100, OBJECTS, valid, high=0.7, low=0.3, best_too=True)
   assert list(label) == [0] * 4
 
 
@@ -208,10 +231,10 @@ def test_samples(seed, matches, others):
   rng = np.random.default_rng(seed)
   label = np.full(40, -1)
   label[rng.permutation(40)[: matches + others]] = [1] * matches + [0] * others
-  index, there = sample_eight(jax.random.key(seed), label)
+  index, filled = sample_eight(jax.random.key(seed), label)
   found = min(matches, 4)
   number = min(8, found + others)
-  assert list(there) == [True] * number + [False] * (8 - number)
+  assert list(filled) == [True] * number + [False] * (8 - number)
   drawn = label[np.asarray(index)[:number]]
   assert list(drawn) == [1] * found + [0] * (number - found)
   assert len(set(index[:number].tolist())) == number
@@ -219,21 +242,169 @@ def test_samples(seed, matches, others):
 
 @jax.jit
 def sample_eight(key, label):
-  return sample(key, label, 8, 4)
+  return subsample_labels(key, label, 8, 4)
 
 
 def test_samples_are_drawn_evenly():
   label = jnp.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
   keys = jax.random.split(jax.random.key(0), 4000)
-  index, _ = jax.vmap(lambda key: sample(key, label, 4, 2))(keys)
+  index, _ = jax.vmap(lambda key: subsample_labels(key, label, 4, 2))(keys)
   counts = np.bincount(np.asarray(index).ravel(), minlength=10) / 4000
   np.testing.assert_allclose(counts, [0.5] * 4 + [1 / 3] * 6, atol=0.04)
 
 
 def test_more_samples_than_boxes():
-  index, there = sample(jax.random.key(0), jnp.array([0, 1, -1, 0]), 9, 5)
-  assert there.sum() == 3
-  assert set(index[there].tolist()) == {0, 1, 3}
+  index, filled = subsample_labels(jax.random.key(0), jnp.array([0, 1, -1, 0]), 9, 5)
+  assert filled.sum() == 3
+  assert set(index[filled].tolist()) == {0, 1, 3}
+
+
+def test_proposals_by_hand():
+  # Two levels; without deltas regions are the anchors, clipped to the image.
+  anchors = [
+    np.float32([[-4, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [40, 40, 50, 50]]),
+    np.float32([[0, 0, 8, 8]]),
+  ]
+  logits = [jnp.array([2.0, 1.0, 5.0, 3.0]), jnp.array([4.0])]
+  deltas = [jnp.zeros((4, 4)), jnp.zeros((1, 4))]
+
+  def run(candidates, limit):
+    return propose(
+      anchors,
+      logits,
+      deltas,
+      jnp.array([32, 32]),
+      candidates=candidates,
+      limit=limit,
+      threshold=0.7,
+    )
+
+  found = run(4, 5)
+  # The fourth anchor is outside of the image. The second overlaps the first by 64 / 72, but the
+  # first has the same box as that of the other level, which suppresses nothing here.
+  expected = [[20, 20, 30, 30], [0, 0, 8, 8], [0, 0, 8, 8], [0] * 4, [0] * 4]
+  np.testing.assert_array_equal(found.boxes, expected)
+  assert list(found.valid) == [True] * 3 + [False] * 2
+  # The two best of the first level, of which one is outside.
+  found = run(2, 3)
+  np.testing.assert_array_equal(found.boxes, [[20, 20, 30, 30], [0, 0, 8, 8], [0] * 4])
+  assert list(run(4, 1).valid) == [True]
+
+
+def test_detections_by_hand():
+  boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [20, 20, 30, 30]])
+  proposals = Proposals(boxes=boxes, valid=jnp.array([True, True, True, False]))
+  probability = jnp.array([[0.1, 0.6, 0.3], [0.22, 0.5, 0.28], [0.6, 0.27, 0.13], [0, 1, 0]])
+  # In units of a tenth of a side: class 2 of the first region is shifted by half of it.
+  deltas = jnp.zeros((4, 3, 4)).at[0, 2].set(jnp.array([5.0, 0, 0, 0]))
+
+  def run(size, limit):
+    return detect(
+      jnp.log(probability),
+      deltas,
+      proposals,
+      jnp.array(size),
+      min_score=0.25,
+      threshold=0.5,
+      limit=limit,
+    )
+
+  found = run([64, 64], 6)
+  # The second region is suppressed in class 1 only.
+  np.testing.assert_allclose(found.scores, [0.6, 0.3, 0.28, 0.27, 0, 0], rtol=1e-5)
+  assert list(found.classes) == [1, 2, 2, 1, 0, 0]
+  expected = [[0, 0, 10, 10], [5, 0, 15, 10], [0, 0, 10, 9], [50, 50, 60, 60], [0] * 4, [0] * 4]
+  np.testing.assert_allclose(found.boxes, expected, atol=1e-4)
+  assert list(found.valid) == [True] * 4 + [False] * 2
+  assert found.masks is None
+  # Outside of the image there is nothing; boxes end at its edge.
+  found = run([12, 40], 3)
+  np.testing.assert_allclose(
+    found.boxes, [[0, 0, 10, 10], [5, 0, 12, 10], [0, 0, 10, 9]], atol=1e-4
+  )
+
+
+def some_targets():
+  """Two objects, a crowd, and an empty slot."""
+  boxes = jnp.array([[0.0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 100, 100], [0, 0, 0, 0]])
+  return Targets(
+    boxes=boxes,
+    frames=boxes,
+    masks=jnp.zeros((4, 8, 8), jnp.uint8).at[0].set(255).at[1, :4].set(255),
+    classes=jnp.array([3, 7, 1, 0]),
+    valid=jnp.array([True, True, True, False]),
+    crowd=jnp.array([False, False, True, False]),
+  )
+
+
+def test_targets_of_anchors_by_hand():
+  anchors = np.float32(
+    [
+      [0, 0, 10, 10],  # the first object itself
+      [20, 20, 40, 34],  # .7 of the second
+      [20, 20, 40, 30],  # half of it: neither
+      [0, 50, 10, 60],  # background
+      [62, 62, 80, 80],  # in the crowd
+      [110, 50, 130, 70],  # centered on padding
+    ]
+  )
+  size = jnp.array([110, 110])
+  got = anchor_targets(jax.random.key(0), anchors, some_targets(), size, samples=6)
+  assert list(got.labels) == [True, True, False, False, False, False]
+  assert list(got.sampled) == [True, True, False, True, False, False]
+  np.testing.assert_allclose(got.deltas[0], 0, atol=1e-6)
+  # The center is 3 of 14 pixels away, and 20 / 14 is the growth.
+  np.testing.assert_allclose(got.deltas[1], [0, 3 / 14, 0, np.log(20 / 14)], atol=1e-6)
+  assert not got.deltas[2:].any()
+  got = anchor_targets(jax.random.key(0), anchors, some_targets(), size, samples=2)
+  assert got.sampled.sum() == 2  # one match of the two, one of background
+  assert got.sampled[3]
+
+
+def test_targets_of_regions_by_hand():
+  boxes = jnp.array(
+    [[20.0, 20, 40, 32], [0, 50, 10, 60], [62, 62, 80, 80], [0, 0, 10, 10], [70, 0, 80, 10]]
+  )
+  proposals = Proposals(boxes=boxes, valid=jnp.array([True, True, True, False, True]))
+  got = region_targets(
+    jax.random.key(0), proposals, some_targets(), samples=8, max_matches=6, mask_size=4
+  )
+  # Matches are the first region and both objects themselves; background the second and the last.
+  assert got.sampled.tolist() == [True] * 5 + [False] * 3
+  found = {tuple(box): i for i, box in enumerate(got.boxes[:5].tolist())}
+  assert set(found) == {
+    (20, 20, 40, 32),
+    (0, 0, 10, 10),
+    (20, 20, 40, 40),
+    (0, 50, 10, 60),
+    (70, 0, 80, 10),
+  }
+  assert sorted(got.classes[:3].tolist()) == [3, 7, 7]
+  assert not got.classes[3:].any()
+  part = found[20, 20, 40, 32]
+  # The center is 4 of 12 pixels away, times 10, and 20 / 12 is the growth, times 5.
+  np.testing.assert_allclose(got.deltas[part], [0, 40 / 12, 0, 5 * np.log(20 / 12)], atol=1e-5)
+  assert not got.deltas[3:].any()
+  # The three matches, repeated, of which only the first three count.
+  assert got.mask_valid.tolist() == [True] * 3 + [False] * 3
+  np.testing.assert_array_equal(got.mask_boxes, got.boxes[jnp.array([0, 1, 2, 0, 1, 2])])
+  np.testing.assert_array_equal(got.mask_classes, got.classes[jnp.array([0, 1, 2, 0, 1, 2])])
+  np.testing.assert_allclose(got.masks[found[0, 0, 10, 10]], 1, atol=1e-6)
+  upper = np.repeat([1.0, 1, 0, 0], 4).reshape(4, 4)
+  np.testing.assert_allclose(got.masks[part], upper, atol=1e-6)
+  assert not got.masks[3:].any()
+
+
+def test_regions_of_a_batch_are_pooled_image_by_image():
+  rng = np.random.default_rng(0)
+  levels = [jnp.float32(rng.normal(size=(2, h, w, 3))) for h, w in ((9, 7), (5, 4))]
+  boxes = jnp.float32([[[0, 0, 20, 20], [5, 5, 17, 30]], [[0, 0, 200, 200], [3, 1, 9, 9]]])
+  for rounded, pool in ((False, roi_align), (True, roi_pool)):
+    ours = pool_regions(levels, boxes, size=2, strides=(4, 8), rounded=rounded)
+    expected = [
+      pool([level[i] for level in levels], boxes[i], size=2, strides=(4, 8)) for i in range(2)
+    ]
+    np.testing.assert_allclose(ours, np.concatenate(expected), atol=1e-6)
 
 
 def test_levels():
@@ -347,7 +518,7 @@ def test_gradient_of_roi_align(aligned):
 
 
 def test_roi_align_of_a_line_is_exact():
-  # Bilinear samples of a linear map are the map itself; cell i is centred at i + .5 if aligned.
+  # Bilinear samples of a linear map are the map itself; cell i is centered at i + .5 if aligned.
   rows = jnp.broadcast_to(jnp.arange(16.0)[:, None, None], (16, 16, 1))
   box = jnp.array([[8.0, 8, 40, 40]])
   aligned = roi_align([rows], box, size=2, strides=(4,), aligned=True)

@@ -1,11 +1,12 @@
-"""Normalisation: numbers by hand, and a batch that lies on several devices."""
+"""Normalization: numbers by hand, and a batch that lies on several devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jseg.nn import AXIS, Norm
+from jseg.nn import Norm
+from jseg.nn.devices import AXIS
 from jseg.types import InputError
 
 # Two images of 1 x 2 pixels, one channel: the mean is 5, the variance (16 + 4 + 0 + 36) / 4 = 14.

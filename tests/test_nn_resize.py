@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jseg.nn import resize_bilinear, resize_nearest, resize_to
+from jseg.nn import pad_to_multiple, resize_bilinear, resize_nearest, resize_to
 
 
 def row(*values):
@@ -99,3 +99,12 @@ def test_gradient_of_a_resize_hands_everything_back():
   x = jnp.zeros((1, 3, 4, 2))
   dx = jax.grad(lambda x: resize_bilinear(x, (7, 9)).sum())(x)
   np.testing.assert_allclose(dx.sum(), 7 * 9 * 2, rtol=1e-6)
+
+
+def test_padding_to_a_multiple():
+  x = jnp.ones((2, 5, 8, 3))
+  y = pad_to_multiple(x, 4)
+  assert y.shape == (2, 8, 8, 3)
+  np.testing.assert_array_equal(y[:, :5], x)
+  assert not y[:, 5:].any()
+  assert pad_to_multiple(jnp.ones((1, 1, 2, 3, 1)), 2).shape == (1, 2, 2, 4, 1)

@@ -4,11 +4,11 @@ import os
 import pathlib
 
 import pytest
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 import jseg
 from jseg import data
-from jseg.evaluate import evaluate_run
+from jseg.evaluation import evaluate
 from jseg.loop import train
 
 ROOT = pathlib.Path(os.environ.get("JSEG_DATA_DIR", "nowhere"))
@@ -41,9 +41,9 @@ def test_a_folder_trains_evaluates_and_predicts(name, splits, channels, tmp_path
   scores = train(config, tmp_path / "run")
   dataset = jseg.config.load_dataset(config)
   assert dataset.splits == splits
-  # Every labelled pixel of the split is counted, at original size.
+  # Every labeled pixel of the split is counted, at original size.
   assert scores.matrix.sum() == dataset.pixel_counts("val").sum()
-  result = evaluate_run(tmp_path / "run", checkpoint="latest")
+  result = evaluate(tmp_path / "run", checkpoint="latest")
   assert result.scores.miou == pytest.approx(scores.miou, abs=1e-4)
   example = dataset.source("val")[0]
   prediction = jseg.Segmenter.from_run(tmp_path / "run")(example["image"])

@@ -7,9 +7,8 @@ from PIL import Image
 from rich.console import Console
 
 from jseg import report
-from jseg.average_precision import AveragePrecisionState
-from jseg.data.instances import Annotation, coco_masks, join
-from jseg.metrics import ConfusionState
+from jseg.data.files.instances import Annotation, coco_masks, make_objects
+from jseg.metrics import AveragePrecisionState, ConfusionState, coco_results
 from jseg.types import IGNORE
 
 PALETTE = np.array([[0, 0, 0], [200, 100, 0]], np.uint8)
@@ -20,15 +19,15 @@ def test_overlay_by_hand():
   mask = np.array([[0, 1, IGNORE]], np.uint8)
   shown = report.overlay(image, mask, PALETTE, alpha=0.5)
   assert shown.tolist() == [[[50, 50, 50], [150, 100, 50], [100, 100, 100]]]
-  grey = report.overlay(image[..., :1], mask, PALETTE, alpha=0.5)
-  assert grey.tolist() == shown.tolist()
+  gray = report.overlay(image[..., :1], mask, PALETTE, alpha=0.5)
+  assert gray.tolist() == shown.tolist()
 
 
 def test_the_table_names_classes_means_and_absent_ones():
   scores = ConfusionState(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])).compute()
   console = Console(width=100)
   with console.capture() as capture:
-    console.print(report.score_table(scores, ["sky", "road", "bus"], "val"))
+    console.print(scores.table(["sky", "road", "bus"], "val"))
   text = capture.get()
   for part in ("sky", "75.0 %", "80.0 %", "absent", "77.5 %", "87.5 %"):
     assert part in text, part
@@ -36,11 +35,10 @@ def test_the_table_names_classes_means_and_absent_ones():
 
 def test_pictures_are_written(tmp_path):
   rng = np.random.default_rng(0)
-  rows = [
-    (rng.integers(0, 255, (20, 30, 3), np.uint8), mask, 1 - mask)
-    for mask in rng.integers(0, 2, (5, 20, 30), np.uint8)
-  ]
-  report.save_samples(rows, ["a", "b"], PALETTE, tmp_path / "samples.png", "step 3")
+  rows = rng.integers(0, 255, (5, 3, 20, 30, 3), np.uint8)
+  legend = [("a", (0, 0, 0)), ("b", (200, 100, 0))]
+  report.save_samples(rows, legend, tmp_path / "samples.png", "step 3")
+  report.save_samples(rows, (), tmp_path / "plain.png", "step 3")
   scores = ConfusionState(np.array([[3, 1], [0, 0]])).compute()
   report.save_confusion_plot(scores, ["a", "b"], tmp_path / "confusion.png")
   lines = [
@@ -49,7 +47,7 @@ def test_pictures_are_written(tmp_path):
   ]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   report.save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-  for name in ("samples", "confusion", "curves"):
+  for name in ("samples", "plain", "confusion", "curves"):
     with Image.open(tmp_path / f"{name}.png") as picture:
       pixels = np.asarray(picture)
     assert min(pixels.shape[:2]) > 100
@@ -69,12 +67,12 @@ def two_objects(scores=None, size=(30, 40)):
   """A 10 x 10 square, and a 4 x 8 one over its corner."""
   square, bar = np.zeros(size, bool), np.zeros(size, bool)
   square[5:15, 5:15], bar[12:16, 10:18] = True, True
-  objects = join(size, [Annotation(square, 1), Annotation(bar, 2)])
+  objects = make_objects(size, [Annotation(square, 1), Annotation(bar, 2)])
   scores = None if scores is None else np.array(scores, np.float32)
   return dataclasses.replace(objects, scores=scores)
 
 
-def test_objects_are_drawn_where_they_are_in_colours_of_their_own():
+def test_objects_are_drawn_where_they_are_in_colors_of_their_own():
   image = np.full((30, 40, 1), 100, np.uint8)
   shown = report.draw_objects(image, two_objects(), ["none", "square", "bar"], longest=400)
   assert shown.shape == (300, 400, 3)
@@ -102,15 +100,6 @@ def test_large_images_and_objects_of_no_pixel_are_drawn():
   assert shown.any()
 
 
-def test_instance_samples_are_written(tmp_path):
-  image = np.full((30, 40, 3), 60, np.uint8)
-  rows = [(image, two_objects(), two_objects([0.9, 0.8]))] * 4
-  report.save_instance_samples(rows, list("abc"), tmp_path / "s.png", "step 3")
-  with Image.open(tmp_path / "s.png") as picture:
-    assert min(picture.size) > 400
-    assert np.asarray(picture).std() > 10
-
-
 def test_the_instance_map_has_the_best_in_front(tmp_path):
   for scores, corner in (([0.9, 0.2], 1), ([0.2, 0.9], 2), (None, 2)):
     report.save_instance_map(two_objects(scores), tmp_path / "map.png")
@@ -122,7 +111,7 @@ def test_the_instance_map_has_the_best_in_front(tmp_path):
 
 def test_results_are_cocos():
   objects = two_objects([0.25, 0.5])
-  results = json.loads(json.dumps(report.coco_results([(42, objects)], [0, 7, 90])))
+  results = json.loads(json.dumps(coco_results([(42, objects)], [0, 7, 90])))
   assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [
     (42, 7, 0.25),
     (42, 90, 0.5),
@@ -138,7 +127,7 @@ def test_the_table_of_precisions():
   names = ["background", "square", "bar", "never"]
   console = Console(width=100)
   with console.capture() as capture:
-    console.print(report.precision_table(state.compute(), names, "val, step 3"))
+    console.print(state.compute().table(names, "val, step 3"))
   text = capture.get()
   for part in ("square", "100.0 %", "never", "absent", "mask AP75", "large absent"):
     assert part in text, part

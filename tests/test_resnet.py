@@ -44,7 +44,11 @@ def of_layers(model, layers, conv="conv2"):
     ({"output_stride": 16}, [(2, 1), (1, 1), (1, 1)], [(1, 2), (1, 2), (1, 2)]),
     ({"output_stride": 8}, [(1, 2), (1, 2), (1, 2)], [(1, 4), (1, 4), (1, 4)]),
     ({"output_stride": 4}, [(1, 4), (1, 4), (1, 4)], [(1, 8), (1, 8), (1, 8)]),
-    ({"output_stride": 8, "lag": True}, [(1, 1), (1, 2), (1, 2)], [(1, 2), (1, 4), (1, 4)]),
+    (
+      {"output_stride": 8, "keep_first_rate": True},
+      [(1, 1), (1, 2), (1, 2)],
+      [(1, 2), (1, 4), (1, 4)],
+    ),
     (
       {"output_stride": 16, "multi_grid": (1, 2, 4)},
       [(2, 1), (1, 1), (1, 1)],
@@ -64,21 +68,28 @@ def test_which_convolution_has_the_stride(where, one, three):
 
 
 @pytest.mark.parametrize(
-  ("stem", "stride_on", "lag", "output_strides"),
+  ("stem", "stride_on", "keep_first_rate", "output_strides"),
   [("plain", "1x1", False, (4, 8, 16)), ("deep", "3x3", True, (4, 8, 16))],
 )
-def test_dilation_keeps_what_strides_computed(stem, stride_on, lag, output_strides):
+def test_dilation_keeps_what_strides_computed(stem, stride_on, keep_first_rate, output_strides):
   """Every so many pixels of a dilated network are the strided one, exactly (section 3.1)."""
 
   def make(output_stride):
-    return ResNet(50, output_stride, lag=lag, stem=stem, stride_on=stride_on, width=1 / 16)
+    return ResNet(
+      50,
+      output_stride,
+      keep_first_rate=keep_first_rate,
+      stem=stem,
+      stride_on=stride_on,
+      width=1 / 16,
+    )
 
   image = jax.random.normal(jax.random.key(0), (1, 65, 97, 3))
   variables = jax.jit(make(32).init)(jax.random.key(1), image)
-  strided = jax.jit(make(32).apply)(variables, image)["layer4"]
+  strided = jax.jit(make(32).apply)(variables, image)[32]
   assert strided.shape[1:3] == (3, 4)
   for output_stride in output_strides:
-    dense = jax.jit(make(output_stride).apply)(variables, image)["layer4"]
+    dense = jax.jit(make(output_stride).apply)(variables, image)[32]
     every = 32 // output_stride
     np.testing.assert_allclose(
       dense[:, ::every, ::every], strided, rtol=0, atol=1e-5 * strided.max()
@@ -136,5 +147,5 @@ def test_parameters_of_the_cascade():
 def test_impossible_forms(knobs, message):
   with pytest.raises(InputError, match=message):
     models.create("deeplab_v3", 21, **knobs)
-  with pytest.raises(InputError, match=r"copies: -1 must be at least 0"):
-    ResNet(copies=-1)
+  with pytest.raises(InputError, match=r"cascade_blocks: -1 must be at least 0"):
+    ResNet(cascade_blocks=-1)

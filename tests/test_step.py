@@ -7,22 +7,25 @@ import numpy as np
 import optax
 import pytest
 
-from jseg import data, models
+from jseg import models
+from jseg.augment import make_augment
+from jseg.images import normalize, prepare
 from jseg.losses import make_loss
 from jseg.metrics import ConfusionState, confusion
-from jseg.nn import AXIS, Conv, Norm
+from jseg.models import Network
+from jseg.nn import Conv, Norm
+from jseg.nn.devices import AXIS
+from jseg.nn.norm import average_moments
 from jseg.optim import make_optimizer
 from jseg.state import TrainState, create_train_state
-from jseg.step import (
-  average_moments,
+from jseg.step import make_moments_step, make_train_step, shard
+from jseg.tasks.semantic.forward import (
   count_batch,
   make_eval_step,
-  make_moments_step,
-  make_train_step,
-  make_update_step,
-  shard,
+  make_forward,
+  make_losses,
+  training_counts,
 )
-from jseg.tasks import semantic
 from jseg.types import IGNORE, Outputs
 
 K = 3
@@ -44,11 +47,10 @@ def make_parts(freeze=(), **augment):
   knobs = {"momentum": 0.9, "weight_decay": 1e-3, "freeze": freeze}
   optimizer = make_optimizer(optax.constant_schedule(0.1), **knobs)
   step = make_train_step(
-    model,
     optimizer,
-    data.make_augment(size=SIZE, scale=(1.0, 1.0), **augment),
-    semantic.make_task_loss(make_loss(), {}),
-    semantic.training_counts,
+    make_forward(model, make_augment(size=SIZE, scale=(1.0, 1.0), **augment)),
+    make_losses(make_loss()),
+    training_counts,
     ema=0.9,
     freeze=freeze,
   )
@@ -87,7 +89,7 @@ def run(devices, steps=10):
     state, metrics = step(state, shard(make_batch(i), devices), jax.random.key(1))
     matrix = matrix.update(metrics["confusion"])
     losses.append(float(metrics["loss"]))
-    assert int(metrics["confusion"].sum()) == int(metrics["valid"]) > 0
+    assert int(metrics["confusion"].sum()) == int(metrics["losses"]["main"][1]) > 0
   return jax.device_get(state), matrix.matrix, losses
 
 
@@ -120,7 +122,7 @@ def test_a_batch_without_a_valid_pixel_changes_nothing_but_the_decay():
   before = jax.device_get(state.params)
   state, metrics = step(state, shard(batch, 1), jax.random.key(1))
   assert float(metrics["loss"]) == 0.0
-  assert float(metrics["valid"]) == 0.0
+  assert [float(x) for x in metrics["losses"]["main"]] == [0.0, 0.0]
   assert float(metrics["grad_norm"]) == 0.0
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), jax.device_get(state.params), before
@@ -196,7 +198,7 @@ def test_counting_happens_at_the_label_size_and_ignores_the_padding():
 def test_large_images_are_decided_in_blocks_of_rows(monkeypatch):
   examples = make_eval_set(count=3)
   whole = np.asarray(count_batch(jnp.array(examples["logits"]), examples))
-  monkeypatch.setattr("jseg.step._ROWS", 7)
+  monkeypatch.setattr("jseg.tasks.semantic.forward._ROWS", 7)
   np.testing.assert_array_equal(
     whole, np.asarray(count_batch(jnp.array(examples["logits"]), examples))
   )
@@ -204,7 +206,7 @@ def test_large_images_are_decided_in_blocks_of_rows(monkeypatch):
 
 def test_eval_step_ignores_what_is_outside_the_image():
   model, _, state = make_parts()
-  step = make_eval_step(model, data.prepare)
+  step = make_eval_step(model, prepare)
   batch = make_batch(0, batch=2)
   batch["label_size"] = batch["size"] = np.array([[16, 16], [9, 12]], np.int32)
   batch["label"][1, 9:], batch["label"][1, :, 12:] = IGNORE, IGNORE
@@ -214,27 +216,27 @@ def test_eval_step_ignores_what_is_outside_the_image():
   assert clean.sum() == (batch["label"] != IGNORE).sum()
 
 
-class TwoNorms(nn.Module):
+class TwoNorms(Network):
   @nn.compact
   def __call__(self, image, *, train=False):
     x = Norm("batch", name="first")(image, train=train)
     x = Norm("batch", name="second")(3 * x + 1, train=train)
-    return Outputs(Conv(K, (1, 1))(x))
+    return Outputs(Conv(self.num_classes, (1, 1))(x))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_recomputed_statistics_are_those_of_all_the_batches(devices):
-  model = TwoNorms()
-  augment = data.make_augment(size=SIZE, scale=(1.0, 1.0), flip=0.0)
+  model = TwoNorms(K)
+  augment = make_augment(size=SIZE, scale=(1.0, 1.0), flip=0.0)
   state = create_train_state(model, make_optimizer(lambda _: 0.1), jax.random.key(0), (*SIZE, 3))
-  step = make_moments_step(model, augment)
+  step = make_moments_step(make_forward(model, augment))
   batches = [make_batch(seed) for seed in range(3)]
   for batch in batches:
     batch["label"][:] = 0
   stats = average_moments(
     [step(state, shard(batch, devices), jax.random.key(1)) for batch in batches]
   )
-  images = np.concatenate([data.normalize(b["image"]) for b in batches]).reshape(-1, 3)
+  images = np.concatenate([normalize(b["image"]) for b in batches]).reshape(-1, 3)
   np.testing.assert_allclose(stats["first"]["mean"], images.mean(0), atol=1e-5)
   np.testing.assert_allclose(stats["first"]["var"], images.var(0), rtol=1e-4)
   # The second sees what the first made of each batch: mean 0, variance 1, times 3, plus 1.
@@ -250,11 +252,10 @@ def test_labels_and_weights_go_with_the_image():
 
   def loss_with(weight):
     step = make_train_step(
-      model,
       make_optimizer(optax.constant_schedule(0.1)),
-      data.make_augment(size=size, scale=(1.0, 1.0), flip=0.0),
-      semantic.make_task_loss(make_loss(), {}),
-      semantic.training_counts,
+      make_forward(model, make_augment(size=size, scale=(1.0, 1.0), flip=0.0)),
+      make_losses(make_loss()),
+      training_counts,
     )
     state = create_train_state(model, make_optimizer(lambda _: 0.1), jax.random.key(0), (*size, 3))
     image = np.random.default_rng(0).integers(0, 255, (1, *size, 3)).astype(np.uint8)
@@ -264,7 +265,7 @@ def test_labels_and_weights_go_with_the_image():
     if weight is not None:
       batch["weight"] = np.full((1, *size), weight, np.float32)
     _, metrics = step(state, shard(batch, 1), jax.random.key(0))
-    assert float(metrics["valid"]) == 8 * 4
+    assert float(metrics["losses"]["main"][1]) == 8 * 4
     return float(metrics["loss"])
 
   plain = loss_with(None)
@@ -273,8 +274,8 @@ def test_labels_and_weights_go_with_the_image():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_each_term_is_divided_by_its_own_global_count(devices):
-  # Loss: w mean(x) + 0.5 w mean(x^2 where known) + a term of nothing; w begins at 2. The first half
+def test_each_loss_is_divided_by_its_own_global_count(devices):
+  # Loss: w mean(x) + 0.5 w mean(x^2 where known) + a loss of nothing; w begins at 2. The first half
   # of the batch has one known value, the second three.
   x = np.array([1.0, 2, 3, 4, 5, 6, 7, 8], np.float32)
   known = np.array([0, 1, 0, 0, 1, 1, 0, 1], bool)
@@ -282,23 +283,29 @@ def test_each_term_is_divided_by_its_own_global_count(devices):
   def forward(variables, batch, key, mutable):
     return variables["params"]["w"] * batch["x"], batch, {}
 
-  def terms(outputs, batch):
+  def losses(outputs, batch):
     mask = batch["known"]
     squares = jnp.where(mask, outputs * batch["x"], 0.0).sum()
     return {
-      "all": (outputs.sum(), jnp.float32(outputs.size), 1.0),
-      "known": (squares, mask.sum(dtype=jnp.float32), 0.5),
-      "none": (0.0 * outputs.sum(), jnp.float32(0), 3.0),
+      "all": (outputs.sum(), jnp.float32(outputs.size)),
+      "known": (squares, mask.sum(dtype=jnp.float32)),
+      "none": (0.0 * outputs.sum(), jnp.float32(0)),
     }
 
   optimizer = optax.sgd(1.0)
   params = {"w": jnp.float32(2)}
   state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), {})
-  mapped = make_update_step(optimizer, forward, terms, lambda _, b: {"seen": b["known"].sum()})
+  mapped = make_train_step(
+    optimizer,
+    forward,
+    losses,
+    lambda _, b: {"seen": b["known"].sum()},
+    weights={"known": 0.5, "none": 3.0},
+  )
   state, metrics = mapped(state, shard({"x": x, "known": known}, devices), jax.random.key(0))
   slope = 4.5 + 0.5 * (4 + 25 + 36 + 64) / 4
   np.testing.assert_allclose(state.params["w"], 2 - slope, rtol=1e-6)
   np.testing.assert_allclose(metrics["loss"], 2 * slope, rtol=1e-6)
-  assert [float(n) for n in metrics["terms"]["known"]] == [2 * 129 / 4, 4.0]
-  assert [float(n) for n in metrics["terms"]["none"]] == [0.0, 0.0]
-  assert (int(metrics["seen"]), float(metrics["valid"])) == (4, 8.0)
+  assert [float(n) for n in metrics["losses"]["known"]] == [2 * 129 / 4, 4.0]
+  assert [float(n) for n in metrics["losses"]["none"]] == [0.0, 0.0]
+  assert (int(metrics["seen"]), float(metrics["losses"]["all"][1])) == (4, 8.0)

@@ -1,4 +1,4 @@
-"""Foreign weights: reading, renaming, folding of preprocessing, and what becomes of each."""
+"""Weights of other sources: reading, renaming, folding of preprocessing, and their transfer."""
 
 import re
 
@@ -9,9 +9,9 @@ import pytest
 from jax import lax
 from safetensors.numpy import save_file
 
-from jseg.data.normalize import normalize
+from jseg.images import normalize
 from jseg.types import InputError
-from jseg.weights import Layer, convert, foreign_variables, read_tensors, transfer
+from jseg.weights import LayerTarget, convert, read_tensors, source_variables, transfer
 
 # Positions in torchvision's `features`: convolutions and ReLUs alternate, pools are in between.
 BLOCKS = (2, 2, 3, 3, 3)
@@ -84,13 +84,13 @@ def test_kinds_of_layers():
   tensors |= {"bn.running_var": np.ones(2), "bn.num_batches_tracked": np.array(3)}
   tensors |= {"bn.extra": np.ones(2), "other.weight": np.ones((1, 1, 1, 1))}
   layers = {
-    "conv": Layer("a/b/conv"),
-    "volume": Layer("volume"),
-    "up": Layer("up", "transposed"),
-    "fc": Layer("fc", "dense", (5, 7)),
-    "vector": Layer("vector", "dense"),
-    "bn": Layer("a/norm", "norm"),
-    "absent": Layer("absent"),
+    "conv": LayerTarget("a/b/conv"),
+    "volume": LayerTarget("volume"),
+    "up": LayerTarget("up", "transposed"),
+    "fc": LayerTarget("fc", "dense", (5, 7)),
+    "vector": LayerTarget("vector", "dense"),
+    "bn": LayerTarget("a/norm", "norm"),
+    "absent": LayerTarget("absent"),
   }
   variables, unused = convert(tensors, layers)
   assert sorted(unused) == ["bn.extra", "other.weight"]
@@ -120,13 +120,13 @@ def test_kinds_of_layers():
 def test_a_kernel_without_room_is_refused(shape):
   message = re.escape(f"x.weight: a tensor of shape {shape} is no convolution's kernel")
   with pytest.raises(InputError, match=message):
-    convert({"x.weight": np.ones(shape)}, {"x": Layer("x")})
+    convert({"x.weight": np.ones(shape)}, {"x": LayerTarget("x")})
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_vgg16_is_recognised(norm):
+def test_vgg16_is_recognized(norm):
   tensors = vgg16(norm, classifier=True)
-  variables, unused, what = foreign_variables(tensors)
+  variables, unused, what = source_variables(tensors)
   assert what == f"torchvision's vgg16{'_bn' if norm else ''}"
   assert sorted(unused) == ["classifier.6.bias", "classifier.6.weight"]  # the 1000 classes
   assert set(variables["params"]) == {"backbone"}
@@ -147,7 +147,7 @@ def test_vgg16_is_recognised(norm):
 
 def test_preprocessing_is_folded_into_the_first_convolution():
   tensors = vgg16(width=4)
-  variables, unused, what = foreign_variables(tensors)
+  variables, unused, what = source_variables(tensors)
   assert not unused
   assert what == "torchvision's vgg16 without classifier, for images in 0..255 less the mean"
   image = np.random.default_rng(1).uniform(0, 255, (1, 6, 7, 3)).astype(np.float32)
@@ -158,9 +158,9 @@ def test_preprocessing_is_folded_into_the_first_convolution():
     return y + bias[None, None, None]
 
   # Caffe's mean of VGG16, here in the order R G B.
-  centred = image - np.float32([123, 117, 104])[None, None, None]
+  centered = image - np.float32([123, 117, 104])[None, None, None]
   kernel = tensors["features.0.weight"].transpose(2, 3, 1, 0)
-  theirs = conv(centred, kernel, tensors["features.0.bias"])
+  theirs = conv(centered, kernel, tensors["features.0.bias"])
   folded = variables["params"]["backbone"]["conv1_1"]
   ours = conv(normalize(image), folded["kernel"], folded["bias"])
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.std(theirs))
@@ -180,10 +180,9 @@ def test_preprocessing_is_folded_into_the_first_convolution():
 def test_unknown_names(tensors):
   known = ", ".join(sorted(tensors)[:4])
   message = re.escape(f"net.safetensors: no known network has these tensors ({known}, ...)")
-  with pytest.raises(
-    InputError, match=rf"{message}; known are ImageNet classifiers of torchv.*PSP"
-  ):
-    foreign_variables(tensors, "net.safetensors")
+  sources = r"known are torchvision's fcn_resnet .*Unet on ResNet, .*PSPNet, .*ImageNet classifiers"
+  with pytest.raises(InputError, match=rf"{message}; {sources}"):
+    source_variables(tensors, "net.safetensors")
 
 
 def test_transfer():
@@ -208,8 +207,8 @@ def test_transfer():
   assert report.reshaped == ["classifier/kernel (1, 1, 2, 21), here (1, 1, 2, 5)"]
   assert report.unused == ["backbone/conv/other", "fc/bias"]
   assert str(report) == (
-    "2 tensors taken; not in it, so newly initialised: backbone/conv/bias; of another shape, so "
-    "newly initialised: classifier/kernel (1, 1, 2, 21), here (1, 1, 2, 5); in it but not in the "
+    "2 tensors taken; not in it, so newly initialized: backbone/conv/bias; of another shape, so "
+    "newly initialized: classifier/kernel (1, 1, 2, 21), here (1, 1, 2, 5); in it but not in the "
     "network: backbone/conv/other, fc/bias"
   )
   np.testing.assert_array_equal(new["params"]["backbone"]["conv"]["kernel"], 1)
@@ -242,8 +241,8 @@ def test_a_classifier_that_is_no_number_counts_as_none():
   tensors = vgg16(classifier=True)
   head = {name for name in tensors if name.startswith("classifier.")}
   broken = {name: np.full_like(t, np.nan) if name in head else t for name, t in tensors.items()}
-  variables, unused, what = foreign_variables(broken)
-  expected, _, expected_what = foreign_variables(vgg16())
+  variables, unused, what = source_variables(broken)
+  expected, _, expected_what = source_variables(vgg16())
   assert (
     what
     == expected_what
@@ -254,6 +253,6 @@ def test_a_classifier_that_is_no_number_counts_as_none():
 
 
 def test_a_dense_layer_of_another_window():
-  layers = {"fc": Layer("fc", "dense", (5, 7))}
+  layers = {"fc": LayerTarget("fc", "dense", (5, 7))}
   with pytest.raises(InputError, match=r"fc.weight: a tensor of shape \(2, 36\) is no"):
     convert({"fc.weight": np.zeros((2, 36))}, layers)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import pickle
 import re
 import struct
@@ -11,13 +10,13 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.golden import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jseg.types import InputError
 from jseg.weights import read_tensors
 
-FOLDER = pathlib.Path(__file__).parent / "golden"
 ZIP, LEGACY = FOLDER / "checkpoint.pth", FOLDER / "checkpoint_legacy.pth"
 BOTH = pytest.mark.parametrize("source", [ZIP, LEGACY], ids=["zip", "legacy"])
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -8,6 +8,7 @@ large maps a regular grid is kept, so that files stay small.
 """
 
 import json
+import math
 import re
 import runpy
 from pathlib import Path
@@ -69,9 +70,9 @@ def fill(model: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def steps(shape: tuple[int, ...]) -> list[int]:
-  """Distance of what is kept along each axis of a map."""
+  """Distance of the kept elements along each axis of a map."""
   kept = (8, 8, 4, 6) if len(shape) == 4 else (12, 24)
-  return [-(-n // k) for n, k in zip(shape, kept, strict=False)]
+  return [math.ceil(n / k) for n, k in zip(shape, kept, strict=False)]
 
 
 def save(
@@ -83,7 +84,7 @@ def save(
   losses: dict[str, torch.Tensor],
   **about: Any,
 ) -> None:
-  """Writes the file of a network: `results`, and `about` and the rest as `meta`."""
+  """Writes the golden file of a network: `results`, and everything else as `meta`."""
   meta = {
     "reference": "pytorch/vision",
     "commit": torchvision.version.git_version,
@@ -100,7 +101,7 @@ def save(
 
 
 def keypoints() -> None:
-  """The keypoint network: heat maps of what is found, keypoints, and the loss of given regions."""
+  """The keypoint network: heat maps of its detections, keypoints, and the loss of given regions."""
   name, arguments = "keypointrcnn_resnet50_fpn", {**ARGUMENTS, "num_classes": 2}
   arguments["box_detections_per_img"] = 8
   model = torchvision.models.get_model(
@@ -124,7 +125,9 @@ def keypoints() -> None:
   boxes = torch.tensor(OBJECTS["boxes"][:2])
   loss = torchvision.models.detection.roi_heads.keypointrcnn_loss(
     torch.from_numpy(formula.image("heatmaps", (2, 3, 56, 56))),
-    *([boxes], [points], [torch.arange(2)]),
+    proposals=[boxes],
+    gt_keypoints=[points],
+    keypoint_matched_idxs=[torch.arange(2)],
   )
   results = {k: found[k].numpy() for k in ("boxes", "scores", "keypoints", "keypoints_scores")}
   results |= {"heatmaps": heatmaps[:, ::4, ::3, ::3].numpy(), "points": points.numpy()}
@@ -172,9 +175,15 @@ def network(name: str) -> None:
     }
     results |= {f"{k}_{i}": found[k].numpy() for k in ("boxes", "scores", "labels")}
 
-  # Losses of the first image, with running statistics in all norms.
+  losses = training_losses(model, canvases[0])
+  print({k: float(v) for k, v in losses.items()})
+  save(name, model, ARGUMENTS, entries, results, losses, sizes=SIZES, objects=OBJECTS)
+
+
+def training_losses(model: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+  """Losses of the first image, with running statistics in all norms."""
   model.rpn.training = model.roi_heads.training = True
-  x, size = canvases[0], SIZES[0]
+  size = SIZES[0]
   masks = torch.zeros((len(OBJECTS["labels"]), *size), dtype=torch.uint8)
   for mask, (x0, y0, x1, y1) in zip(masks, OBJECTS["boxes"], strict=True):
     mask[int(y0) : int(y1), int(x0) : int(x1)] = 1
@@ -182,10 +191,7 @@ def network(name: str) -> None:
   features = model.backbone(x)
   proposals, losses = model.rpn(ImageList(x, [size]), features, [targets])
   _, more = model.roi_heads(features, proposals, [size], [targets])
-  losses |= more
-  print({k: float(v) for k, v in losses.items()})
-
-  save(name, model, ARGUMENTS, entries, results, losses, sizes=SIZES, objects=OBJECTS)
+  return losses | more
 
 
 def operations() -> None:

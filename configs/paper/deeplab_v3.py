@@ -15,7 +15,6 @@ here.
 """
 
 import jseg.config
-from jseg.types import InputError
 
 VARIANTS = {
   "phase1": {"output_stride": 16, "norm": "batch"},
@@ -25,9 +24,7 @@ VARIANTS = {
 
 def get_config(variant="phase1"):
   """The configuration of a phase."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  config = jseg.config.default("deeplab_v3", **VARIANTS[variant])
+  config = jseg.config.default("deeplab_v3", **jseg.config.variant(VARIANTS, variant))
   config.steps = 30_000
   config.data.name = "voc"
   config.data.train_split = "train_aug"

@@ -18,15 +18,13 @@ decay of 5e-4, on that scale, is 0.
 """
 
 import jseg.config
-from jseg.types import InputError
 
 VARIANTS = {"fcn32s": 2e-5, "fcn16s": 2e-7, "fcn8s": 2e-9, "fcn8s_at_once": 2e-5}  # their rates
 
 
 def get_config(variant="fcn32s"):
   """The configuration of a stage, or of "fcn8s_at_once"."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
+  lr = jseg.config.variant(VARIANTS, variant)
   at_once = variant.endswith("_at_once")
   model = variant.removesuffix("_at_once")
   config = jseg.config.default(model, learn_upsampling=False, at_once=at_once)
@@ -39,7 +37,7 @@ def get_config(variant="fcn32s"):
   config.augment.scale = (1.0, 1.0)
   config.augment.flip = 0.0
   config.optim.optimizer = "sgd"
-  config.optim.lr = VARIANTS[variant]
+  config.optim.lr = lr
   config.optim.momentum = 0.99
   config.optim.weight_decay = 0.0
   config.optim.schedule = "constant"

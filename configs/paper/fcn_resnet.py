@@ -9,16 +9,14 @@ such number. Its auxiliary head has ten times the rate; here all have the same. 
 """
 
 import jseg.config
-from jseg.types import InputError
 
-VARIANTS = {"fcn_resnet50": 50, "fcn_resnet101": 101}  # their depths
+VARIANTS = {"fcn_resnet50": "resnet50", "fcn_resnet101": "resnet101"}  # the backbones
 
 
 def get_config(variant="fcn_resnet50"):
-  """The configuration of either depth."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  config = jseg.config.default("fcn_resnet", depth=VARIANTS[variant], aux=True)
+  """The configuration with either backbone."""
+  backbone = jseg.config.variant(VARIANTS, variant)
+  config = jseg.config.default("fcn_resnet", backbone=backbone, aux=True)
   config.steps = 9900  # 30 epochs of train_aug
   config.data.name = "voc"
   config.data.train_split = "train_aug"

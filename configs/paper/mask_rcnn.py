@@ -16,7 +16,6 @@ rate, ours near 0.
 from typing import Any
 
 import jseg.config
-from jseg.types import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "paper": {"steps": 160_000, "lower_at": (120_000,)},
@@ -27,9 +26,7 @@ WARMUP = 500
 
 def get_config(variant="paper"):
   """The configuration of one of the two schedules."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  recipe = VARIANTS[variant]
+  recipe = jseg.config.variant(VARIANTS, variant)
   config = jseg.config.default("mask_rcnn")
   config.steps = recipe["steps"]
   config.data.name = "coco"

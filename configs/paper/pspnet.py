@@ -19,22 +19,19 @@ where `classes.json` has the 150 names, `"mask_values": [1, 2, ..., 150]` and `"
 from typing import Any
 
 import jseg.config
-from jseg.types import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
   # Epochs of the authors, in steps.
-  "voc": {"depth": 101, "steps": 33_000, "crop": 473, "size": (513, 513)},
-  "cityscapes": {"depth": 101, "steps": 37_200, "crop": 713, "size": (1024, 2048)},
-  "ade20k": {"depth": 50, "steps": 126_000, "crop": 473, "size": (683, 683)},
+  "voc": {"backbone": "resnet101", "steps": 33_000, "crop": 473, "size": (513, 513)},
+  "cityscapes": {"backbone": "resnet101", "steps": 37_200, "crop": 713, "size": (1024, 2048)},
+  "ade20k": {"backbone": "resnet50", "steps": 126_000, "crop": 473, "size": (683, 683)},
 }
 
 
 def get_config(variant="voc"):
   """The configuration for one of the data sets."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  recipe = VARIANTS[variant]
-  config = jseg.config.default("pspnet", depth=recipe["depth"])
+  recipe = jseg.config.variant(VARIANTS, variant)
+  config = jseg.config.default("pspnet", backbone=recipe["backbone"])
   config.steps = recipe["steps"]
   config.data.name = "folder" if variant == "ade20k" else variant
   config.data.train_split = "train_aug" if variant == "voc" else "train"

@@ -15,20 +15,17 @@ The released code also enlarges each image 1.2 times before the network. Not run
 from typing import Any
 
 import jseg.config
-from jseg.types import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
-  "voc": {"depth": 50, "crop": 400, "size": (500, 500)},
-  "cityscapes": {"depth": 101, "crop": 600, "size": (1024, 2048)},
+  "voc": {"backbone": "resnet50", "crop": 400, "size": (500, 500)},
+  "cityscapes": {"backbone": "resnet101", "crop": 600, "size": (1024, 2048)},
 }
 
 
 def get_config(variant="voc"):
   """The configuration for one of the data sets."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  recipe = VARIANTS[variant]
-  config = jseg.config.default("refinenet", depth=recipe["depth"], chain=2, order="conv_pool")
+  recipe = jseg.config.variant(VARIANTS, variant)
+  config = jseg.config.default("refinenet", backbone=recipe["backbone"], chain=2, order="conv_pool")
   config.steps = 150_000
   config.data.name = variant
   config.data.size = recipe["size"]

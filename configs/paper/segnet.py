@@ -10,17 +10,16 @@ average 71.2) after training SegNet on 3,433 images; the public 367 have no such
 47.7 for SegNet-Basic with median frequency balancing. Not run here.
 """
 
-import jseg.config
-from jseg.types import InputError
+from typing import Any
 
-VARIANTS = ("segnet", "segnet_basic")
+import jseg.config
+
+VARIANTS: dict[str, dict[str, Any]] = {"segnet": {}, "segnet_basic": {}}
 
 
 def get_config(variant="segnet"):
   """The configuration of either network."""
-  if variant not in VARIANTS:
-    raise InputError(f"recipe {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
-  config = jseg.config.default(variant)
+  config = jseg.config.default(variant, **jseg.config.variant(VARIANTS, variant))
   config.steps = 40_000
   config.data.name = "folder"
   config.data.size = (360, 480)

@@ -4,30 +4,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
+from jseg.backbones.base import Backbone, Features
 from jseg.nn import Conv, local_response_norm, max_pool
 from jseg.types import Array
 
 
-class AlexNet(nn.Module):
-  """[b h w c] -> {"pool1", "pool2", "pool5", "fc7"}, each [b h' w' c'].
+class AlexNet(Backbone):
+  """[b h w c] -> Features with the map of stride 32, and by name "pool1", "pool2", "pool5", "fc7".
 
   By default the one-column network of Krizhevsky 2014 (arXiv:1404.5997), whose weights torchvision
-  has. `widths=(96, 256, 384, 384, 256), groups=2, lrn=True` is the published one of 2012.
+  has. `widths=(96, 256, 384, 384, 256), groups=2, lrn=True` is the published one of 2012. Its
+  unpadded windows leave fewer than one element per stride, so earlier maps are given by name only.
 
   Attributes:
-    widths: channels of the five convolutions.
-    groups: of convolutions 2, 4 and 5.
-    lrn: whether pool1 and pool2 are followed by local response normalisation.
+    widths: channels of the five convolutions, even numbers.
+    groups: groups of convolutions 2, 4 and 5.
+    lrn: whether local response normalization follows pool1 and pool2.
     first_padding: pixels around the image in the first convolution.
     fc: channels of fc6 and fc7; none if empty.
-    fc_padding: of fc6, "SAME" or pixels.
+    fc_padding: padding of fc6, "SAME" or pixels.
     dropout: rate after fc6 and fc7.
-    dtype: type of the computation.
-    param_dtype: type of the parameters.
   """
+
+  strides = (32,)
 
   widths: Sequence[int] = (64, 192, 384, 256, 256)
   groups: int = 1
@@ -36,37 +36,39 @@ class AlexNet(nn.Module):
   fc: Sequence[int] = ()
   fc_padding: str | int = "SAME"
   dropout: float = 0.5
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool = False) -> dict[str, Array]:
-    """Computes the features of normalised images."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    features = {}
+  def __call__(self, image: Array, *, train: bool = False) -> Features:
+    """Computes the features of normalized images; training with `fc` needs the key "dropout"."""
+    named = {}
 
     def conv(x: Array, layer: int, kernel: int, grouped: bool, **geometry: Any) -> Array:
-      groups = self.groups if grouped else 1
-      width = self.widths[layer - 1]
-      name = f"conv{layer}"
-      return nn.relu(
-        Conv(width, (kernel, kernel), groups=groups, name=name, **geometry, **types)(x)
+      make = self.typed(Conv)
+      convolution = make(
+        # Even, as the published columns are halves of it.
+        self.scaled(self.widths[layer - 1], 2),
+        (kernel, kernel),
+        groups=self.groups if grouped else 1,
+        name=f"conv{layer}",
+        **geometry,
       )
+      return nn.relu(convolution(x))
 
     def pool(x: Array, layer: int) -> Array:
       x = max_pool(x, 3, 2, ceil=True)
       if self.lrn and layer < 5:
         x = local_response_norm(x)
-      features[f"pool{layer}"] = x
+      named[f"pool{layer}"] = x
       return x
 
-    x = pool(conv(x, 1, 11, False, strides=4, padding=self.first_padding), 1)
+    x = pool(conv(image, 1, 11, False, strides=4, padding=self.first_padding), 1)
     x = pool(conv(x, 2, 5, True), 2)
     x = conv(conv(x, 3, 3, False), 4, 3, True)
     x = pool(conv(x, 5, 3, True), 5)
+    stages = {32: x}
     if self.fc:
       drop = nn.Dropout(self.dropout, deterministic=not train)
-      x = Conv(self.fc[0], (6, 6), padding=self.fc_padding, name="fc6", **types)(x)
-      x = drop(nn.relu(x))
-      features["fc7"] = drop(nn.relu(Conv(self.fc[1], (1, 1), name="fc7", **types)(x)))
-    return features
+      dense = self.typed(Conv)
+      x = drop(nn.relu(dense(self.fc[0], (6, 6), padding=self.fc_padding, name="fc6")(x)))
+      named["fc7"] = drop(nn.relu(dense(self.fc[1], (1, 1), name="fc7")(x)))
+    return Features(stages, named)

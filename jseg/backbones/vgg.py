@@ -1,87 +1,118 @@
 """VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556, table 1, configuration D)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from jseg.nn import Conv, Norm, avg_pool, max_pool, max_pool_with_indices
-from jseg.types import Array
+from jseg.backbones.base import Backbone, Features
+from jseg.nn import Conv, Norm, avg_pool, check_norm, max_pool, max_pool_with_indices
+from jseg.types import Array, InputError
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions of each block
+_POOLS = ("max2", "max3", "indices")
+_OUTPUT_STRIDES = (8, 16, 32)
 
 
-class VGG16(nn.Module):
-  """[b h w c] -> {"pool1": ..., "pool5": ..., "fc7": ...}, each [b h' w' c'].
+class VGG16(Backbone):
+  """[b h w c] -> Features of strides 1 to 32, and by name "pool1" to "pool5" and "fc7".
 
-  The defaults are the published network up to its last pooling, with pooling as in Caffe: windows
-  that hang over the edge count. Networks differ in the pools, the last block's dilation and the
-  form of the fully connected layers, which are convolutions here.
+  Stages are the last convolutions before each pooling, and pool5. The defaults are the published
+  network up to its last pooling, with pooling as in Caffe: windows that hang over the edge count.
+  Networks differ in the pools, the output stride and the form of the fully connected layers, which
+  are convolutions here.
 
   Attributes:
     widths: channels of the five blocks.
-    norm: kind of normalisation between convolution and ReLU (`jseg.nn.Norm`).
+    output_stride: stride of pool5: 32, 16 or 8. From it on, pools are 3 x 3 at stride 1 and the
+      convolutions after them dilated, as in DeepLab (Chen et al. 2015, arXiv:1412.7062).
+    norm: kind of normalization between convolution and ReLU (`jseg.nn.Norm`).
     first_padding: pixels around the image in the very first convolution.
     pool: "max2" (2 x 2), "max3" (3 x 3, padded by 1, as in DeepLab), or "indices" (2 x 2; the
-      result then also holds "indices1" ... "indices5", see `max_pool_with_indices`).
-    pool_strides: of the five pools; 1 keeps the resolution.
-    dilation5: of block 5.
+      features then also hold "indices1" to "indices5", see `jseg.nn.max_pool_with_indices`).
     fc: channels of fc6 and fc7; none if empty.
     fc_kernel: edge of fc6's kernel. With 7 it holds the classifier's dense kernel, reshaped.
-    fc_dilation: of fc6.
-    fc_padding: of fc6, "SAME" or pixels.
+    fc_dilation: dilation of fc6.
+    fc_padding: padding of fc6, "SAME" or pixels.
     fc_pool: whether a 3 x 3 average pool at stride 1 precedes fc6, as in DeepLab.
     dropout: rate after fc6 and fc7.
-    dtype: type of the computation.
-    param_dtype: type of the parameters.
   """
 
+  strides = (1, 2, 4, 8, 16, 32)
+
   widths: Sequence[int] = (64, 128, 256, 512, 512)
+  output_stride: int = 32
   norm: str = "none"
   first_padding: int = 1
   pool: str = "max2"
-  pool_strides: Sequence[int] = (2, 2, 2, 2, 2)
-  dilation5: int = 1
   fc: Sequence[int] = ()
   fc_kernel: int = 7
   fc_dilation: int = 1
   fc_padding: str | int = "SAME"
   fc_pool: bool = False
   dropout: float = 0.5
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    if len(self.widths) != 5 or min(self.widths) < 1:
+      raise InputError(f"widths: {self.widths} must be five positive channel counts")
+    if self.output_stride not in _OUTPUT_STRIDES:
+      raise InputError(f"output_stride: {self.output_stride} must be 8, 16 or 32")
+    if self.pool not in _POOLS:
+      raise InputError(f"pool: {self.pool!r} is unknown; choose from {', '.join(_POOLS)}")
+    if self.pool == "indices" and self.output_stride < 32:
+      raise InputError(
+        f"output_stride: {self.output_stride} leaves no windows to unpool; use 32 with indices"
+      )
+    check_norm(self.norm)
+    super().__post_init__()
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool = False) -> dict[str, Array]:
-    """Computes the features of normalised images."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    features = {}
-    for block, (layers, width) in enumerate(zip(LAYERS, self.widths, strict=True), 1):
+  def __call__(self, image: Array, *, train: bool = False) -> Features:
+    """Computes the features of normalized images; training with `fc` needs the key "dropout"."""
+    x, stride, rate = image, 1, 1
+    stages: dict[int, Array] = {}
+    named: dict[str, Array] = {}
+    for block, layers in enumerate(LAYERS, 1):
       for layer in range(1, layers + 1):
-        x = Conv(
-          width,
-          (3, 3),
-          padding=self.first_padding if block == layer == 1 else "SAME",
-          dilation=self.dilation5 if block == 5 else 1,
-          name=f"conv{block}_{layer}",
-          **types,
-        )(x)
-        x = nn.relu(Norm(self.norm, name=f"norm{block}_{layer}", **types)(x, train=train))
+        x = self._convolution(x, block, layer, rate, train)
+      stages[2 ** (block - 1)] = x
       if self.pool == "indices":
-        x, features[f"indices{block}"] = max_pool_with_indices(x, ceil=True)
-      elif self.pool == "max3":
-        x = max_pool(x, 3, self.pool_strides[block - 1], padding=1, ceil=True)
+        x, named[f"indices{block}"] = max_pool_with_indices(x, ceil=True)
+      elif stride == self.output_stride:
+        x = max_pool(x, 3, 1, padding=1)
+        rate *= 2
       else:
-        x = max_pool(x, 2, self.pool_strides[block - 1], ceil=True)
-      features[f"pool{block}"] = x
+        x = (
+          max_pool(x, 3, 2, padding=1, ceil=True) if self.pool == "max3" else max_pool(x, ceil=True)
+        )
+        stride *= 2
+      named[f"pool{block}"] = x
+    stages[32] = x
     if self.fc:
-      if self.fc_pool:
-        x = avg_pool(x, 3, padding=1)
-      drop = nn.Dropout(self.dropout, deterministic=not train)
-      kernel = (self.fc_kernel, self.fc_kernel)
-      geometry: dict[str, Any] = {"padding": self.fc_padding, "dilation": self.fc_dilation}
-      x = drop(nn.relu(Conv(self.fc[0], kernel, name="fc6", **geometry, **types)(x)))
-      features["fc7"] = drop(nn.relu(Conv(self.fc[1], (1, 1), name="fc7", **types)(x)))
-    return features
+      named["fc7"] = self._dense(x, train)
+    return Features(stages, named)
+
+  def _convolution(self, x: Array, block: int, layer: int, rate: int, train: bool) -> Array:
+    """A 3x3 convolution of a block, with normalization and ReLU."""
+    convolution = self.typed(Conv)(
+      self.scaled(self.widths[block - 1]),
+      (3, 3),
+      padding=self.first_padding if block == layer == 1 else "SAME",
+      dilation=rate,
+      name=f"conv{block}_{layer}",
+    )
+    norm = self.typed(Norm)(self.norm, name=f"norm{block}_{layer}")
+    return nn.relu(norm(convolution(x), train=train))
+
+  def _dense(self, x: Array, train: bool) -> Array:
+    """The fully connected layers fc6 and fc7, as convolutions."""
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    fc6 = self.typed(Conv)(
+      self.fc[0],
+      (self.fc_kernel, self.fc_kernel),
+      padding=self.fc_padding,
+      dilation=self.fc_dilation,
+      name="fc6",
+    )
+    fc7 = self.typed(Conv)(self.fc[1], (1, 1), name="fc7")
+    x = avg_pool(x, 3, padding=1) if self.fc_pool else x
+    return drop(nn.relu(fc7(drop(nn.relu(fc6(x))))))

@@ -3,30 +3,33 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.arithmetic import cdiv
 from jseg.crf.stages import stored
 from jseg.types import Array
 
-SIGMAS = 4.5
-"""Where the taps of a filter end; what is cut off weighs 7e-6 of the whole."""
+_Number = TypeVar("_Number", float, Array)
+
+CUTOFF = 4.5
+"""Standard deviations at which a filter is cut off; the rest has 7e-6 of its mass."""
 MAX_RADIUS = 40
-"""From here on a matrix product is quicker than taps, and cuts nothing off."""
+"""Largest number of taps to each side; beyond it a matrix product, without cut-off, is faster."""
 HALF_FROM = 2.5
-"""From this sigma on half the resolution is enough; see `axis_filter`."""
+"""Smallest sigma in pixels that may be filtered at half the resolution; see `axis_filter`."""
 
 
 class AxisPlan(NamedTuple):
-  """How to filter along an axis whose sigma is known before tracing.
+  """How to filter along an axis whose sigma is concrete.
 
   Attributes:
     radius: number of taps to each side.
-    half: whether at half the resolution.
+    half: whether to filter at half the resolution.
   """
 
   radius: int
@@ -34,28 +37,28 @@ class AxisPlan(NamedTuple):
 
 
 def plan_axis(sigma: float, *, half: bool) -> AxisPlan:
-  """Taps for a sigma in pixels, at half the resolution if that is allowed and close."""
+  """Plans the filter for a sigma in pixels, at half the resolution if allowed and accurate."""
   half = half and sigma >= HALF_FROM
-  return AxisPlan(min(math.ceil(SIGMAS * (_half_sigma(sigma) if half else sigma)), 10**6), half)
+  return AxisPlan(min(math.ceil(CUTOFF * (_half_sigma(sigma) if half else sigma)), 10**6), half)
 
 
-def _half_sigma(sigma: Any) -> Any:
+def _half_sigma(sigma: _Number) -> _Number:
   # Going down and up adds a variance of 3/4 each.
   return (sigma * sigma / 4 - 0.375) ** 0.5
 
 
 def axis_matrix(n: int, sigma: Array) -> Array:
-  """exp(-(i - j)^2 / 2 sigma^2), [n n]."""
+  """Returns the matrix exp(-(i - j)^2 / 2 sigma^2), [n n]."""
   i = jnp.arange(n, dtype=sigma.dtype)
   return jnp.exp(-0.5 * jnp.square((i[:, None] - i[None]) / sigma))
 
 
 class Stencil(NamedTuple):
-  """Sums of few elements along an axis: y_i = sum_t weight[t, i] x[source[t, i]].
+  """A weighted sum of few elements along an axis: y_i = sum_t weight[t, i] x[source[t, i]].
 
   Attributes:
-    source: int32 [t m].
-    weight: [t m].
+    source: int32 [t m], number of the t-th element that output i reads.
+    weight: [t m], weight of that element.
   """
 
   source: np.ndarray
@@ -63,12 +66,12 @@ class Stencil(NamedTuple):
 
 
 class AxisFilter(NamedTuple):
-  """A Gaussian along one axis.
+  """A Gaussian filter along one axis.
 
   Attributes:
-    down: to half the resolution; None if it is done at full.
-    middle: the Gaussian, as a matrix if it is wide.
-    up: back to full resolution.
+    down: stencil to half the resolution; None at full resolution.
+    middle: the Gaussian, a stencil, or a matrix where it is wide.
+    up: stencil back to full resolution; None at full resolution.
   """
 
   down: Stencil | None
@@ -77,22 +80,22 @@ class AxisFilter(NamedTuple):
 
 
 def axis_filter(n: int, sigma: Array, plan: AxisPlan | None = None) -> AxisFilter:
-  """exp(-(i - j)^2 / 2 sigma^2) along an axis of n elements, zero outside.
+  """Makes the filter exp(-(i - j)^2 / 2 sigma^2) along an axis of n elements, zero outside.
 
   At half the resolution the axis is shrunk by [1 3 3 1], and enlarged linearly, which is the
   transpose of that. The absolute errors of the kernel then sum up to 1.6 % of the kernel's sum at a
   sigma of 2.5, .8 % at 3, .3 % at 4.
 
   Args:
-    n: length.
-    sigma: in elements.
-    plan: None where sigma isn't known before tracing: a matrix product, exact but slower for small
-      sigmas.
+    n: length of the axis.
+    sigma: standard deviation in elements.
+    plan: `plan_axis` of sigma; None where sigma is traced: a matrix product, which is exact, but
+      slower for small sigmas.
   """
   if plan is None or not plan.half:
     return AxisFilter(None, _gaussian(n, sigma, plan), None)
   half = _half_sigma(sigma)
-  cells = np.arange(-(-n // 2) + 2)  # One beyond either end.
+  cells = np.arange(cdiv(n, 2) + 2)  # one beyond either end
   down = _stencil(2 * cells - 2, {-1: 0.25, 0: 0.75, 1: 0.75, 2: 0.25}, n)
   places = np.arange(n)
   side = np.where(places % 2, 1, -1)
@@ -110,31 +113,35 @@ def _gaussian(n: int, sigma: Array, plan: AxisPlan | None) -> Stencil | Array:
   return _stencil(np.arange(n), {i: jnp.exp(-0.5 * jnp.square(i / sigma)) for i in offsets}, n)
 
 
-def _stencil(centre: np.ndarray, taps: Mapping[int, Any], n: int) -> Stencil:
-  at = centre + np.array(list(taps))[:, None]
+def _stencil(center: np.ndarray, taps: Mapping[int, float | Array], n: int) -> Stencil:
+  at = center + np.array(list(taps))[:, None]
   weight = jnp.stack([jnp.asarray(w) for w in taps.values()])[:, None] * ((at >= 0) & (at < n))
   return Stencil(np.clip(at, 0, n - 1).astype(np.int32), weight)
 
 
 def scale_filter(f: AxisFilter, before: Array, after: Array | None) -> AxisFilter:
-  """With factors [n] before and after it, which cost nothing there."""
+  """Multiplies factors [n] before and after a filter into its weights, where they cost nothing."""
+  if f.down is not None and f.up is not None:
+    return f._replace(
+      down=_scale_stencil(f.down, before, None), up=_scale_stencil(f.up, None, after)
+    )
+  if isinstance(f.middle, Stencil):
+    return f._replace(middle=_scale_stencil(f.middle, before, after))
+  matrix = f.middle * before[None]
+  return f._replace(middle=matrix if after is None else matrix * after[:, None])
 
-  def scaled(step: Any, before: Array | None, after: Array | None) -> Any:
-    taps = isinstance(step, Stencil)
-    weight = step.weight if taps else step
-    if before is not None:
-      weight = weight * (before[step.source] if taps else before[None])
-    if after is not None:
-      weight = weight * (after[None] if taps else after[:, None])
-    return step._replace(weight=weight) if taps else weight
 
-  if f.down is None:
-    return f._replace(middle=scaled(f.middle, before, after))
-  return f._replace(down=scaled(f.down, before, None), up=scaled(f.up, None, after))
+def _scale_stencil(stencil: Stencil, before: Array | None, after: Array | None) -> Stencil:
+  weight = stencil.weight
+  if before is not None:
+    weight = weight * before[stencil.source]
+  if after is not None:
+    weight = weight * after[None]
+  return stencil._replace(weight=weight)
 
 
 def grid_filter(x: Array, filters: Sequence[AxisFilter]) -> Array:
-  """Filters [h w c], or with any other number of spatial dimensions, along each of these."""
+  """Filters x [h w c], with any number of spatial axes, along each of these."""
   down = [f.down for f in filters]
   x = stored(functools.partial(_along_all, steps=down), x) if any(down) else x
   for axis, f in enumerate(filters):
@@ -176,20 +183,23 @@ def _matrix_product(matrix: Array, x: Array, axis: int) -> Array:
 
 
 def exact_filter(x: Array, features: Array, block: int = 256) -> Array:
-  """exp(-|f_i - f_j|^2 / 2) times x, in blocks of rows; O(n^2 (d + c)).
+  """Multiplies the kernel matrix exp(-|f_i - f_j|^2 / 2) by x, in blocks of rows; O(n^2 (d + c)).
 
   Args:
-    x: [n c].
-    features: [n d], in standard deviations.
-    block: rows at a time.
+    x: [n c] values.
+    features: [n d] in standard deviations.
+    block: number of rows that are computed at a time.
+
+  Returns:
+    [n c].
   """
   n, d = features.shape
-  count = -(-n // block)
+  count = cdiv(n, block)
   queries = jnp.pad(features, ((0, count * block - n), (0, 0)))
 
   @jax.checkpoint
   def rows(query: Array) -> Array:
-    # Not |a|^2 + |b|^2 - 2 ab, which cancels badly where colours are many deviations apart.
+    # Not |a|^2 + |b|^2 - 2 ab, which cancels badly where colors are many deviations apart.
     squares = jnp.zeros((block, n), x.dtype)
     for i in range(d):
       squares = squares + jnp.square(query[:, i][:, None] - features[:, i][None])
@@ -200,47 +210,51 @@ def exact_filter(x: Array, features: Array, block: int = 256) -> Array:
   return y.reshape(count * block, -1)[:n]
 
 
-def landmark_factors(colours: Array, count: int) -> Array:
-  """Low-rank factor phi of the colour kernel: phi phi^T is about exp(-|c_i - c_j|^2 / 2).
+def landmark_factors(colors: Array, count: int) -> Array:
+  """Finds a low-rank factor phi of the color kernel: phi phi^T is about exp(-|c_i - c_j|^2 / 2).
 
-  The Nystroem method with landmarks that lie as far from one another as can be found, one by one.
+  The Nyström method (Williams and Seeger 2001); each landmark is the color farthest from those
+  chosen before.
 
   Args:
-    colours: [n c], in standard deviations.
-    count: number of landmarks; the rank.
+    colors: [n c] in standard deviations.
+    count: number of landmarks, the rank of phi; at most n are used.
 
   Returns:
-    [n count].
+    phi [n count].
   """
-  n = colours.shape[0]
-  fixed = lax.stop_gradient(colours)
+  n = colors.shape[0]
+  fixed = lax.stop_gradient(colors)
 
   def pick(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
     nearest, at = state
     nearest = jnp.minimum(nearest, jnp.square(fixed - fixed[at][None]).sum(1))
     return (nearest, jnp.argmax(nearest)), at
 
-  start = (jnp.full(n, jnp.inf, colours.dtype), jnp.zeros((), jnp.argmax(fixed[:, 0]).dtype))
+  start = (jnp.full(n, jnp.inf, colors.dtype), jnp.zeros((), jnp.argmax(fixed[:, 0]).dtype))
   chosen = lax.scan(pick, start, None, length=min(count, n))[1]
-  landmarks = colours[chosen]
+  landmarks = colors[chosen]
 
   def kernel(a: Array) -> Array:
     squares = jnp.square(a[:, None] - landmarks[None]).sum(-1)
     return jnp.exp(-0.5 * squares)
 
-  # The jitter keeps equal colours, of flat images, from being a singular matrix.
-  small = kernel(landmarks) + 1e-4 * jnp.eye(landmarks.shape[0], dtype=colours.dtype)
+  # The jitter keeps equal colors, of flat images, from being a singular matrix.
+  small = kernel(landmarks) + 1e-4 * jnp.eye(landmarks.shape[0], dtype=colors.dtype)
   root = jnp.linalg.cholesky(small)
-  return jax.scipy.linalg.solve_triangular(root, kernel(colours).T, lower=True).T
+  return jax.scipy.linalg.solve_triangular(root, kernel(colors).T, lower=True).T
 
 
 def landmark_filter(x: Array, factors: Array, matrices: Sequence[Array]) -> Array:
-  """sum_r phi_r G(phi_r x), G the separable Gaussian over the grid.
+  """Computes sum_r phi_r G(phi_r x), where G is the separable Gaussian over the pixel grid.
 
   Args:
-    x: [h w c], or with any other number of spatial dimensions.
-    factors: [n rank].
+    x: [h w c] values, with any number of spatial axes.
+    factors: phi [n rank] of `landmark_factors`.
     matrices: `axis_matrix` of each spatial axis.
+
+  Returns:
+    Shaped like x.
   """
 
   @jax.checkpoint

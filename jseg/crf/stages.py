@@ -1,25 +1,27 @@
-"""Keeping XLA for CPUs from computing things again and again, and from copying what it is given.
+"""Ways to keep XLA on CPUs from recomputing intermediate results and from copying its inputs.
 
-It fuses a stage into whatever reads it, even through gathers, and computes it anew for every
-element that is read; optimization barriers are dropped before that.
+XLA fuses a computation into whatever reads it, even through gathers, and recomputes it for every
+element that is read; it drops optimization barriers before that.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
+from jseg.arithmetic import cdiv
 from jseg.types import Array
 
 _ALIGNMENT = 64  # bytes
 
 
-def filled(shape: Sequence[int], value: Any, dtype: Any) -> np.ndarray:
-  """np.full at an address that JAX on CPUs can use without a copy."""
+def filled(shape: Sequence[int], value: float, dtype: DTypeLike) -> np.ndarray:
+  """Like np.full, at an address that JAX on CPUs can use without a copy."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)
   start = -memory.ctypes.data % _ALIGNMENT
@@ -28,16 +30,18 @@ def filled(shape: Sequence[int], value: Any, dtype: Any) -> np.ndarray:
   return array
 
 
-def stored(f: Any, *args: Any) -> Array:
-  """f(*args), an array, written to memory before anything reads it.
+def stored(f: Callable[..., Array], *args: Any) -> Array:
+  """Returns the array f(*args), written to memory before anything reads it.
 
   XLA can't fuse into or out of the branches of a condition.
   """
   out = jax.eval_shape(f, *args)
 
   def on_cpu(*args: Any) -> Array:
-    known = jax.tree.leaves(args)[0].reshape(-1)[0]
-    return lax.cond(known == known, f, lambda *_: jnp.full(out.shape, jnp.nan, out.dtype), *args)
+    element = jax.tree.leaves(args)[0].reshape(-1)[0]
+    return lax.cond(
+      element == element, f, lambda *_: jnp.full(out.shape, jnp.nan, out.dtype), *args
+    )
 
   def elsewhere(*args: Any) -> Array:
     return lax.optimization_barrier(f(*args))
@@ -45,13 +49,13 @@ def stored(f: Any, *args: Any) -> Array:
   return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
 
 
-def staged(f: Any, *args: Any, blocks: int = 16) -> Any:
-  """f(*args) of arrays [n ...], for one block of n after the other; what a loop returns is stored.
+def staged(f: Callable[..., Any], *args: Any, blocks: int = 16) -> Any:
+  """Computes f(*args) of arrays [n ...] by blocks of n, in a loop: what a loop returns is stored.
 
-  The blocks' temporaries stay in a core's cache.
+  The temporaries of a block stay in the cache of a core.
   """
   n = jax.tree.leaves(args)[0].shape[0]
-  length = -(-n // blocks)
+  length = cdiv(n, blocks)
 
   def split(x: Array) -> Array:
     pad = ((0, length * blocks - n),) + ((0, 0),) * (x.ndim - 1)

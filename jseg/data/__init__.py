@@ -1,42 +1,78 @@
-"""Data: sources, preparation, reading, and augmentation on the device."""
+"""Data: sources, preparation, and reading. Light to import: what a name needs loads with it."""
 
-from jseg.data.augment import make_augment
-from jseg.data.augment_instances import make_instance_augment
-from jseg.data.builder import Dataset, Examples, load
-from jseg.data.check import check_folder, contact_sheet
-from jseg.data.classes import ClassInfo, voc_colormap
-from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError
-from jseg.data.images import read_image
-from jseg.data.instances import Objects, find_keypoints, found_objects
-from jseg.data.normalize import normalize, prepare
-from jseg.data.pipeline import as_channels, check_canvas, eval_batches, fit, train_iterator
-from jseg.data.volumes import flatten_volume, read_volume, write_mask
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from jseg.data.check import check_folder
+  from jseg.data.dataset import Dataset, Examples, load
+  from jseg.data.detections import find_keypoints, objects_from_detections
+  from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError
+  from jseg.data.files.classes import ClassInfo, voc_colormap
+  from jseg.data.files.images import read_image
+  from jseg.data.files.instances import Objects
+  from jseg.data.files.nifti import flatten_volume, read_volume, write_mask
+  from jseg.data.pipeline import (
+    as_channels,
+    check_canvas,
+    eval_batches,
+    resize_and_pad,
+    train_iterator,
+  )
+  from jseg.data.sheet import contact_sheet
+  from jseg.data.sources.base import Example, Item, ListedSource, Source
 
 __all__ = [
   "IMAGE_SUFFIXES",
   "NIFTI_SUFFIXES",
   "ClassInfo",
   "Dataset",
+  "Example",
   "Examples",
   "FileError",
+  "Item",
+  "ListedSource",
   "Objects",
+  "Source",
   "as_channels",
   "check_canvas",
   "check_folder",
   "contact_sheet",
   "eval_batches",
   "find_keypoints",
-  "fit",
   "flatten_volume",
-  "found_objects",
   "load",
-  "make_augment",
-  "make_instance_augment",
-  "normalize",
-  "prepare",
+  "objects_from_detections",
   "read_image",
   "read_volume",
+  "resize_and_pad",
   "train_iterator",
   "voc_colormap",
   "write_mask",
 ]
+
+_HOMES = {
+  "dataset": ("Dataset", "Examples", "load"),
+  "detections": ("find_keypoints", "objects_from_detections"),
+  "check": ("check_folder",),
+  "sheet": ("contact_sheet",),
+  "files": ("FileError", "IMAGE_SUFFIXES", "NIFTI_SUFFIXES"),
+  "files.classes": ("ClassInfo", "voc_colormap"),
+  "files.images": ("read_image",),
+  "files.instances": ("Objects",),
+  "sources.base": ("Example", "Item", "ListedSource", "Source"),
+  "files.nifti": ("flatten_volume", "read_volume", "write_mask"),
+  "pipeline": ("as_channels", "check_canvas", "eval_batches", "resize_and_pad", "train_iterator"),
+}
+
+
+def __getattr__(name: str) -> Any:
+  # Lazy: the networks and weights need the classes, not TFDS, Grain and OpenCV.
+  for module, names in _HOMES.items():
+    if name in names:
+      return getattr(importlib.import_module(f"jseg.data.{module}"), name)
+  raise AttributeError(f"module 'jseg.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -10,13 +10,13 @@ def border_weights(label: np.ndarray, weight: float = 10.0, sigma: float = 5.0) 
   """The second term of equation 2 of Ronneberger et al. 2015 (arXiv:1505.04597).
 
   w0 exp(-(d1 + d2)^2 / (2 sigma^2)) outside of objects, d1 and d2 being the distances to the
-  nearest and the second nearest. Objects are the connected parts (of 4 neighbours) of every class
+  nearest and the second nearest. Objects are the connected parts (of 4 neighbors) of every class
   but 0.
 
   Args:
     label: uint8 [h w].
-    weight: w0.
-    sigma: in pixels.
+    weight: w0, the weight between objects that touch.
+    sigma: width of the border in pixels.
 
   Returns:
     float32 [h w]; 0 inside of objects, where the label is IGNORE, and with fewer than two objects.

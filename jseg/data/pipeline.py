@@ -1,4 +1,4 @@
-"""From examples to batches of one static size: Grain shuffles, threads decode, all of it resumes.
+"""From examples to batches of one static size: Grain shuffles, threads decode, and it resumes.
 
 A batch holds numpy arrays; see `train_iterator` and `eval_batches` for their names and shapes.
 Everything works for images [h w c] and for volumes [d h w c]: sizes then have three numbers.
@@ -12,15 +12,16 @@ import cv2
 import grain
 import numpy as np
 
+from jseg.arithmetic import cdiv
 from jseg.data.border import border_weights
-from jseg.data.instances import make_targets
+from jseg.data.targets import make_targets
 from jseg.types import IGNORE, Batch, InputError
 
 Size = tuple[int, ...]
 
 
 class RandomAccess(Protocol):
-  """Decoded examples by position, such as `Dataset.source` gives."""
+  """Decoded examples by position, such as `Dataset.source` returns."""
 
   def __len__(self) -> int: ...
 
@@ -49,18 +50,18 @@ def train_iterator(
 
   Args:
     source: random access to examples: `image` uint8 [h w c], `label` uint8 [h w]; of volumes,
-      `image` float32 [d h w c], normalised, and `label` uint8 [d h w].
+      `image` float32 [d h w c], normalized, and `label` uint8 [d h w].
     size: (H, W) of the canvas. Larger images are shrunk to fit with their aspect kept, smaller
       ones are only padded. (D, H, W) for volumes, which are never shrunk: it holds the largest.
-    batch_size: of the global batch, over all processes.
-    seed: of the shuffle.
-    channels: 3 (RGB) or 1 (grey), to which images are converted; or those that volumes have.
+    batch_size: examples in a global batch, over all processes.
+    seed: seed of the shuffle.
+    channels: 3 (RGB) or 1 (gray), to which images are converted; or those that volumes have.
     border: weight and sigma of `border_weights`, for images; None is without.
-    objects: n and m, to train on up to n objects an image, the largest, with masks of m x m cells.
-    short_side: see `fit`; with `objects`.
-    process_index: which of the processes this is.
-    process_count: how many there are; divides batch_size.
-    threads: that read and decode.
+    objects: (n, m), to train on the up to n largest objects per image, with masks of m x m cells.
+    short_side: pixels that the shorter side is brought to, as for `resize_and_pad`; with `objects`.
+    process_index: index of this process.
+    process_count: number of processes; divides batch_size.
+    threads: number of threads that read and decode.
 
   Returns:
     Iterator over dicts with b = batch_size / process_count: `image` uint8 [b H W channels] and
@@ -70,8 +71,8 @@ def train_iterator(
     `objects` there are the fields of `jseg.types.Targets` in place of `label`.
 
   Raises:
-    InputError: if the source is empty or the batch cannot be shared out; from `next`, if an
-      example does not fit the canvas or the channels (see `fit` and `as_channels`).
+    InputError: the source is empty or the batch cannot be shared out; from `next`, if an
+      example does not fit the canvas or the channels (see `resize_and_pad` and `as_channels`).
   """
   local = _local_batch(batch_size, process_count, size, channels)
   if not len(source):
@@ -81,13 +82,13 @@ def train_iterator(
   if objects is None:
     make = functools.partial(_train_example, size=size, channels=channels, border=border)
   else:
-    knobs: dict[str, Any] = {
-      "size": size,
-      "channels": channels,
-      "objects": objects,
-      "short_side": short_side,
-    }
-    make = functools.partial(_train_objects, **knobs)
+    make = functools.partial(
+      _train_objects,
+      size=size,
+      channels=channels,
+      objects=objects,
+      short_side=short_side,
+    )
   # The stream has no end to drop; Grain's length of a batched one overflows otherwise.
   batches = examples.map(make).batch(local, drop_remainder=True)
   return iter(batches.to_iter_dataset(_read_options(threads)))
@@ -108,16 +109,16 @@ def eval_batches(
   """One pass over a split, every example exactly once, with labels at original resolution.
 
   Args:
-    source: see `train_iterator`.
+    source: random access to examples, as for `train_iterator`.
     size: (H, W) of the image canvas, or (D, H, W), as in training.
     label_size: (LH, LW) or (LD, LH, LW) of the label canvas: the largest of the split. None leaves
       labels out, where the truth is `source[index]["objects"]`.
-    batch_size: of the global batch.
-    channels: as in training.
-    short_side: as in training.
-    process_index: which of the processes this is.
-    process_count: how many there are; all yield the same number of batches.
-    threads: that read and decode.
+    batch_size: examples in a global batch.
+    channels: channels of the images, as for `train_iterator`.
+    short_side: pixels that the shorter side is brought to, as for `train_iterator`.
+    process_index: index of this process.
+    process_count: number of processes; all yield the same number of batches.
+    threads: number of threads that read and decode.
 
   Returns:
     Sized iterable over dicts: `image`, `size` as in training; `label` uint8 [b LH LW], top left,
@@ -126,19 +127,25 @@ def eval_batches(
     Of volumes, `label` is [b LD LH LW] and sizes are [b 3].
 
   Raises:
-    InputError: as `train_iterator`, but for empty sources.
+    InputError: as in `train_iterator`, but not for empty sources.
   """
   local = _local_batch(batch_size, process_count, size, channels)
-  padded = -(-len(source) // batch_size) * batch_size
+  padded = cdiv(len(source), batch_size) * batch_size
   indices = [i if i < len(source) else -1 for i in range(padded)]
-  knobs: dict[str, Any] = {"label_size": label_size, "channels": channels, "short_side": short_side}
-  make = functools.partial(_eval_example, source=source, size=size, **knobs)
+  make = functools.partial(
+    _eval_example,
+    source=source,
+    size=size,
+    label_size=label_size,
+    channels=channels,
+    short_side=short_side,
+  )
   examples = grain.MapDataset.source(indices)[process_index::process_count].map(make)
   return EvalBatches(examples.batch(local), threads)
 
 
 class EvalBatches:
-  """What `eval_batches` returns: a sized iterable that can be walked repeatedly."""
+  """A sized iterable of evaluation batches; each walk begins anew."""
 
   def __init__(self, batches: grain.MapDataset, threads: int):
     self._batches, self._threads = batches, threads
@@ -150,8 +157,8 @@ class EvalBatches:
     return iter(self._batches.to_iter_dataset(_read_options(self._threads)))
 
 
-def fit(image: np.ndarray, size: Size, short_side: int = 0) -> tuple[np.ndarray, Size]:
-  """Puts an image on a canvas, shrunk with its aspect kept if it is larger.
+def resize_and_pad(image: np.ndarray, size: Size, short_side: int = 0) -> tuple[np.ndarray, Size]:
+  """Puts an image on a canvas; larger images are shrunk, with their aspect kept.
 
   Args:
     image: uint8 [h w c], or a volume, float32 [d h w c].
@@ -164,7 +171,7 @@ def fit(image: np.ndarray, size: Size, short_side: int = 0) -> tuple[np.ndarray,
     image covers from the top left. Of a volume, (float32 [D H W c], (slices, rows, columns)).
 
   Raises:
-    InputError: if a volume is larger than the canvas, or the size is not one for its axes.
+    InputError: a volume is larger than the canvas, or the size has another number of axes.
   """
   if image.ndim != len(size) + 1:
     kind, axes = ("images", "two") if image.ndim == 3 else ("volumes", "three")
@@ -175,8 +182,8 @@ def fit(image: np.ndarray, size: Size, short_side: int = 0) -> tuple[np.ndarray,
   covered = _fitted(image.shape[:2], size, short_side)
   if covered != image.shape[:2]:
     smaller = covered[0] < image.shape[0]
-    way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    image = cv2.resize(image, covered[::-1], interpolation=way)
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    image = cv2.resize(image, covered[::-1], interpolation=method)
     image = image.reshape(*covered, -1)  # OpenCV drops the axis of a single channel
   return _pad(image, size, 0), covered
 
@@ -196,18 +203,18 @@ def check_canvas(largest: Size, size: Size) -> None:
 
 
 def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
-  """Converts an image to the channels a network takes.
+  """Converts an image to the number of channels that a network takes.
 
   Args:
-    image: uint8 [h w], [h w 1] (grey), [h w 3] (RGB) or [h w 4] (RGBA; alpha is dropped); or a
+    image: uint8 [h w], [h w 1] (gray), [h w 3] (RGB) or [h w 4] (RGBA; alpha is dropped); or a
       volume, float32 [d h w channels].
-    channels: 3 (RGB) or 1 (grey); of a volume, those that it has.
+    channels: 3 (RGB) or 1 (gray); of a volume, those that it has.
 
   Returns:
     uint8 [h w channels]; volumes as they are.
 
   Raises:
-    InputError: if it is another kind of array, or a volume of other channels.
+    InputError: the array is neither, or the volume has another number of channels.
   """
   if image.ndim == 4:
     if image.shape[3] != channels:
@@ -234,10 +241,10 @@ def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def _train_example(
   example: dict[str, Any], *, size: Size, channels: int, border: tuple[float, float] | None
 ) -> Batch:
-  image, covered = fit(as_channels(example["image"], channels), size)
+  image, covered = resize_and_pad(as_channels(example["image"], channels), size)
   label = example["label"]
   if covered != label.shape:
-    # The exact variant samples pixel centres, as AREA does; the plain one is half a pixel off.
+    # The exact variant samples pixel centers, as AREA does; the plain one is half a pixel off.
     label = cv2.resize(label, covered[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
   batch = {
     "image": image,
@@ -245,15 +252,17 @@ def _train_example(
     "size": np.array(covered, np.int32),
   }
   if border is not None:
-    batch["weight"] = _pad(border_weights(label, *border), size, 0)
+    weight, sigma = border
+    batch["weight"] = _pad(border_weights(label, weight=weight, sigma=sigma), size, 0)
   return batch
 
 
 def _train_objects(
   example: dict[str, Any], *, size: Size, channels: int, objects: tuple[int, int], short_side: int
 ) -> Batch:
-  image, covered = fit(as_channels(example["image"], channels), size, short_side)
-  targets = make_targets(example["objects"], covered, *objects)
+  image, covered = resize_and_pad(as_channels(example["image"], channels), size, short_side)
+  slots, cells = objects
+  targets = make_targets(example["objects"], covered, slots=slots, cells=cells)
   return {"image": image, "size": np.array(covered, np.int32), **targets}
 
 
@@ -275,7 +284,7 @@ def _eval_example(
   else:
     example = source[index]
     image, label = example["image"], example["label"] if label_size else None
-  canvas, covered = fit(as_channels(image, channels), size, short_side)
+  canvas, covered = resize_and_pad(as_channels(image, channels), size, short_side)
   batch = {"image": canvas, "size": np.array(covered, np.int32), "index": np.int32(index)}
   if label_size is not None and label is not None:
     batch["label"] = _pad(label, label_size, IGNORE)
@@ -284,7 +293,7 @@ def _eval_example(
 
 
 def _fitted(shape: Size, size: Size, short_side: int) -> Size:
-  """Size of an image after it was brought to `short_side`, if given, and shrunk into a canvas."""
+  """Size of an image that is brought to `short_side`, if given, and shrunk to fit a canvas."""
   wanted = short_side / min(shape) if short_side else 1.0
   scale = min(wanted, size[0] / shape[0], size[1] / shape[1])
   if scale == 1:
@@ -309,7 +318,7 @@ def _local_batch(batch_size: int, process_count: int, size: Size, channels: int)
       f"batch size {batch_size} must be a multiple of the {process_count} processes that share it"
     )
   if len(size) == 2 and channels not in (1, 3):
-    raise InputError(f"channels {channels} must be 3 (RGB) or 1 (grey)")
+    raise InputError(f"channels {channels} must be 3 (RGB) or 1 (gray)")
   return batch_size // process_count
 
 

@@ -1,31 +1,29 @@
 """The networks by name. To add one: a file in this folder, and a line here."""
 
 import dataclasses
-import importlib
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jseg.lookup import lookup_class
 from jseg.models.base import Network
-from jseg.types import IGNORE, InputError
+from jseg.types import InputError
 
 __all__ = [
   "Network",
-  "aux_weights",
+  "arguments",
   "count_parameters",
   "create",
-  "knobs",
+  "fitting",
+  "get",
   "names",
-  "ndim",
-  "task",
-  "tiny",
+  "upgrade",
 ]
 
 # name: "module:class".
-_MODELS = {
+_MODELS: dict[str, str] = {
   "patch_classifier": "jseg.models.patch_classifier:PatchClassifier",
   "fcn32s": "jseg.models.fcn:FCN32s",
   "fcn16s": "jseg.models.fcn:FCN16s",
@@ -42,91 +40,94 @@ _MODELS = {
   "refinenet": "jseg.models.refinenet:RefineNet",
   "mask_rcnn": "jseg.models.mask_rcnn:MaskRCNN",
 }
-# Arguments that are not the network's own: the data set and the run decide on them.
-_COMMON = ("num_classes", "dtype", "param_dtype", "parent", "name")
+# Fields that are not arguments of the network alone: the data set, the run and Flax set them.
+_COMMON: frozenset[str] = frozenset({"num_classes", "dtype", "param_dtype", "parent", "name"})
 
 
 def names() -> list[str]:
-  """Names of all networks."""
+  """Names of the library's own networks."""
   return list(_MODELS)
 
 
-def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+def create(name: str, num_classes: int, **overrides: Any) -> Network:
   """Makes a network.
 
   Args:
-    name: one of `names()`.
+    name: one of `names()`, or "package.module:Name" of a subclass of `Network`.
     num_classes: number of classes, background included.
-    **overrides: knobs (`knobs(name)`), `dtype` and `param_dtype` that differ from the defaults.
+    **overrides: arguments (`arguments(name)`), `dtype` and `param_dtype` that differ from the
+      defaults.
 
   Returns:
     The Flax module: `model.apply(variables, image, train=False) -> Outputs`.
 
   Raises:
-    InputError: there is no such network or knob, or a value is impossible.
+    InputError: there is no such network or argument, or a value is impossible.
   """
-  model = _load(name)
-  unknown = [k for k in overrides if k not in knobs(name) and k not in ("dtype", "param_dtype")]
+  model, known = get(name), arguments(name)
+  unknown = [k for k in overrides if k not in known and k not in ("dtype", "param_dtype")]
   if unknown:
-    raise InputError(
-      f"model {name} has no setting {unknown[0]!r}; choose from {', '.join(knobs(name))}"
-    )
-  # Masks of classes are bytes, of which one value means "ignore"; objects may be of any number.
-  rule = f"2 to {IGNORE}" if task(name) == "semantic" else "at least 2"
+    raise InputError(f"model {name} has no setting {unknown[0]!r}; choose from {', '.join(known)}")
+  most = model.MAX_CLASSES
+  rule = f"2 to {most}" if most else "at least 2"
   if isinstance(num_classes, bool) or not isinstance(num_classes, int):
     raise InputError(f"num_classes: {num_classes!r} must be a whole number, {rule}")
-  if num_classes < 2 or (num_classes > IGNORE and task(name) == "semantic"):
+  if num_classes < 2 or (most and num_classes > most):
     raise InputError(f"num_classes: {num_classes} must be {rule}; count the background as a class")
   return model(num_classes, **overrides)
 
 
-def knobs(name: str) -> dict[str, Any]:
-  """What can be set on a network, with its defaults: plain values, fit for a config file.
+def arguments(network: str | type[Network]) -> dict[str, Any]:
+  """Arguments of a network with their defaults: plain values, fit for a config file.
 
-  The type of the computation isn't among them, as it belongs to the run.
+  The dtype isn't among them, as it belongs to the run.
+
+  Args:
+    network: name of the network, as for `create`, or its class.
+
+  Raises:
+    InputError: there is no such network, or an argument of it has no default.
   """
-  fields = dataclasses.fields(_load(name))
-  return {f.name: f.default for f in fields if f.init and f.name not in _COMMON}
+  kind = get(network) if isinstance(network, str) else network
+  fields = [f for f in dataclasses.fields(kind) if f.init and f.name not in _COMMON]
+  for field in fields:
+    if field.default is dataclasses.MISSING:
+      raise InputError(f"{kind.__name__}: argument {field.name} must have a default")
+  return {field.name: field.default for field in fields}
 
 
-def tiny(name: str) -> dict[str, Any]:
-  """Knobs of a network small enough for tests."""
-  return dict(_load(name).TINY)
+def upgrade(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+  """Translates the arguments of an older run's configuration (`Network.upgrade`)."""
+  return get(name).upgrade(arguments)
+
+
+def fitting(*, task: str | None = None, ndim: int | None = None) -> list[str]:
+  """Names of the library's networks of a task, or for images (2) or volumes (3)."""
+  kinds = {name: get(name) for name in names()}
+  return [
+    name for name, kind in kinds.items() if task in (None, kind.task) and ndim in (None, kind.ndim)
+  ]
 
 
 def count_parameters(name: str, num_classes: int, channels: int = 3, **overrides: Any) -> int:
   """Number of trained values of a network, found without computing anything.
 
   Args:
-    name: one of `names()`.
-    num_classes: as for `create`.
-    channels: of the image.
-    **overrides: as for `create`.
+    name: name of the network, as for `create`.
+    num_classes: number of classes, as for `create`.
+    channels: channels of the image.
+    **overrides: arguments, as for `create`.
   """
   model = create(name, num_classes, **overrides)
-  image = jax.ShapeDtypeStruct((1, *(64,) * ndim(name), channels), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, *(64,) * model.ndim, channels), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def aux_weights(name: str) -> dict[str, float]:
-  """What the losses of a network's auxiliary outputs count, by name; empty for most."""
-  return dict(getattr(_load(name), "AUX_WEIGHTS", {}))
+def get(name: str) -> type[Network]:
+  """Returns the class of a network; it is imported only now, so that start-up is quick.
 
-
-def ndim(name: str) -> int:
-  """2 for a network of images, 3 for one of volumes."""
-  return getattr(_load(name), "ndim", 2)
-
-
-def task(name: str) -> str:
-  """What a network is for: "semantic", one class a pixel, or "instance", a mask an object."""
-  return getattr(_load(name), "task", "semantic")
-
-
-def _load(name: str) -> Any:
-  """The class of a network; imported only now, so that start-up is quick."""
-  if name not in _MODELS:
-    raise InputError(f"model {name!r} is unknown; choose from {', '.join(_MODELS)}")
-  path, attribute = _MODELS[name].split(":")
-  return getattr(importlib.import_module(path), attribute)
+  Raises:
+    InputError: there is no such network.
+  """
+  return lookup_class("model", name, _MODELS, Network)

@@ -1,60 +1,65 @@
-"""FCN on a dilated ResNet, as torchvision has it."""
+"""FCN on a dilated backbone, as torchvision has it on ResNet."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from jseg.backbones import ResNet
-from jseg.backbones.resnet import check_resnet
-from jseg.nn import FCNHead, check_norm, resize_bilinear
+from jseg import backbones
+from jseg.models.base import Network, cover_image, depth_to_backbone
+from jseg.nn import FCNHead, check_norm
 from jseg.types import Array, Outputs
 
 
-class FCNResNet(nn.Module):
+class FCNResNet(Network):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w: `fcn_resnet50`, `fcn_resnet101`.
 
   Attributes:
-    num_classes: k.
-    depth: of the ResNet, 18 to 152.
-    aux: whether there are auxiliary logits from layer3, named "aux".
+    num_classes: number of classes k, background included.
+    backbone: a ResNet or VGG16 of `jseg.backbones`.
+    aux: whether there are auxiliary logits from the stage before the last, named "aux".
     dropout: rate before the classifiers.
-    norm: kind of normalisation (`jseg.nn.Norm`).
+    norm: kind of normalization (`jseg.nn.Norm`).
     width: factor of the backbone's channel counts, for small machines.
-    dtype: type of the computation; logits are float32.
-    param_dtype: type of the parameters.
+    dtype: dtype of the computation; logits are float32.
+    param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[dict[str, Any]] = {"depth": 18, "width": 0.125, "aux": True}
-  AUX_WEIGHTS: ClassVar[dict[str, float]] = {"aux": 0.5}
+  TINY: ClassVar[Mapping[str, Any]] = {"backbone": "resnet18", "width": 0.125, "aux": True}
+  AUX_WEIGHTS: ClassVar[Mapping[str, float]] = {"aux": 0.5}
 
-  num_classes: int
-  depth: int = 50
+  backbone: str = "resnet50"
   aux: bool = False
   dropout: float = 0.1
   norm: str = "batch"
   width: float = 1.0
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
-    check_resnet(self.depth, self.width)
     check_norm(self.norm)
+    backbones.check(self.backbone, output_stride=8, width=self.width)
     super().__post_init__()
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
-    """Computes the logits of normalised images; training needs the key "dropout"."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    backbone = ResNet(
-      self.depth, 8, lag=True, norm=self.norm, width=self.width, name="backbone", **types
+    """Computes the logits of normalized images; training needs the key "dropout"."""
+    backbone = self.typed(backbones.create)(
+      self.backbone,
+      output_stride=8,
+      norm=self.norm,
+      width=self.width,
+      optional={"keep_first_rate": True},
+      name="backbone",
     )
     features = backbone(image, train=train)
 
-    def head(layer: str, name: str) -> Array:
-      scores = FCNHead(self.num_classes, self.dropout, self.norm, name=name, **types)
-      x = scores(features[layer], train=train).astype(jnp.float32)
-      return resize_bilinear(x, image.shape[1:3])
+    def score(x: Array, name: str) -> Array:
+      head = self.typed(FCNHead)(self.num_classes, self.dropout, self.norm, name=name)
+      return cover_image(head(x, train=train), image.shape[1:3])
 
-    return Outputs(head("layer4", "head"), {"aux": head("layer3", "aux")} if self.aux else {})
+    logits = score(features[32], "head")
+    return Outputs(logits, {"aux": score(features[16], "aux")} if self.aux else {})
+
+  @classmethod
+  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates `depth`, the ResNet's."""
+    return depth_to_backbone(arguments)

@@ -1,23 +1,23 @@
 """The patch classifier (Ciresan et al. 2012, "Deep Neural Networks Segment Neuronal Membranes").
 
-What came before fully convolutional networks: a classifier that tells the class of a patch's middle
-pixel, slid over the image. `PatchClassifier` gives what sliding gives, at every pixel and in a
-fraction of the time: its dense layers are convolutions, its pools keep the resolution and all that
-follows is dilated (Giusti et al. 2013, arXiv:1302.1700; Long et al. 2015, section 3.1).
+The forerunner of fully convolutional networks: a classifier of a patch's middle pixel, slid over
+the image. `PatchClassifier` computes the same at every pixel in a fraction of the time: its dense
+layers are convolutions, its pools keep the resolution and all that follows is dilated (Giusti et
+al. 2013, arXiv:1302.1700; Long et al. 2015, section 3.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from jseg.nn import Conv, centre, max_pool
+from jseg.models.base import Network
+from jseg.nn import Conv, center_crop, max_pool
 from jseg.types import Array, InputError, Outputs
 
 
-class PatchClassifier(nn.Module):
+class PatchClassifier(Network):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w. Network N4 of the paper.
 
   Beyond the border the image is mirrored, as in the paper. In training nothing is: the logits are
@@ -25,26 +25,23 @@ class PatchClassifier(nn.Module):
   of the middles. Crops of one patch train as in the paper; larger ones train many patches at once.
 
   Attributes:
-    num_classes: k.
+    num_classes: number of classes k, background included.
     patch: edge of the patch in pixels, odd.
     kernels: edges of the convolutions' kernels; each is followed by 2 x 2 pooling.
     width: channels of the convolutions.
     fc: units of the dense layer between convolutions and classifier.
-    dropout: rate after it.
-    dtype: type of the computation; logits are float32.
-    param_dtype: type of the parameters.
+    dropout: rate after the dense layer.
+    dtype: dtype of the computation; logits are float32.
+    param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[dict[str, Any]] = {"patch": 15, "width": 4, "kernels": (4, 3), "fc": 8}
+  TINY: ClassVar[Mapping[str, Any]] = {"patch": 15, "width": 4, "kernels": (4, 3), "fc": 8}
 
-  num_classes: int
   patch: int = 95
   kernels: Sequence[int] = (4, 5, 4, 4)
   width: int = 48
   fc: int = 200
   dropout: float = 0.0
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
     if self.patch % 2 == 0:
@@ -67,8 +64,7 @@ class PatchClassifier(nn.Module):
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
-    """Computes the logits of normalised images; training needs the key "dropout"."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    """Computes the logits of normalized images; training needs the key "dropout"."""
     x, margin = image, self.patch // 2
     if not train:
       x = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)], mode="reflect")
@@ -81,7 +77,7 @@ class PatchClassifier(nn.Module):
     single = x.shape[1:3] == (self.patch, self.patch)
     rate = 1
     for kernel in self.kernels:
-      conv = Conv(self.width, (kernel, kernel), padding="VALID", dilation=rate, **types)
+      conv = self.typed(Conv)(self.width, (kernel, kernel), padding="VALID", dilation=rate)
       x = nn.relu(conv(x))
       if single:
         x = max_pool(x)
@@ -89,17 +85,18 @@ class PatchClassifier(nn.Module):
         x = _dilated_max(x, rate)
         rate *= 2
     size = self._last_size()
-    x = Conv(self.fc, (size, size), padding="VALID", dilation=rate, name="fc1", **types)(x)
+    dense = self.typed(Conv)
+    x = dense(self.fc, (size, size), padding="VALID", dilation=rate, name="fc1")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
-    logits = Conv(self.num_classes, (1, 1), name="fc2", **types)(x)
+    logits = dense(self.num_classes, (1, 1), name="fc2")(x)
     return Outputs(logits.astype(jnp.float32))
 
   def training_labels(self, label: Array) -> Array:
-    """The labels [b h-p+1 w-p+1] of the patches' middles."""
-    return centre(label, [n - self.patch + 1 for n in label.shape[1:]])
+    """Returns the labels [b h-p+1 w-p+1] of the patches' middles, of [b h w] labels."""
+    return center_crop(label, [n - self.patch + 1 for n in label.shape[1:]])
 
 
 def _dilated_max(x: Array, rate: int) -> Array:
-  """The maximum of 2 x 2 pixels that lie `rate` apart, at every place they fit."""
+  """Returns the maximum of 2 x 2 pixels that lie `rate` apart, at every place where they fit."""
   x = jnp.maximum(x[:, :-rate], x[:, rate:])
   return jnp.maximum(x[:, :, :-rate], x[:, :, rate:])

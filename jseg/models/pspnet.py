@@ -1,73 +1,82 @@
 """PSPNet (Zhao et al. 2017, arXiv:1612.01105), as the authors' hszhao/semseg has it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from jseg.backbones import ResNet
-from jseg.backbones.resnet import check_resnet
-from jseg.nn import FCNHead, PyramidPooling, check_norm, resize_bilinear
+from jseg import backbones
+from jseg.models.base import Network, cover_image, depth_to_backbone, pad_to_corners
+from jseg.nn import FCNHead, PyramidPooling, check_norm
 from jseg.types import Array, InputError, Outputs
 
+_STRIDE = 8
 
-class PSPNet(nn.Module):
+
+class PSPNet(Network):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
-  ResNet with the deep stem at stride 8, pyramid pooling, and a second score from layer3 in training
-  (section 3.3). Scores are interpolated corners on corners; sizes 8 n + 1 need no padding.
+  A dilated backbone at stride 8 (a ResNet has the deep stem), pyramid pooling, and a second score
+  from the stage before the last in training (section 3.3). Scores are interpolated corners on
+  corners; sizes 8 n + 1 need no padding.
 
   Attributes:
-    num_classes: k.
-    depth: of the ResNet, 18 to 152.
-    bins: of the pyramid's levels.
-    aux: whether there are auxiliary logits from layer3, named "aux".
+    num_classes: number of classes k, background included.
+    backbone: a ResNet or VGG16 of `jseg.backbones`.
+    bins: edges of the pyramid's levels, in bins.
+    aux: whether there are auxiliary logits from the stage before the last, named "aux".
     dropout: rate before the classifiers.
-    norm: kind of normalisation (`jseg.nn.Norm`).
+    norm: kind of normalization (`jseg.nn.Norm`).
     width: factor of all channel counts, for small machines.
-    dtype: type of the computation; logits are float32.
-    param_dtype: type of the parameters.
+    dtype: dtype of the computation; logits are float32.
+    param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[dict[str, Any]] = {"depth": 18, "width": 0.125, "aux": True}
-  AUX_WEIGHTS: ClassVar[dict[str, float]] = {"aux": 0.4}
+  TINY: ClassVar[Mapping[str, Any]] = {"backbone": "resnet18", "width": 0.125, "aux": True}
+  AUX_WEIGHTS: ClassVar[Mapping[str, float]] = {"aux": 0.4}
 
-  num_classes: int
-  depth: int = 50
+  backbone: str = "resnet50"
   bins: Sequence[int] = (1, 2, 3, 6)
   aux: bool = True
   dropout: float = 0.1
   norm: str = "batch"
   width: float = 1.0
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
     if not self.bins or min(self.bins) < 1:
       raise InputError(f"bins: {self.bins} must be one or more numbers of at least 1")
-    check_resnet(self.depth, self.width)
     check_norm(self.norm)
+    backbones.check(self.backbone, output_stride=_STRIDE, width=self.width)
     super().__post_init__()
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
-    """Computes the logits of normalised images; training needs the key "dropout"."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    height, width = image.shape[1:3]
-    edges = [(0, (1 - n) % 8) for n in (height, width)]
-    x = jnp.pad(image, [(0, 0), *edges, (0, 0)])
-    padded = x.shape[1:3]
-    features = ResNet(
-      self.depth, 8, stem="deep", norm=self.norm, width=self.width, name="backbone", **types
-    )(x, train=train)
-    pyramid = PyramidPooling(self.bins, self.norm, name="pyramid", **types)
+    """Computes the logits of normalized images; training needs the key "dropout"."""
+    backbone = self.typed(backbones.create)(
+      self.backbone,
+      output_stride=_STRIDE,
+      norm=self.norm,
+      width=self.width,
+      optional={"stem": "deep"},
+      name="backbone",
+    )
+    features = backbone(pad_to_corners(image, _STRIDE), train=train)
+    pyramid = self.typed(PyramidPooling)(self.bins, self.norm, name="pyramid")
 
-    def score(x: Array, name: str, share: int) -> Array:
-      head = FCNHead(self.num_classes, self.dropout, self.norm, share, name=name, **types)
-      y = head(x, train=train).astype(jnp.float32)
-      return resize_bilinear(y, padded, align_corners=True)[:, :height, :width]
+    def score(x: Array, reduction: int, name: str) -> Array:
+      head = self.typed(FCNHead)(
+        self.num_classes,
+        self.dropout,
+        self.norm,
+        reduction=reduction,
+        name=name,
+      )
+      return cover_image(head(x, train=train), image.shape[1:3], corners=_STRIDE)
 
-    logits = score(pyramid(features["layer4"], train=train), "head", 8)
-    return Outputs(logits, {"aux": score(features["layer3"], "aux", 4)} if self.aux else {})
+    logits = score(pyramid(features[32], train=train), 8, "head")
+    return Outputs(logits, {"aux": score(features[16], 4, "aux")} if self.aux else {})
+
+  @classmethod
+  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates `depth`, the ResNet's."""
+    return depth_to_backbone(arguments)

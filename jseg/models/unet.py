@@ -1,31 +1,38 @@
 """U-Net (Ronneberger, Fischer & Brox 2015, arXiv:1505.04597, section 2 and figure 1).
 
 `UNet(2, padding="VALID", norm="none", dropout=0.5)` is the published network. By default
-convolutions are padded, so that the mask lies on the image pixel for pixel, and normalised.
+convolutions are padded, so that the mask lies on the image pixel for pixel, and normalized.
+`UNet(2, backbone="resnet34")` has a classifier as its contracting path, whose weights may be
+pretrained; it equals `Unet("resnet34")` of qubvel-org/segmentation_models.pytorch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from jseg import backbones
+from jseg.models.base import Network
 from jseg.nn import (
   Conv,
   Norm,
   UpConv,
-  centre,
+  center_crop,
   check_norm,
   check_padding,
   fit_unet,
   max_pool,
+  resize_nearest,
   unpadded_labels,
 )
 from jseg.types import Array, InputError, Outputs
 
+# Strides to which the decoder behind a backbone doubles the resolution, one after the other.
+_STRIDES = (16, 8, 4, 2, 1)
 
-class UNet(nn.Module):
+
+class UNet(Network):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   Unpadded, the network sees the mask of the middle of what it is fed: 572 pixels give 388. In
@@ -33,25 +40,31 @@ class UNet(nn.Module):
   middle. Otherwise the image is surrounded by its mirror image until the mask covers it, as the
   paper does at the border (section 2, figure 2).
 
+  With a backbone the expanding path begins at stride 32: five times the map is doubled (nearest
+  neighbor), put beside the backbone's map of that size and convolved twice.
+
   Attributes:
-    num_classes: k.
-    widths: channels at each resolution, from the finest to the coarsest.
+    num_classes: number of classes k, background included.
+    widths: channels at each resolution, from the finest to the coarsest; without a backbone.
     padding: "SAME" or, as published, "VALID".
-    norm: kind of normalisation after each 3x3 convolution (`jseg.nn.Norm`); "none" as published.
+    norm: kind of normalization after each 3x3 convolution (`jseg.nn.Norm`); "none" as published.
     dropout: rate at the end of the contracting path, which is its two coarsest resolutions.
-    dtype: type of the computation; logits are float32.
-    param_dtype: type of the parameters.
+    backbone: a ResNet, VGG16 or GoogLeNet of `jseg.backbones`; "" for the paper's contracting path.
+    decoder: channels of the expanding path behind a backbone, from the coarsest to the finest.
+    width: factor of the backbone's channel counts, for small machines.
+    dtype: dtype of the computation; logits are float32.
+    param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[dict[str, Any]] = {"widths": (4, 8, 16)}
+  TINY: ClassVar[Mapping[str, Any]] = {"widths": (4, 8, 16)}
 
-  num_classes: int
   widths: Sequence[int] = (64, 128, 256, 512, 1024)
   padding: str = "SAME"
   norm: str = "batch"
   dropout: float = 0.0
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+  backbone: str = ""
+  decoder: Sequence[int] = (256, 128, 64, 32, 16)
+  width: float = 1.0
 
   def __post_init__(self) -> None:
     check_padding(self.padding)
@@ -60,38 +73,76 @@ class UNet(nn.Module):
     if not 0 <= self.dropout < 1:
       raise InputError(f"dropout: {self.dropout} must be at least 0 (off) and below 1")
     check_norm(self.norm)
+    if self.backbone:
+      self._check_backbone()
     super().__post_init__()
+
+  def _check_backbone(self) -> None:
+    if self.padding != "SAME":
+      raise InputError(f"padding: {self.padding} is for U-Net without a backbone; set SAME")
+    if len(self.decoder) != len(_STRIDES) or min(self.decoder) < 1:
+      raise InputError(f"decoder: {self.decoder} must be five positive channel counts")
+    backbones.check(self.backbone, strides=(2, 4, 8, 16, 32), width=self.width)
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
-    """Computes the logits of normalised images; training needs the key "dropout"."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    """Computes the logits of normalized images; training needs the key "dropout"."""
     height, width = image.shape[1:3]
-    depth = len(self.widths) - 1
-    x = fit_unet(image, depth, self.padding, train=train)
-
-    def block(x: Array, features: int) -> Array:
-      for _ in range(2):
-        x = Conv(features, (3, 3), padding=self.padding, use_bias=self.norm == "none", **types)(x)
-        x = nn.relu(Norm(self.norm, **types)(x, train=train))
-      return x
-
-    skips = []
-    for level, features in enumerate(self.widths):
-      x = block(x if level == 0 else max_pool(x), features)
-      if level >= depth - 1:
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-      skips.append(x)
-    x = skips.pop()
-    for features in reversed(self.widths[:-1]):
-      x = UpConv(features, **types)(x)
-      x = jnp.concatenate([centre(skips.pop(), x.shape[1:3]), x], axis=-1)
-      x = block(x, features)
-    logits = Conv(self.num_classes, (1, 1), **types)(x)
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    if self.backbone:
+      logits = self._behind_backbone(image, drop, train)
+    else:
+      logits = self._published(image, drop, train)
     if self.padding == "SAME" or not train:
       logits = logits[:, :height, :width]
     return Outputs(logits.astype(jnp.float32))
 
+  def _published(self, image: Array, drop: nn.Dropout, train: bool) -> Array:
+    """The paper's figure 1."""
+    depth = len(self.widths) - 1
+    x = fit_unet(image, depth, self.padding, train=train)
+    skips = []
+    for level, features in enumerate(self.widths):
+      x = self._convolve_twice(x if level == 0 else max_pool(x), features, train)
+      if level >= depth - 1:
+        x = drop(x)
+      skips.append(x)
+    x = skips.pop()
+    for features in reversed(self.widths[:-1]):
+      x = self.typed(UpConv)(features)(x)
+      x = jnp.concatenate([center_crop(skips.pop(), x.shape[1:3]), x], axis=-1)
+      x = self._convolve_twice(x, features, train)
+    return self.typed(Conv)(self.num_classes, (1, 1))(x)
+
+  def _convolve_twice(self, x: Array, features: int, train: bool, name: str = "") -> Array:
+    """Two 3x3 convolutions, each with normalization and ReLU."""
+    bias = self.norm == "none"
+    for i in (1, 2):
+      conv = self.typed(Conv)(
+        features,
+        (3, 3),
+        padding=self.padding,
+        use_bias=bias,
+        name=f"{name}_{i}" if name else None,
+      )
+      norm = self.typed(Norm)(self.norm, name=f"{name}_{i}_norm" if name else None)
+      x = nn.relu(norm(conv(x), train=train))
+    return x
+
+  def _behind_backbone(self, image: Array, drop: nn.Dropout, train: bool) -> Array:
+    backbone = self.typed(backbones.create)(
+      self.backbone, norm=self.norm, width=self.width, name="backbone"
+    )
+    features = backbone(fit_unet(image, len(_STRIDES), "SAME", train=train), train=train)
+    x = drop(features[32])
+    for i, (channels, stride) in enumerate(zip(self.decoder, _STRIDES, strict=True), 1):
+      x = resize_nearest(x, [2 * n for n in x.shape[1:3]])
+      if stride > 1:
+        skip = drop(features[stride]) if stride == 16 else features[stride]
+        x = jnp.concatenate([x, skip], axis=-1)
+      x = self._convolve_twice(x, channels, train, f"decoder{i}")
+    return self.typed(Conv)(self.num_classes, (3, 3), name="classifier")(x)
+
   def training_labels(self, label: Array) -> Array:
-    """The part of [b h w] labels or weights that training's logits are compared with."""
+    """Returns the part of [b h w] labels or weights that the training logits are compared with."""
     return label if self.padding == "SAME" else unpadded_labels(label, len(self.widths) - 1)

@@ -3,21 +3,23 @@
 import flax.linen as nn
 
 from jseg.crf import DenseCRF
-from jseg.data.normalize import denormalize
+from jseg.images import denormalize
+from jseg.models.base import Network
 from jseg.types import Array, InputError, Outputs
 
 
-class WithCRF(nn.Module):
+class WithCRF(Network):
   """A network and a CRF, trained as one (Zheng et al. 2015, arXiv:1502.03240).
 
   [b h w c] -> Outputs.
 
-  The CRF sees the network's own input, in colours of 0..255; padding is the mean colour. Parameters
-  of the network keep their names, so that a run without the layer can initialise one with it
+  The CRF sees the network's own input, in colors of 0..255; padding is the mean color. Parameters
+  of the network keep their names, so that a run without the layer can initialize one with it
   (`init_from`); the layer's are in `crf`. Auxiliary logits stay as they are.
 
-  Raises:
-    InputError: the network's logits don't lie on its image.
+  Attributes:
+    network: network whose logits lie on its image.
+    crf: the layer.
   """
 
   network: nn.Module
@@ -28,7 +30,11 @@ class WithCRF(nn.Module):
     nn.share_scope(self, self.network)
 
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
-    """Normalised image [b h w c] -> Outputs."""
+    """Computes the logits of normalized images [b h w c].
+
+    Raises:
+      InputError: the network's logits don't lie on its image.
+    """
     outputs = self.network(image, train=train)
     if outputs.logits.shape[:-1] != image.shape[:-1]:
       raise InputError(

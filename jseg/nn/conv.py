@@ -20,8 +20,8 @@ JAX's error for `custom_vjp` unless the kernel is 1x1.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict
 
 import chex
 import flax.linen as nn
@@ -29,11 +29,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jseg.arithmetic import cdiv
+from jseg.nn.layer import KernelLayer
 from jseg.types import Array
 
-Padding = str | int | Sequence[tuple[int, int]]
-Pairs = tuple[tuple[int, int], ...]
-Ints = tuple[int, ...]
+Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+Ints: TypeAlias = tuple[int, ...]
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 """N(0, sqrt(2 / fan_in)) (He et al. 2015, arXiv:1502.01852), not truncated."""
@@ -46,52 +48,50 @@ _MOST_TAPS = 9
 _NARROW = 16
 
 
-class Conv(nn.Module):
+class Conv(KernelLayer):
   """Convolution, [b h w c] -> [b h' w' features]; volumes [b d h w c] with three kernel sizes.
 
   Attributes:
     features: channels of the output.
     kernel_size: one size per spatial dimension.
-    strides: step of the output grid, for all dimensions or one each.
+    strides: step of the output grid, one number or one per dimension.
     padding: "SAME" (output size is ceil(size / stride)), "VALID" (none), the same number of
       pixels on every side, or (before, after) per dimension.
     dilation: distance between taps (the rate of an atrous convolution).
-    groups: parts of the channels that are convolved each by itself; divides c and features.
-    use_bias: whether to add a learnt bias. Leave it out before a norm, which has its own.
-    kernel_init: initialiser of `kernel` [kh kw c/groups features].
-    dtype: type of the computation and of the output; None: that of the input and parameters.
-    param_dtype: type of the parameters.
+    groups: number of parts of the channels that are convolved separately; divides c and features.
+    use_bias: whether to add a learned bias. Omit it before a norm, which has its own.
+    kernel_init: initializer of `kernel` [kh kw c/groups features].
   """
 
-  features: int
   kernel_size: Sequence[int]
   strides: int | Sequence[int] = 1
   padding: Padding = "SAME"
   dilation: int | Sequence[int] = 1
   groups: int = 1
   use_bias: bool = True
-  kernel_init: Callable[..., Array] = he_normal
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+  kernel_init: nn.initializers.Initializer = he_normal
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Convolves x and adds the bias."""
-    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    bias = None
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    apply = functools.partial(
+    convolve = functools.partial(
       conv, strides=self.strides, padding=self.padding, dilation=self.dilation
     )
-    if self.groups == 1:
-      x = apply(x, kernel)
-    else:  # few and wide, so each is worth a product of its own
-      parts = zip(*(jnp.split(a, self.groups, axis=-1) for a in (x, kernel)), strict=True)
-      x = jnp.concatenate([apply(*part) for part in parts], axis=-1)
-    return x if bias is None else x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+    def convolve_groups(x: Array, kernel: Array) -> Array:
+      if self.groups == 1:
+        return convolve(x, kernel)
+      # Groups are few and wide, so each is worth a product of its own.
+      inputs, kernels = (jnp.split(a, self.groups, axis=-1) for a in (x, kernel))
+      return jnp.concatenate(list(map(convolve, inputs, kernels)), axis=-1)
+
+    return self.apply_kernel(
+      x,
+      (*self.kernel_size, x.shape[-1] // self.groups, self.features),
+      convolve_groups,
+      init=self.kernel_init,
+      use_bias=self.use_bias,
+    )
 
 
 def conv(
@@ -106,10 +106,10 @@ def conv(
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    kernel: [kh kw c f], of the type of x.
-    strides: step of the output grid, for all dimensions or one each.
+    kernel: [kh kw c f], of the dtype of x.
+    strides: step of the output grid, one number or one per dimension.
     padding: "SAME", "VALID", one number for every side, or (before, after) per dimension.
-    dilation: distance between taps, for all dimensions or one each.
+    dilation: distance between taps, one number or one per dimension.
 
   Returns:
     [b h' w' f] with h' = floor((h + padding - dilation (kh - 1) - 1) / stride) + 1.
@@ -142,8 +142,8 @@ def _pointwise(x: Array, kernel: Array, strides: Ints, pads: Pairs) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x: Array, kernel: Array, strides: Ints, pads: Pairs, dilation: Ints) -> Array:
-  """The convolution proper; strides, padding and dilation are given for each dimension."""
-  geometry: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
+  """Convolution with strides, padding and dilation given per dimension."""
+  geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
   if _is_sparse(x, kernel, **geometry):
     taps = functools.partial(_shifted_products, **geometry)
     dense = functools.partial(_dense, **geometry)
@@ -161,7 +161,7 @@ def _conv_backward(
   strides: Ints, pads: Pairs, dilation: Ints, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
   x, kernel = saved
-  geometry: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
+  geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
 
   def dense(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     return jax.vjp(functools.partial(_dense, **geometry), x, kernel)[1](dy)
@@ -182,6 +182,14 @@ def _conv_backward(
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
+
+
+class _Geometry(TypedDict):
+  """Arguments of a convolution, one per dimension."""
+
+  strides: Ints
+  pads: Pairs
+  dilation: Ints
 
 
 def _dense(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints) -> Array:
@@ -227,18 +235,18 @@ def _shifted_products(
 def _kernel_gradient(
   x: Array, shape: Sequence[int], dy: Array, *, strides: Ints, pads: Pairs, dilation: Ints
 ) -> Array:
-  """Gradient of the kernel as one matrix product an image.
+  """Gradient of the kernel as one matrix product per image.
 
   Unrolling x over all taps would write kh kw times its size. Where the stride is 1 only the last
   dimension's taps are unrolled on x and the others on dy, mirrored: kw times x and kh times dy.
 
   Args:
     x: [b h w c].
-    shape: of the kernel, [kh kw c f].
+    shape: shape of the kernel, [kh kw c f].
     dy: gradient of the output, [b h' w' f].
-    strides: of the convolution, one per dimension; as are pads and dilation.
-    pads: (before, after).
-    dilation: distance between taps.
+    strides: step of the output grid, per dimension.
+    pads: (before, after) per dimension.
+    dilation: distance between taps, per dimension.
 
   Returns:
     float32 [kh kw c f].
@@ -284,7 +292,7 @@ def _kernel_gradient(
 
 
 def per_dimension(value: int | Sequence[int], rank: int) -> Ints:
-  """One number for every dimension, or one each, as a tuple."""
+  """One number, or one per dimension, as a tuple of one per dimension."""
   return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
@@ -308,13 +316,13 @@ def _output_size(size: Ints, kernel_size: Ints, strides: Ints, pads: Pairs, dila
 
 def _covered(size: int, out: int, shift: int, stride: int) -> tuple[int, int]:
   """The range of outputs o for which 0 <= o stride + shift < size."""
-  return max(0, -(shift // stride)), min(out, (size - 1 - shift) // stride + 1)
+  return max(0, cdiv(-shift, stride)), min(out, (size - 1 - shift) // stride + 1)
 
 
 def _cut_dead_taps(
   kernel: Array, size: Ints, strides: Ints, pads: Pairs, dilation: Ints
 ) -> tuple[Array, Pairs]:
-  """Cuts off outer taps that see only padding, and the padding with them."""
+  """Cuts off outer taps that see only padding, together with that padding."""
   rank = len(size)
   out = _output_size(size, kernel.shape[:rank], strides, pads, dilation)
   cuts, trimmed = [], []
@@ -328,7 +336,7 @@ def _cut_dead_taps(
 
 
 def _is_sparse(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints) -> bool:
-  """Whether a dense convolution would spend so much on padding that taps are better done singly."""
+  """Whether shifted products beat a dense convolution, which would compute much padding."""
   rank = len(strides)
   if math.prod(kernel.shape[:rank]) > _MOST_TAPS:
     return False

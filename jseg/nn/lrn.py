@@ -1,4 +1,4 @@
-"""Local response normalisation, from the networks before batch norm."""
+"""Local response normalization, from before batch norm."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -9,15 +9,15 @@ from jseg.types import Array
 def local_response_norm(
   x: Array, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75
 ) -> Array:
-  """Divides x by (1 + alpha / size * sum of squares over `size` neighbouring channels)^beta.
+  """Divides x by (1 + alpha / size * sum of squares over `size` channels)^beta.
 
   Krizhevsky et al. 2012 section 3.3, with Caffe's and PyTorch's division of alpha by the size.
 
   Args:
     x: [... c]; computed in float32.
-    size: odd number of channels, centred.
+    size: odd number of channels summed over, centered on each channel.
     alpha: weight of the mean square.
-    beta: exponent.
+    beta: exponent of the divisor.
   """
   reach = size // 2
   square = jnp.square(x.astype(jnp.float32))

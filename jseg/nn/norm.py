@@ -1,61 +1,58 @@
-"""Normalisation: one module, its kind a setting."""
+"""Normalization: one layer, whose kind is an argument."""
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jseg.types import Array, InputError
+from jseg.nn.devices import AXIS, is_split
+from jseg.nn.layer import Layer
+from jseg.types import Array, InputError, Variables
 
-AXIS = "batch"
-"""Name of the pmapped axis over which a batch is split."""
-
-_FEW = 1024  # pixels of a map, over the batch, for which accuracy goes before speed
+_FEW = 1024  # pixels of a map, over the batch, up to which accuracy goes before speed
 KINDS = ("batch", "local_batch", "frozen_batch", "group", "none")
 
 
 def check_norm(kind: str) -> None:
-  """Raises InputError where `Norm` has no such kind."""
+  """Raises InputError if `Norm` has no such kind."""
   if kind not in KINDS:
     raise InputError(f"norm: {kind!r} is unknown; choose from {', '.join(KINDS)}")
 
 
-class Norm(nn.Module):
-  """Normalises each channel of [b ... c], then scales and shifts it. Statistics are float32.
+class Norm(Layer):
+  """Normalizes each channel of [b ... c], then scales and shifts it. Statistics are float32.
 
   Kinds:
-    batch: batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) over the whole batch, on
+    batch: batch normalization (Ioffe & Szegedy 2015, arXiv:1502.03167) over the whole batch, on
       however many devices it lies.
-    local_batch: the same over each device's own share of the batch. The running statistics are
-      still the mean over devices, so that all devices hold the same.
-    frozen_batch: the running statistics, in training too, and a scale and bias that are not
-      trained. What papers do when fine-tuning with few images a device.
-    group: group normalisation (Wu & He 2018, arXiv:1803.08494) of each image by itself.
+    local_batch: batch normalization over each device's share of the batch. The running statistics
+      are still the mean over devices, so that all devices hold the same.
+    frozen_batch: normalization by the running statistics, in training too, with a scale and bias
+      that are not trained; for fine-tuning with few images per device.
+    group: group normalization (Wu & He 2018, arXiv:1803.08494) of each image by itself.
     none: the identity.
 
   The running variance is the biased one, as in Flax (PyTorch keeps n / (n - 1) times that).
 
   Attributes:
-    kind: one of the above.
-    momentum: share of the old running statistics that a step keeps.
-    epsilon: added to the variance.
-    groups: groups of kind "group"; reduced to a divisor where channels do not divide by it.
-    dtype: type of the output; None: that of the input.
-    param_dtype: type of scale and bias.
+    kind: one of the kinds above.
+    momentum: share of the old running statistics that a training step keeps.
+    epsilon: constant added to the variance.
+    groups: number of groups of kind "group"; reduced to a divisor of the number of channels.
+    dtype: dtype of the output; None: that of the input.
   """
 
   kind: str = "batch"
   momentum: float = 0.9
   epsilon: float = 1e-5
   groups: int = 32
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """Normalises x; in training the batch kinds also update the collection `batch_stats`."""
+    """Normalizes x; in training the batch kinds also update the collection `batch_stats`."""
     check_norm(self.kind)
     if self.kind == "none":
       return x
@@ -71,7 +68,7 @@ class Norm(nn.Module):
         scale, bias = lax.stop_gradient((scale, bias))
       mean, variance = self._batch_statistics(x32, train)
     gain = lax.rsqrt(variance + self.epsilon) * _align(scale, variance)
-    y = _centre_and_scale(x32, mean, gain, bias)
+    y = _center_and_scale(x32, mean, gain, bias)
     return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
   def _group_statistics(self, x: Array) -> tuple[Array, Array, Array]:
@@ -93,26 +90,48 @@ class Norm(nn.Module):
     shift = jnp.zeros(channels)
     if math.prod(x.shape[:-1]) <= _FEW:
       # The difference of mean squares below loses digits where a map's values lie close together,
-      # as after pooling the whole image; for a small map another look at it costs nothing.
+      # as after pooling the whole image; for a small map a second pass costs nothing.
       shift = lax.stop_gradient(lax.pmean(x.mean(axes), AXIS) if split else x.mean(axes))
-    centred = x - _align(shift, x)
-    moments = centred.mean(axes), jnp.square(centred).mean(axes)
+    centered = x - _align(shift, x)
+    moments = centered.mean(axes), jnp.square(centered).mean(axes)
     pooled = lax.pmean(moments, AXIS) if split else moments
     if not self.is_initializing():
       keep = self.momentum
       batch_mean, batch_variance = pooled[0] + shift, _variance(*pooled)
       mean.value = keep * mean.value + (1 - keep) * batch_mean
       variance.value = keep * variance.value + (1 - keep) * batch_variance
-      # For whoever recomputes the running statistics; nothing where nobody asked for it.
+      # For precise batch norm; stores nothing unless "moments" is mutable.
       self.sow("moments", "mean", batch_mean)
       self.sow("moments", "square", batch_variance + jnp.square(batch_mean))
     used = pooled if self.kind == "batch" else moments
     return used[0] + shift, _variance(*used)
 
 
+def average_moments(moments: Sequence[Variables]) -> Variables:
+  """Exact running statistics over several training batches.
+
+  "Precise batch norm": Badrinarayanan et al. 2017, section 4; Wu & Johnson 2021, arXiv:2105.07576.
+
+  Args:
+    moments: collections "moments" that `Norm` stores where they are mutable, one per batch.
+
+  Returns:
+    The collection "batch_stats" of the same norms.
+  """
+  average = jax.tree.map(lambda *a: jnp.stack(a).mean(0), *moments)
+
+  def statistics(tree: Variables) -> Variables:
+    if "square" not in tree:
+      return {name: statistics(child) for name, child in tree.items()}
+    (mean,), (square,) = tree["mean"], tree["square"]
+    return {"mean": mean, "var": _variance(mean, square)}
+
+  return statistics(average)
+
+
 @jax.custom_vjp
-def _centre_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
-  """(x - mean) gain + bias. The derivative keeps x alone and computes the difference again.
+def _center_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
+  """(x - mean) gain + bias. The derivative keeps only x and computes the difference again.
 
   JAX's own would also keep the difference, another map of the size of x: memory, and the time to
   write it. All arguments but x are broadcast over its first dimensions.
@@ -120,13 +139,13 @@ def _centre_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
   return (x - _align(mean, x)) * _align(gain, x) + _align(bias, x)
 
 
-def _centre_and_scale_forward(
+def _center_and_scale_forward(
   x: Array, mean: Array, gain: Array, bias: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-  return _centre_and_scale(x, mean, gain, bias), (x, mean, gain, bias)
+  return _center_and_scale(x, mean, gain, bias), (x, mean, gain, bias)
 
 
-def _centre_and_scale_backward(
+def _center_and_scale_backward(
   saved: tuple[Array, ...], dy: Array
 ) -> tuple[Array, Array, Array, Array]:
   x, mean, gain, bias = saved
@@ -138,11 +157,11 @@ def _centre_and_scale_backward(
   return dy * _align(gain, x), dmean, dgain, dbias.astype(bias.dtype)
 
 
-_centre_and_scale.defvjp(_centre_and_scale_forward, _centre_and_scale_backward)
+_center_and_scale.defvjp(_center_and_scale_forward, _center_and_scale_backward)
 
 
 def _sum_to(a: Array, shape: tuple[int, ...]) -> Array:
-  """Sums what broadcasting had repeated."""
+  """Sums over the dimensions along which broadcasting repeated an array of this shape."""
   full = (1,) * (a.ndim - len(shape)) + shape
   axes = tuple(i for i, n in enumerate(full) if n == 1 and a.shape[i] != 1)
   return a.sum(axes).reshape(shape)
@@ -155,16 +174,3 @@ def _variance(mean: Array, mean_square: Array) -> Array:
 
 def _align(a: Array, like: Array) -> Array:
   return jnp.expand_dims(a, tuple(range(like.ndim - a.ndim)))
-
-
-def is_split() -> bool:
-  """Whether we are traced inside a map over `AXIS`.
-
-  The same module serves the pmapped step and calls without any map: initialisation, evaluation,
-  a notebook. An unbound name is an error in JAX, and that error is the public way of asking.
-  """
-  try:
-    lax.axis_size(AXIS)
-  except NameError:
-    return False
-  return True

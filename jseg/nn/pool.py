@@ -30,7 +30,7 @@ def max_pool(
     x: [b h w c], or with any other number of spatial dimensions.
     window: edge of the window in pixels.
     stride: distance between windows; None: the window, so that they tile the map.
-    padding: pixels of minus infinity put on every side.
+    padding: number of pixels of minus infinity on every side.
     ceil: whether a last window that hangs over the edge counts. Without it odd rows are dropped.
 
   Returns:
@@ -72,9 +72,9 @@ def max_unpool(
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
     indices: uint8 of x's shape, from `max_pool_with_indices`.
-    size: (h', w') of the map that was pooled, if it isn't (window h, window w): where sizes were
-      odd the result is cropped, or filled up with zeros, below and to the right.
-    window: of the pooling.
+    size: (h', w') of the map that was pooled; None: (window h, window w). Where sizes were odd the
+      result is cropped, or padded with zeros, below and to the right.
+    window: edge of the pooling's window in pixels.
 
   Returns:
     [b h' w' c].
@@ -105,13 +105,13 @@ def avg_pool(
     x: [b h w c], or with any other number of spatial dimensions.
     window: edge of the window in pixels.
     stride: distance between windows.
-    padding: zeros put on every side; at most half the window.
+    padding: number of zeros on every side; at most half the window.
     ceil: whether a last window that hangs over the edge counts.
     count_padding: whether padding counts as pixels of value 0 (Caffe, and PyTorch's default), or
       the mean is that of the pixels inside of the map. What hangs over the padding never counts.
 
   Returns:
-    [b h' w' c] of x's type; computed in float32.
+    [b h' w' c] of x's dtype; computed in float32.
   """
   outs, edges = _windows(x.shape[1:-1], window, stride, padding, ceil)
   y = _pad(x.astype(jnp.float32), 0, edges)
@@ -194,7 +194,7 @@ def _windows(
 
 
 def _pad(x: Array, value: float, edges: Sequence[tuple[int, int]]) -> Array:
-  """Puts a value around x, or crops it where (before, after) are negative."""
+  """Pads the spatial dimensions with a value, or crops where (before, after) are negative."""
   if not any(lo or hi for lo, hi in edges):
     return x
   config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in edges), (0, 0, 0)]

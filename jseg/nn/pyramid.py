@@ -1,14 +1,14 @@
 """Pooling to a fixed number of bins, and atrous spatial pyramids."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jseg.arithmetic import cdiv
 from jseg.nn.conv import Conv
+from jseg.nn.layer import Layer
 from jseg.nn.norm import Norm
 from jseg.nn.resize import apply_axis, resize_bilinear
 from jseg.types import Array
@@ -22,52 +22,52 @@ def pool_to_bins(x: Array, bins: int) -> Array:
 
   Args:
     x: [b h w c].
-    bins: along either axis.
+    bins: number of bins along either axis.
 
   Returns:
-    [b bins bins c] of x's type; computed in float32.
+    [b bins bins c] of x's dtype; computed in float32.
   """
   y = x.astype(jnp.float32)
   for axis, n in enumerate(x.shape[1:-1], 1):
     weights = np.zeros((bins, n), np.float32)
     for i in range(bins):
-      first, end = i * n // bins, -(-(i + 1) * n // bins)
+      first, end = i * n // bins, cdiv((i + 1) * n, bins)
       weights[i, first:end] = 1 / (end - first)
     y = apply_axis(weights, y, axis)
   return y.astype(x.dtype)
 
 
-class ASPP(nn.Module):
+class ASPP(Layer):
   """Atrous spatial pyramid pooling (Chen et al. 2017, arXiv:1706.05587, section 3.3).
 
   [b h w c] -> [b h w features]: a 1x1 convolution, a 3x3 one for each rate and the image's mean,
   each with norm and ReLU, side by side, then 1x1 with norm and ReLU.
 
   Attributes:
-    rates: dilation of the 3x3 convolutions.
-    features: channels of every branch and of the result.
-    norm: kind of normalisation.
-    dropout: rate after the last ReLU.
-    dtype: type of the computation.
-    param_dtype: type of the parameters.
+    rates: dilation of each 3x3 convolution.
+    features: channels of every branch and of the output.
+    norm: kind of normalization.
+    dropout: dropout rate after the last ReLU.
   """
 
   rates: Sequence[int]
   features: int = 256
   norm: str = "batch"
   dropout: float = 0.0
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool = False) -> Array:
     """Computes the pyramid."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def conv(x: Array, kernel: int, rate: int, name: str) -> Array:
-      size = (kernel, kernel)
-      x = Conv(self.features, size, dilation=rate, use_bias=False, name=name, **types)(x)
-      return nn.relu(Norm(self.norm, name=f"{name}_norm", **types)(x, train=train))
+      x = self.typed(Conv)(
+        self.features,
+        (kernel, kernel),
+        dilation=rate,
+        use_bias=False,
+        name=name,
+      )(x)
+      return nn.relu(self.typed(Norm)(self.norm, name=f"{name}_norm")(x, train=train))
 
     branches = [conv(x, 1, 1, "conv0")]
     branches += [conv(x, 3, rate, f"conv{i}") for i, rate in enumerate(self.rates, 1)]
@@ -77,62 +77,54 @@ class ASPP(nn.Module):
     return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
-class PyramidPooling(nn.Module):
+class PyramidPooling(Layer):
   """The pyramid pooling module of PSPNet (Zhao et al. 2017, arXiv:1612.01105, section 3.2).
 
   [b h w c] -> [b h w 2c]: the map, and beside it its averages over coarse bins, each reduced by a
   1x1 convolution with norm and ReLU to c / bins channels and interpolated, corners on corners.
 
   Attributes:
-    bins: along either axis, of each level.
-    norm: kind of normalisation.
-    dtype: type of the computation.
-    param_dtype: type of the parameters.
+    bins: number of bins along either axis, of each level.
+    norm: kind of normalization.
   """
 
   bins: Sequence[int] = (1, 2, 3, 6)
   norm: str = "batch"
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool = False) -> Array:
     """Computes the pyramid."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     levels = [x]
     for bins in self.bins:
       name = f"level{bins}"
       features = x.shape[-1] // len(self.bins)
-      y = Conv(features, (1, 1), use_bias=False, name=name, **types)(pool_to_bins(x, bins))
-      y = nn.relu(Norm(self.norm, name=f"{name}_norm", **types)(y, train=train))
+      reduce = self.typed(Conv)(features, (1, 1), use_bias=False, name=name)
+      y = reduce(pool_to_bins(x, bins))
+      y = nn.relu(self.typed(Norm)(self.norm, name=f"{name}_norm")(y, train=train))
       levels.append(resize_bilinear(y, x.shape[1:3], align_corners=True))
     return jnp.concatenate(levels, axis=-1)
 
 
-class FCNHead(nn.Module):
-  """[b h w c] -> scores [b h w k]: 3x3 to a share of the channels, norm, ReLU, dropout, 1x1.
+class FCNHead(Layer):
+  """[b h w c] -> logits [b h w k]: 3x3 to fewer channels, norm, ReLU, dropout, 1x1.
 
   Attributes:
-    num_classes: k.
-    dropout: rate before the classifier.
-    norm: kind of normalisation.
-    share: of the channels: c / share are left.
-    dtype: type of the computation.
-    param_dtype: type of the parameters.
+    num_classes: number of classes k.
+    dropout: dropout rate before the classifier.
+    norm: kind of normalization.
+    reduction: factor by which the 3x3 convolution reduces the channels, to c / reduction.
   """
 
   num_classes: int
   dropout: float = 0.1
   norm: str = "batch"
-  share: int = 4
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+  reduction: int = 4
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool = False) -> Array:
-    """Computes the scores."""
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    x = Conv(x.shape[-1] // self.share, (3, 3), use_bias=False, name="conv", **types)(x)
-    x = nn.relu(Norm(self.norm, name="norm", **types)(x, train=train))
+    """Computes the logits; training needs the key "dropout"."""
+    features = x.shape[-1] // self.reduction
+    x = self.typed(Conv)(features, (3, 3), use_bias=False, name="conv")(x)
+    x = nn.relu(self.typed(Norm)(self.norm, name="norm")(x, train=train))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return Conv(self.num_classes, (1, 1), name="classifier", **types)(x)
+    return self.typed(Conv)(self.num_classes, (1, 1), name="classifier")(x)

@@ -1,4 +1,4 @@
-"""Resampling as matrix products: no gathers, so it's fast and has a fast gradient."""
+"""Resampling as matrix products: no gathers, so both it and its gradient are fast."""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = Fals
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    size: (h', w').
-    align_corners: whether the centres of corner pixels coincide, output i lying at
-      i (h - 1) / (h' - 1), and not the corners themselves: (i + .5) h / h' - .5, clamped.
+    size: (h', w') of the output.
+    align_corners: True: the centers of corner pixels coincide, output i lying at
+      i (h - 1) / (h' - 1). False: the corners themselves do: (i + .5) h / h' - .5, clamped.
 
   Returns:
-    [b h' w' c] of x's type; computed in float32.
+    [b h' w' c] of x's dtype; computed in float32.
   """
   y = x.astype(jnp.float32)
   for axis, (n, out) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
@@ -32,14 +32,14 @@ def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = Fals
 
 
 def resize_nearest(x: Array, size: Sequence[int]) -> Array:
-  """Nearest neighbour: output i takes input floor(i h / h'), PyTorch's `mode="nearest"`.
+  """Nearest neighbor: output i takes input floor(i h / h'), PyTorch's `mode="nearest"`.
 
   Args:
-    x: [b h w c], or with any other number of spatial dimensions; of any type.
-    size: (h', w').
+    x: [b h w c], or with any other number of spatial dimensions; of any dtype.
+    size: (h', w') of the output.
 
   Returns:
-    [b h' w' c] of x's type.
+    [b h' w' c] of x's dtype.
   """
   for axis, (n, out) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
     if out % n == 0:
@@ -58,7 +58,7 @@ def resize_to(
 ) -> Array:
   """Resamples the valid corner of one padded map to another size, all sizes dynamic.
 
-  One compiled program serves images of all sizes. Pixel centres are at half-integers and samples
+  One compiled program serves images of all sizes. Pixel centers are at half-integers and samples
   beyond the valid part are clamped to its edge, so what lies in the padding never matters.
 
   Args:
@@ -66,8 +66,8 @@ def resize_to(
     size: int [2], (h, w), each at least 1.
     out_size: int [2], (h', w') to which (h, w) is resampled.
     canvas: static (H', W') of the result.
-    rows: (first, count): only these rows of the canvas, so that a large result can be worked
-      through in blocks; first may be dynamic, count is static.
+    rows: (first, count): computes only these rows of the canvas, so that a large result can be
+      computed in blocks; first may be dynamic, count is static.
 
   Returns:
     float32 [H' W' k], or [count W' k]; what lies beyond (h', w') repeats the last row and column.
@@ -75,12 +75,22 @@ def resize_to(
   height, width, k = logits.shape
   first, count = (0, canvas[0]) if rows is None else rows
   inside = (jnp.arange(height) < size[0])[:, None] & (jnp.arange(width) < size[1])[None]
-  # A weight of 0 doesn't silence an infinity.
+  # A weight of 0 times an infinity is not 0.
   x = jnp.where(inside[..., None], logits.astype(jnp.float32), 0)
   down = _dynamic_weights(first + jnp.arange(count), size[0], out_size[0], height)
   across = _dynamic_weights(jnp.arange(canvas[1]), size[1], out_size[1], width)
   x = jnp.dot(down, x.reshape(height, width * k), precision=lax.Precision.HIGHEST)
   return apply_axis(across, x.reshape(count, width, k), 1)
+
+
+def pad_to_multiple(x: Array, stride: int) -> Array:
+  """Pads [b h w c] with zeros, below and to the right, so that maps halve evenly down to a stride.
+
+  Args:
+    x: image, or with any other number of spatial dimensions.
+    stride: number of which every padded size is a multiple.
+  """
+  return jnp.pad(x, [(0, 0), *((0, -n % stride) for n in x.shape[1:-1]), (0, 0)])
 
 
 def apply_axis(weights: Array | np.ndarray, x: Array, axis: int) -> Array:

@@ -1,7 +1,7 @@
-"""Upsampling by strided kernels: transposed convolutions, learnt or fixed, and bed of nails.
+"""Upsampling by strided kernels: transposed convolutions, learned or fixed, and bed of nails.
 
 A transposed convolution of kernel k and stride s makes (n - 1) s + k pixels of n. Each input puts a
-scaled copy of the kernel s pixels after its neighbour's, and the copies add up:
+scaled copy of the kernel s pixels after its neighbor's, and the copies add up:
 
   out[s i + a] += x[i] @ kernel[a]        for a in 0 .. k - 1
 """
@@ -9,7 +9,7 @@ scaled copy of the kernel s pixels after its neighbour's, and the copies add up:
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import chex
 import flax.linen as nn
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.arithmetic import cdiv
 from jseg.nn.conv import per_dimension
+from jseg.nn.layer import KernelLayer
 from jseg.types import Array
 
 
@@ -34,15 +36,15 @@ def he_normal_per_tap(
 def bilinear_kernel(
   key: Array | None, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Array:
-  """Initialiser of a transposed convolution that interpolates linearly, each channel by itself.
+  """Initializer of a transposed convolution that interpolates linearly, channel by channel.
 
   As in FCN (shelhamer/fcn.berkeleyvision.org, `surgery.py`): a tent of slope 1 / ceil(k / 2). It
   interpolates exactly for kernels 2 s and 2 s - 1, s being the stride.
 
   Args:
     key: not used.
-    shape: [kh kw c c], or with any other number of spatial dimensions.
-    dtype: of the kernel.
+    shape: shape of the kernel, [kh kw c c], or with any other number of spatial dimensions.
+    dtype: dtype of the kernel.
   """
   del key
   *size, c, f = shape
@@ -51,7 +53,7 @@ def bilinear_kernel(
   return jnp.asarray(np.multiply.outer(tent, np.eye(c)), dtype)
 
 
-class UpConv(nn.Module):
+class UpConv(KernelLayer):
   """Doubles every spatial dimension: [b h w c] -> [b 2h 2w features]; volumes [b d h w c] too.
 
   out[2i + a, 2j + b] = x[i, j] @ kernel[a, b] + bias: the transposed convolution whose stride is
@@ -60,32 +62,26 @@ class UpConv(nn.Module):
 
   Attributes:
     features: channels of the output.
-    use_bias: whether to add a learnt bias.
-    kernel_init: initialiser of `kernel`.
-    dtype: type of the computation and of the output; None: that of the input and parameters.
-    param_dtype: type of the parameters.
+    use_bias: whether to add a learned bias.
+    kernel_init: initializer of `kernel`.
   """
 
-  features: int
   use_bias: bool = True
-  kernel_init: Callable[..., Array] = he_normal_per_tap
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+  kernel_init: nn.initializers.Initializer = he_normal_per_tap
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Up-samples x."""
-    shape = (*(2,) * (x.ndim - 2), x.shape[-1], self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    bias = None
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    x = conv_transpose(x, kernel, strides=2)
-    return x if bias is None else x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+    """Upsamples x."""
+    return self.apply_kernel(
+      x,
+      (*(2,) * (x.ndim - 2), x.shape[-1], self.features),
+      functools.partial(conv_transpose, strides=2),
+      init=self.kernel_init,
+      use_bias=self.use_bias,
+    )
 
 
-class ConvTranspose(nn.Module):
+class ConvTranspose(KernelLayer):
   """Transposed convolution, [b h w c] -> [b (h-1)s+kh (w-1)s+kw features]; volumes too.
 
   Nothing is cropped: what Caffe and PyTorch give without padding. The kernel [kh kw c features] is
@@ -94,37 +90,31 @@ class ConvTranspose(nn.Module):
   Attributes:
     features: channels of the output.
     kernel_size: one size per spatial dimension.
-    strides: distance between the copies of the kernel, for all dimensions or one each.
-    use_bias: whether to add a learnt bias.
-    kernel_init: initialiser of `kernel`; None: N(0, sqrt(2 / n)) with n the number of inputs that
+    strides: distance between the copies of the kernel, one number or one per dimension.
+    use_bias: whether to add a learned bias.
+    kernel_init: initializer of `kernel`; None: N(0, sqrt(2 / n)) with n the number of inputs that
       an output sees, c kh kw / s^2.
-    dtype: type of the computation and of the output; None: that of the input and parameters.
-    param_dtype: type of the parameters.
   """
 
-  features: int
   kernel_size: Sequence[int]
   strides: int | Sequence[int] = 1
   use_bias: bool = False
-  kernel_init: Callable[..., Array] | None = None
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+  kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Up-samples x."""
+    """Upsamples x."""
     strides = per_dimension(self.strides, x.ndim - 2)
     init = self.kernel_init or nn.initializers.variance_scaling(
       2.0 * math.prod(strides), "fan_in", "normal"
     )
-    shape = (*self.kernel_size, x.shape[-1], self.features)
-    kernel = self.param("kernel", init, shape, self.param_dtype)
-    bias = None
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    x = conv_transpose(x, kernel, strides=strides)
-    return x if bias is None else x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+    return self.apply_kernel(
+      x,
+      (*self.kernel_size, x.shape[-1], self.features),
+      functools.partial(conv_transpose, strides=strides),
+      init=init,
+      use_bias=self.use_bias,
+    )
 
 
 def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> Array:
@@ -136,8 +126,8 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> 
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    kernel: [kh kw c f], of the type of x.
-    strides: distance between the copies of the kernel, for all dimensions or one each.
+    kernel: [kh kw c f], of the dtype of x.
+    strides: distance between the copies of the kernel, one number or one per dimension.
 
   Returns:
     [b h' w' f] with h' = (h - 1) s + kh.
@@ -148,7 +138,7 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> 
   *kernel_size, _, f = kernel.shape
   rank = len(size)
   strides = per_dimension(strides, rank)
-  reach = [-(-k // s) for k, s in zip(kernel_size, strides, strict=True)]
+  reach = [cdiv(k, s) for k, s in zip(kernel_size, strides, strict=True)]
   blocks = [n + m - 1 for n, m in zip(size, reach, strict=True)]
 
   # Kernel as [inputs of a block, pixels of a block]. Tap a of input i is pixel a % s of the block
@@ -174,20 +164,20 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> 
 
 
 def upsample_fixed(x: Array, kernel_size: int, stride: int) -> Array:
-  """Transposed convolution with `bilinear_kernel`, which here is no parameter.
+  """Transposed convolution with `bilinear_kernel`, which is not a parameter here.
 
   The kernel is a product of tents and never mixes channels, so each dimension is a sum of
   ceil(kernel_size / stride) scaled copies.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    kernel_size: k, along every dimension.
-    stride: s, along every dimension.
+    kernel_size: edge k of the kernel.
+    stride: distance s between the copies of the kernel.
 
   Returns:
-    [b h' w' c] of x's type with h' = (h - 1) s + k; computed in float32.
+    [b h' w' c] of x's dtype with h' = (h - 1) s + k; computed in float32.
   """
-  reach = -(-kernel_size // stride)
+  reach = cdiv(kernel_size, stride)
   weights = np.pad(_tent(kernel_size), (0, reach * stride - kernel_size)).reshape(reach, stride)
   y = x.astype(jnp.float32)
   for axis in range(1, x.ndim - 1):
@@ -207,11 +197,11 @@ def upsample_fixed(x: Array, kernel_size: int, stride: int) -> Array:
 
 
 def bed_of_nails(x: Array, factor: int = 2) -> Array:
-  """Puts each value at the top left of a block of factor x factor pixels that are else zero.
+  """Puts each value at the top left of a block of factor x factor pixels that are zero otherwise.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    factor: edge of the block.
+    factor: edge of the block in pixels.
 
   Returns:
     [b h' w' c] with h' = factor h.
@@ -223,5 +213,5 @@ def bed_of_nails(x: Array, factor: int = 2) -> Array:
 def _tent(size: int) -> np.ndarray:
   """float32 [size]: FCN's `upsample_filt`, 1 in the middle and linear towards 0 past the ends."""
   factor = (size + 1) // 2
-  centre = factor - 1 if size % 2 else factor - 0.5
-  return (1 - np.abs(np.arange(size) - centre) / factor).astype(np.float32)
+  center = factor - 1 if size % 2 else factor - 0.5
+  return (1 - np.abs(np.arange(size) - center) / factor).astype(np.float32)

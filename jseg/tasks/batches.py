@@ -1,24 +1,31 @@
 """Batches of a run's data set, for training and for evaluation: the same in every task."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+import grain
 import jax
+from ml_collections import ConfigDict
 
 from jseg import data
+from jseg.arithmetic import cdiv
 from jseg.report import progress
 from jseg.step import shard
-from jseg.types import Batch
+from jseg.types import Batch, Variables
+
+_Result = TypeVar("_Result")
 
 
-def training_batches(config: Any, dataset: data.Dataset, seed: int, **fields: Any) -> Any:
-  """Endless training batches.
+def training_batches(
+  config: ConfigDict, dataset: data.Dataset, seed: int, **fields: Any
+) -> grain.DatasetIterator:
+  """Returns endless training batches.
 
   Args:
-    config: the run's configuration.
-    dataset: its data set.
-    seed: of their order.
-    **fields: what the task needs in a batch; see `jseg.data.train_iterator`.
+    config: configuration of the run.
+    dataset: data set of the run.
+    seed: seed of the example order.
+    **fields: arguments of `jseg.data.train_iterator` that only the task knows.
   """
   return data.train_iterator(
     dataset.source(config.data.train_split),
@@ -34,42 +41,43 @@ def training_batches(config: Any, dataset: data.Dataset, seed: int, **fields: An
 
 
 def make_results(
-  config: Any,
+  config: ConfigDict,
   dataset: data.Dataset,
   split: str,
-  step: Callable[[Any, Batch], Any],
+  step: Callable[[Variables, Batch], _Result],
   label_size: tuple[int, ...] | None,
   **options: Any,
-) -> Callable[[Any], Iterator[Any]]:
-  """Makes `results(variables)`, what a step makes of each batch of a split.
+) -> Callable[[Variables], Iterator[_Result]]:
+  """Makes `results(variables)`, which yields the step's result for each batch of a split.
 
-  Every image is in it once, whatever the batch size and the number of devices: the last batch is
-  filled up. Results come one batch behind, so that the host works while the device does.
+  Each image is in it once, whatever the batch size and the number of devices: the last batch is
+  filled up. Results lag one batch, so that host and device overlap.
 
   Args:
-    config: the run's configuration.
-    dataset: its data set.
-    split: of the data set.
-    step: `(variables, batch) -> results`, pmapped over the batch.
-    label_size: canvas of the labels; None: batches have none (`jseg.data.eval_batches`).
-    **options: others of `jseg.data.eval_batches`.
+    config: configuration of the run.
+    dataset: data set of the run.
+    split: split of the data set.
+    step: `(variables, batch) -> result`, mapped over the devices.
+    label_size: canvas of the labels; None where batches have none (`jseg.data.eval_batches`).
+    **options: further arguments of `jseg.data.eval_batches`.
   """
   local, world = jax.local_device_count(), jax.device_count()
   batches = data.eval_batches(
     dataset.source(split),
     size=tuple(config.data.size),
     label_size=label_size,
-    batch_size=-(-config.data.eval_batch_size // world) * world,
+    batch_size=cdiv(config.data.eval_batch_size, world) * world,
     channels=config.data.channels,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     threads=config.data.threads,
     **options,
   )
-  names = ("image", "size", *(("index",) if label_size is None else ("label", "label_size")))
+  extra = ["index"] if label_size is None else ["label", "label_size"]
+  names = ["image", "size", *extra]
 
-  def results(variables: Any) -> Iterator[Any]:
-    pending = None
+  def results(variables: Variables) -> Iterator[_Result]:
+    pending: _Result | None = None
     for batch in progress(batches, f"evaluating {split}", len(batches)):
       current = step(variables, shard({name: batch[name] for name in names}, local))
       if pending is not None:

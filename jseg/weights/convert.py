@@ -1,4 +1,4 @@
-"""From PyTorch's layout to Flax's."""
+"""Converts tensors from PyTorch's layout to Flax's."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,16 +18,17 @@ _NORM = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-  """Where a foreign layer goes.
+class LayerTarget:
+  """Destination of a source's layer.
 
   Attributes:
-    path: of the module in the network, "/" between names.
+    path: path of the module in our network, "/" between names.
     kind: "conv" (weight [f c ...]), "transposed" (weight [c f ...]), "norm", or "dense": a
       fully connected layer [f c kh kw] whose input was a map of `window`, made a convolution.
-    window: (kh, kw) of "dense"; (1, 1) where its input was a vector.
-    outputs: order in which to take its outputs, group by group; empty: as they are.
-    epsilon: that a norm adds to the variance. Ours adds 1e-5, so the variance takes the difference.
+    window: height and width (kh, kw) of the map under a "dense" layer; (1, 1) for a vector.
+    outputs: order in which to take the outputs, group by group; empty: as they are.
+    epsilon: number that the source's norm adds to the variance. Ours adds 1e-5, so the variance
+      takes the difference.
   """
 
   path: str
@@ -38,19 +39,19 @@ class Layer:
 
 
 def convert(
-  tensors: Mapping[str, np.ndarray], layers: Mapping[str, Layer]
+  tensors: Mapping[str, np.ndarray], layers: Mapping[str, LayerTarget]
 ) -> tuple[dict[str, Any], list[str]]:
-  """Renames and transposes.
+  """Renames and transposes tensors.
 
   Args:
-    tensors: by PyTorch's names, LAYER.weight, LAYER.bias, LAYER.running_mean, ...
-    layers: by PyTorch's names of layers.
+    tensors: tensors by PyTorch's names, LAYER.weight, LAYER.bias, LAYER.running_mean, ...
+    layers: destinations by PyTorch's names of layers.
 
   Returns:
-    ({"params", "batch_stats"} as nested dicts of float32 arrays, the names that no layer claimed).
+    ({"params", "batch_stats"} as nested dicts of float32 arrays, names that no layer claimed).
 
   Raises:
-    InputError: a tensor has not the dimensions of its layer's kind.
+    InputError: a tensor doesn't have the dimensions of its layer's kind.
   """
   variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
   unused = []
@@ -81,7 +82,7 @@ def convert(
   return variables, unused
 
 
-def _kernel(name: str, weight: np.ndarray, layer: Layer) -> np.ndarray:
+def _kernel(name: str, weight: np.ndarray, layer: LayerTarget) -> np.ndarray:
   pixels = layer.window[0] * layer.window[1]
   if layer.kind == "dense" and weight.ndim == 2 and weight.shape[1] % pixels == 0:
     weight = weight.reshape(weight.shape[0], -1, *layer.window)

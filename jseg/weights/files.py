@@ -1,4 +1,4 @@
-"""Files of weights: tensors by name, whatever they are wrapped in."""
+"""Reads files of weights: tensors by name, whatever they are wrapped in."""
 
 import pathlib
 from typing import Any
@@ -10,19 +10,19 @@ from safetensors.numpy import load_file
 from jseg.types import InputError
 from jseg.weights.pth import read_pth
 
-# Where trainers put the weights, among optimizer states and scores.
+# Keys under which trainers save the weights, beside optimizer states and metrics.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
-# Of DataParallel and torch.compile.
+# Prefixes that DataParallel and torch.compile give to all names.
 _PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """The tensors of a .safetensors, .pth or .pt file by name.
+  """Reads the tensors of a .safetensors, .pth or .pt file by name.
 
   Nothing in the file is executed.
 
   Raises:
-    InputError: it isn't there, is of another kind, is damaged, or holds no tensors.
+    InputError: the file isn't there, is of another kind, is damaged, or holds no tensors.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_dir():

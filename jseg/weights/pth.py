@@ -31,7 +31,7 @@ _DTYPES: dict[str, Any] = {
   "ByteStorage": np.uint8,
   "BoolStorage": np.bool_,
 }
-# Scores and settings that trainers save beside the weights. They are read over, not made.
+# Classes of metrics and settings that trainers save beside the weights; skipped, never made.
 _PASSED_OVER = {
   ("_codecs", "encode"),
   ("argparse", "Namespace"),
@@ -80,13 +80,13 @@ class _Tensor:
 
 
 def read_pth(path: pathlib.Path) -> Any:
-  """What `torch.save` wrote: dictionaries and lists, with an array for each tensor.
+  """Reads what `torch.save` wrote: dictionaries and lists, with an array for each tensor.
 
   Args:
-    path: of the file, in the zip format or the one before PyTorch 1.6.
+    path: path of the file, in the zip format or the one before PyTorch 1.6.
 
   Raises:
-    InputError: it is of another kind, damaged, or asks for more than tensors.
+    InputError: the file is of another kind, damaged, or asks for more than tensors.
   """
   try:
     with path.open("rb") as file:

@@ -1,23 +1,25 @@
-"""Puts weights into a network that need not have all of the same parameters."""
+"""Puts weights into a network whose parameters may differ in part."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jseg.parameters import parameter_name
 from jseg.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """What became of every parameter; names are paths with "/" between.
+  """Report of what became of every parameter; names are paths with "/" between.
 
   Attributes:
     taken: parameters and statistics that have new values.
-    kept: those that have none in the source, and stay as they were initialised.
-    reshaped: those whose shape differs, with both shapes; they stay as well.
+    kept: parameters that the source doesn't have; they stay as they were initialized.
+    reshaped: parameters whose shape differs, with both shapes; they stay as well.
     unused: names in the source that the network doesn't have.
   """
 
@@ -29,14 +31,14 @@ class Transfer:
   def __str__(self) -> str:
     lines = [
       f"{len(self.taken)} tensors taken",
-      _listed("not in it, so newly initialised", self.kept),
-      _listed("of another shape, so newly initialised", self.reshaped),
+      _listed("not in it, so newly initialized", self.kept),
+      _listed("of another shape, so newly initialized", self.reshaped),
       _listed("in it but not in the network", self.unused),
     ]
     return "; ".join(filter(None, lines))
 
   def differences(self) -> str:
-    """What the network has and the source has not, or in another shape."""
+    """Lists what the source lacks or has in another shape."""
     lines = [_listed("missing", self.kept), _listed("of another shape", self.reshaped)]
     return "; ".join(filter(None, lines))
 
@@ -47,18 +49,18 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def transfer(
-  variables: Mapping[str, Any], source: Mapping[str, Any], where: Any = "the source"
+  variables: Mapping[str, Any], source: Mapping[str, Any], where: str | Path = "the source"
 ) -> tuple[dict[str, Any], Transfer]:
-  """Replaces what has the same path and shape.
+  """Replaces the parameters that have the same path and shape in the source.
 
   Args:
-    variables: {"params", "batch_stats"} of the network; shapes and types are enough where all are
+    variables: {"params", "batch_stats"} of the network; shapes and dtypes are enough where all are
       replaced.
-    source: the same of what was trained elsewhere.
-    where: it comes from, for messages.
+    source: {"params", "batch_stats"} that were trained elsewhere.
+    where: name of the source, for messages.
 
   Returns:
-    (the new variables, what became of each).
+    (the new variables, report of what became of each).
 
   Raises:
     InputError: nothing fits.
@@ -67,7 +69,7 @@ def transfer(
   taken, kept, reshaped = [], [], []
 
   def replace(path: Any, old: Any) -> Any:
-    name = _name(path)
+    name = parameter_name(path)
     new = given.pop(name, None)
     if new is None:
       kept.append(name)
@@ -92,9 +94,5 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
   flat: dict[str, Any] = {}
   for collection in ("params", "batch_stats"):
     leaves = jax.tree_util.tree_leaves_with_path(variables.get(collection, {}))
-    flat |= {_name(path): leaf for path, leaf in leaves}
+    flat |= {parameter_name(path): leaf for path, leaf in leaves}
   return flat
-
-
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,35 @@
+"""`jseg check-data`: looks through a data set for mistakes."""
+
+import argparse
+import pathlib
+
+from jseg import data
+from jseg.report import CONSOLE
+from jseg.types import InputError
+
+HELP = "look through a folder of images and masks for mistakes"
+EXAMPLES = """\
+  jseg check-data data/camvid
+  jseg check-data data/camvid --sheet overlays.png"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds PATH and --sheet."""
+  parser.add_argument("path", type=pathlib.Path, help="root of the data set")
+  parser.add_argument(
+    "--sheet", type=pathlib.Path, default="contact_sheet.png", help="PNG of overlays to write"
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the report and writes the overlays.
+
+  Raises:
+    InputError: the data set has problems.
+  """
+  report = data.check_folder(arguments.path)
+  CONSOLE.print(report.table())
+  if data.contact_sheet(arguments.path, arguments.sheet):
+    CONSOLE.print(f"overlays: {arguments.sheet}")
+  if not report.ok:
+    raise InputError(f"{arguments.path} has problems; see above")

@@ -1,0 +1,146 @@
+"""What several commands share: arguments that mean the same, and start-up."""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+
+from jseg import config as configs
+from jseg.crf import CrfParams, parse_params
+from jseg.loop import use_compilation_cache
+from jseg.run import Run
+from jseg.types import InputError
+
+
+def use_cpu_cores(batch_size: int | None = None) -> None:
+  """Makes a CPU look like several devices, so that a batch is spread over its cores.
+
+  XLA computes convolutions of 64 channels or fewer on one core. It changes nothing where there is
+  an accelerator, where JAX_NUM_CPU_DEVICES says how many there are to be, or once JAX has looked
+  for devices.
+
+  Args:
+    batch_size: number that the number of devices must divide; None where any does.
+  """
+  if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    devices = [n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)]
+    fitting = [n for n in devices if batch_size is None or batch_size % n == 0]
+    with contextlib.suppress(RuntimeError):  # too late
+      jax.config.update("jax_num_cpu_devices", fitting[-1])
+
+
+def run_or_exit(run: Callable[[], object]) -> None:
+  """Calls `run`; an InputError becomes one message on stderr and exit status 1."""
+  try:
+    run()
+  except InputError as error:
+    sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind
+    sys.exit(f"error: {error}")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+  """Adds RUN, --checkpoint and --set."""
+  parser.add_argument("run_directory", metavar="RUN", help="a run directory of train.py")
+  parser.add_argument(
+    "--checkpoint", default="best", help="best, latest or a step (default: %(default)s)"
+  )
+  add_set(parser)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+  """Adds --set KEY=VALUE."""
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="another value in the run's configuration, such as model.output_stride=8",
+  )
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+  """Adds --split and --root."""
+  parser.add_argument("--split", help="default: the validation split of the run")
+  parser.add_argument("--root", help="where the data set's files are, if they have moved")
+
+
+def add_crf(parser: argparse.ArgumentParser, what: str) -> None:
+  """Adds --crf and --crf-params.
+
+  Args:
+    parser: parser of the command.
+    what: what the command does with the CRF, for the help.
+  """
+  parser.add_argument(
+    "--crf",
+    action="store_true",
+    help=f"{what}; its parameters are those of RUN/crf.json (jseg tune-crf), else DeepLab V2's",
+  )
+  parser.add_argument(
+    "--crf-params",
+    metavar="PARAMS",
+    help="KEY=VALUE,... or a JSON file: parameters that differ from these; implies --crf",
+  )
+
+
+def crf_params(arguments: argparse.Namespace, run: Run) -> CrfParams | None:
+  """Returns the CRF's parameters that --crf and --crf-params ask for, or None."""
+  if arguments.crf_params is not None:
+    return parse_params(arguments.crf_params, run.crf_params())
+  return run.crf_params() if arguments.crf else None
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+  """Returns what --set asks for.
+
+  Raises:
+    InputError: one isn't KEY=VALUE.
+  """
+  return configs.parse_changes(arguments.set, "--set ")
+
+
+def open_run(arguments: argparse.Namespace) -> Run:
+  """Opens RUN with the changes of --set, and enables its compilation cache."""
+  run = Run.open(arguments.run_directory, changes(arguments))
+  use_compilation_cache(run.config)
+  return run
+
+
+def input_files(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> list[pathlib.Path]:
+  """Returns files, and those of folders that have one of the suffixes.
+
+  Raises:
+    InputError: there is no such file, or two of them have the same stem.
+  """
+  files: list[pathlib.Path] = []
+  for path in paths:
+    if path.is_dir():
+      found = sorted(p for p in path.iterdir() if p.name.lower().endswith(tuple(suffixes)))
+      if not found:
+        raise InputError(f"{path} holds no file of {', '.join(sorted(suffixes))}")
+      files += found
+    elif path.is_file():
+      files.append(path)
+    else:
+      raise InputError(f"there is no file or folder {path}")
+  # Outputs are named by the stem, and one must not overwrite another.
+  stems: dict[str, pathlib.Path] = {}
+  for file in files:
+    name = stem(file)
+    if name in stems:
+      raise InputError(
+        f"{stems[name]} and {file} would be written to the same name, {name}; "
+        "predict them in two calls with two --out folders"
+      )
+    stems[name] = file
+  return files
+
+
+def stem(path: pathlib.Path) -> str:
+  """Returns a file's name without its suffix, `.nii.gz` being one."""
+  return path.name.removesuffix(".gz").rpartition(".")[0] or path.name

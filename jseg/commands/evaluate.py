@@ -1,0 +1,73 @@
+"""`jseg evaluate`: measures a checkpoint on a split."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from jseg.commands import common
+from jseg.evaluation import Evaluation, evaluate
+from jseg.report import CONSOLE
+
+HELP = "measure a checkpoint on a split, at the images' original size"
+EXAMPLES = """\
+  jseg evaluate runs/quickstart
+  jseg evaluate runs/camvid --split test
+  jseg evaluate runs/camvid --crf --metrics boundary
+  jseg evaluate runs/isbi2012 --metrics rand=cell"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's arguments."""
+  common.add_run(parser)
+  common.add_dataset(parser)
+  parser.add_argument("--batch-size", type=int, help="images per batch, over all devices")
+  parser.add_argument(
+    "--metrics",
+    nargs="+",
+    default=[],
+    metavar="METRIC",
+    help="further metrics of whole images: boundary (IoU of boundaries), rand=CLASS (Rand score, "
+    "objects being the connected parts of this class), or your own as package.module:Name",
+  )
+  common.add_crf(parser, "measure what a dense CRF makes of it too")
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Evaluates and prints the metrics."""
+  common.use_cpu_cores()
+  opened = common.open_run(arguments)
+  result = evaluate(
+    arguments.run_directory,
+    split=arguments.split,
+    checkpoint=arguments.checkpoint,
+    root=arguments.root,
+    batch_size=arguments.batch_size,
+    metrics=arguments.metrics,
+    changes=common.changes(arguments),
+    crf=common.crf_params(arguments, opened),
+  )
+  title = f"{arguments.run_directory}, step {result.step}, {result.split}"
+  CONSOLE.print(result.table(title))
+  for key, value in numbers(result.extra).items():
+    CONSOLE.print(f"{key}: {100 * value:.1f} %")
+  if "crf" in result.extra:
+    CONSOLE.print(crf_table(result))
+  CONSOLE.print(f"written to {opened.files.evaluation}")
+
+
+def numbers(extra: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the metrics that are one number."""
+  return {k: v for k, v in extra.items() if isinstance(v, float)}
+
+
+def crf_table(result: Evaluation) -> Table:
+  """Returns the metrics before and after the CRF, as a table."""
+  before = {**result.scores.summary(), **numbers(result.extra)}
+  after = numbers(result.extra["crf"])
+  table = Table("metric", "without CRF", "with CRF", title="dense CRF", title_justify="left")
+  for key in ("miou", "pixel_accuracy", *numbers(result.extra)):
+    if key in after:
+      table.add_row(key, f"{100 * before[key]:.1f} %", f"{100 * after[key]:.1f} %")
+  return table

@@ -1,0 +1,85 @@
+"""`jseg train`: trains, and goes on where the last checkpoint ends."""
+
+import argparse
+import logging
+import pathlib
+
+import jax
+
+from jseg import config as configs
+from jseg.commands.common import use_cpu_cores
+from jseg.loop import train
+from jseg.types import InputError
+
+HELP = "train a network; the same command again goes on where the last checkpoint ends"
+EXAMPLES = """\
+  python train.py
+  python train.py --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
+  python train.py --config=configs/quickstart.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
+
+On several hosts, start it on each with --distributed."""
+
+_PREFIX = "--config."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's arguments; --config.KEY=VALUE is read by `split_overrides`."""
+  parser.add_argument(
+    "--config",
+    metavar="FILE",
+    help="a Python file with get_config(), or FILE:VARIANT (default: configs/quickstart.py)",
+  )
+  parser.add_argument(
+    "--workdir",
+    type=pathlib.Path,
+    default=pathlib.Path("runs/quickstart"),
+    help="the run directory (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--distributed", action="store_true", help="take part in a run on several hosts"
+  )
+  parser.add_argument(
+    "overrides",
+    nargs="*",
+    metavar=f"{_PREFIX}KEY=VALUE",
+    help="another value of the configuration, such as --config.optim.lr=0.1",
+  )
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Takes --config.KEY=VALUE, and --config.KEY VALUE, out of a command line.
+
+  Returns:
+    (other words, ["KEY=VALUE", ...]).
+  """
+  others, overrides = [], []
+  words = iter(argv)
+  for word in words:
+    if not word.startswith(_PREFIX):
+      others.append(word)
+    elif "=" in word:
+      overrides.append(word.removeprefix(_PREFIX))
+    else:
+      overrides.append(f"{word.removeprefix(_PREFIX)}={next(words, '')}")
+  return others, overrides
+
+
+def _quickstart() -> pathlib.Path:
+  """Path of the configuration that is trained without --config, in a clone."""
+  path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
+  if not path.exists():
+    raise InputError("--config is missing; name a Python file with get_config()")
+  return path
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Trains."""
+  path = arguments.config or str(_quickstart())
+  changes = configs.parse_changes(arguments.overrides, _PREFIX)
+  config = configs.change(configs.read_file(path), changes)
+  logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
+  if arguments.distributed:
+    jax.distributed.initialize()
+  else:
+    use_cpu_cores(config.data.batch_size)
+  train(config, arguments.workdir)

@@ -1,0 +1,145 @@
+"""What `check_folder` found, and how it looks in a terminal."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jseg.data.files import FileError
+from jseg.data.files.classes import ClassInfo
+from jseg.types import IGNORE
+
+_MOST_PROBLEMS = 20  # shown of each kind
+
+
+@dataclasses.dataclass
+class SplitReport:
+  """Contents of a split.
+
+  Attributes:
+    count: number of examples.
+    sizes: number of images of each (height, width), or (depth, height, width).
+    pixels: int64 [256], pixels of each train id; pixels[IGNORE] is void.
+    images_with: int64 [256], number of masks in which each train id occurs.
+    objects: int64 [k], number of objects of each class; empty if the set has no objects.
+    images_with_objects: int64 [k], number of images with objects of each class.
+    most: largest number of objects in one image.
+  """
+
+  count: int
+  sizes: collections.Counter[tuple[int, ...]] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+  images_with: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+  objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+  images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+  most: int = 0
+
+
+@dataclasses.dataclass
+class Report:
+  """Result of `check_folder`.
+
+  Attributes:
+    root: the folder.
+    classes: classes of the data set.
+    splits: contents of each split.
+    problems: all that must be mended before training.
+    notes: what training will do without.
+  """
+
+  root: Path
+  classes: ClassInfo
+  splits: dict[str, SplitReport]
+  problems: list[FileError]
+  notes: list[FileError] = dataclasses.field(default_factory=list)
+
+  @property
+  def ok(self) -> bool:
+    """Nothing is wrong: `load` will prepare this folder."""
+    return not self.problems
+
+  def table(self) -> RenderableType:
+    """Counts, class shares and problems, for a rich console."""
+    tables = [_splits_table(self)]
+    if any(contents.pixels.any() for contents in self.splits.values()):
+      tables.append(_classes_table(self))
+    if any(contents.objects.size for contents in self.splits.values()):
+      tables.append(_objects_table(self))
+    return Group(*tables, *_problem_lines(self))
+
+
+def _splits_table(report: Report) -> Table:
+  table = Table(title=str(report.root), title_justify="left")
+  volumes = any(len(size) == 3 for contents in report.splits.values() for size in contents.sizes)
+  axes = f"sizes (width x height{' x depth' if volumes else ''})"
+  for column in ("split", "images", axes, "void"):
+    table.add_column(column, justify="right" if column in ("images", "void") else "left")
+  for split, contents in report.splits.items():
+    sizes = [f"{'x'.join(map(str, s[::-1]))} ({n})" for s, n in contents.sizes.most_common(3)]
+    more = len(contents.sizes) - 3
+    text = ", ".join(sizes) + (f" and {more} more" if more > 0 else "")
+    total = max(1, contents.pixels.sum())
+    table.add_row(split, str(contents.count), text, f"{contents.pixels[IGNORE] / total:.1%}")
+  return table
+
+
+def _classes_table(report: Report) -> Table:
+  table = Table(caption="share of the labeled pixels (masks that hold the class)")
+  table.add_column("class")
+  for split in report.splits:
+    table.add_column(split, justify="right")
+  for i, (name, color) in enumerate(
+    zip(report.classes.names, report.classes.palette.tolist(), strict=True)
+  ):
+    cells = []
+    for contents in report.splits.values():
+      labeled = max(1, contents.pixels[:IGNORE].sum())
+      cells.append(f"{contents.pixels[i] / labeled:.2%} ({contents.images_with[i]})")
+    table.add_row(Text.assemble(("■ ", "rgb({},{},{})".format(*color)), f"{i} {name}"), *cells)
+  return table
+
+
+def _objects_table(report: Report) -> Table:
+  most = ", ".join(f"{contents.most} in {split}" for split, contents in report.splits.items())
+  table = Table(caption=f"objects (images with any); at most in one image: {most}")
+  table.add_column("class")
+  for split in report.splits:
+    table.add_column(split, justify="right")
+  for i, name in enumerate(report.classes.names):
+    if i > 0:  # the background is no object
+      cells = [
+        f"{contents.objects[i]} ({contents.images_with_objects[i]})"
+        if contents.objects.size
+        else "0"
+        for contents in report.splits.values()
+      ]
+      table.add_row(f"{i} {name}", *cells)
+  return table
+
+
+def _problem_lines(report: Report) -> Iterator[Text]:
+  yield from _listed(report.notes, "yellow", "!")
+  if report.ok:
+    yield Text("No problems found.", "green")
+  else:
+    yield from _listed(report.problems, "red", "✗")
+
+
+def _listed(problems: Sequence[FileError], color: str, sign: str) -> Iterator[Text]:
+  """A few problems of each kind."""
+  by_kind: dict[str, list[FileError]] = {}
+  for problem in problems:
+    by_kind.setdefault(problem.kind, []).append(problem)
+  for alike in by_kind.values():
+    for problem in alike[:_MOST_PROBLEMS]:
+      yield Text.assemble((f"{sign} ", color), (problem.file, "bold"), f": {problem.problem}")
+      yield Text(f"  {problem.fix}", "dim")
+    if len(alike) > _MOST_PROBLEMS:
+      yield Text(f"  ... and {len(alike) - _MOST_PROBLEMS} more of this kind", color)

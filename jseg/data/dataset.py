@@ -1,0 +1,215 @@
+"""Prepared data sets: `load` prepares a source where needed; `Dataset` reads it back."""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jseg.data.builder import OBJECTS_PER_IMAGE, prepare
+from jseg.data.files.classes import ClassInfo
+from jseg.data.files.images import decode_image, decode_raw
+from jseg.data.files.instances import Objects
+from jseg.data.sources import SOURCES, make_source
+from jseg.data.sources.base import Source
+from jseg.types import InputError
+
+_CACHE_BYTES = 512 << 20  # a split that decodes to at most this stays in memory
+
+
+class Examples(Sequence[dict[str, Any]]):
+  """Random access to the decoded examples of a split.
+
+  Item i is a dict: `image` uint8 [h w c] (c is 3 or 1), `label` uint8 [h w], `name` str. Of a
+  volume, `image` is float32 [d h w c], normalized, and `label` [d h w]. Where objects are known
+  there is `objects`, and no `label` where nothing else is. The arrays of splits that fit in memory
+  are kept once they are decoded, so none can be written to.
+  """
+
+  def __init__(self, records: Any, keep: bool):
+    self._records = records
+    self._kept: dict[int, dict[str, Any]] | None = {} if keep else None
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: Any) -> Any:
+    if not 0 <= index < len(self):
+      raise IndexError(f"example {index} of {len(self)}")
+    if self._kept is not None and index in self._kept:
+      return self._kept[index]
+    example = _decode(self._records[index])
+    if self._kept is not None:
+      self._kept[index] = example
+    return example
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A prepared data set.
+
+  Attributes:
+    name: name of the data set, as given to `load`.
+    classes: names, colors, and what the masks meant before preparation.
+    splits: number of examples in each split.
+    fingerprint: text that changes whenever the data does.
+  """
+
+  name: str
+  classes: ClassInfo
+  splits: dict[str, int]
+  fingerprint: str
+  _builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+  _sources: dict[str, Examples] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
+
+  @property
+  def ndim(self) -> int:
+    """2 for images, 3 for volumes."""
+    return len(self._builder.info.features["image"].shape) - 1
+
+  @property
+  def has_labels(self) -> bool:
+    """Whether its examples have the class of every pixel."""
+    return "label" in self._builder.info.features
+
+  @property
+  def has_objects(self) -> bool:
+    """Whether its examples have objects one by one."""
+    return "objects" in self._builder.info.features
+
+  def source(self, split: str) -> Examples:
+    """Gives random access to a split, or to several joined as in "train+val".
+
+    All calls for the same split share what is kept in memory.
+
+    Raises:
+      InputError: there is no such split.
+    """
+    self._parts(split)  # raises for unknown splits
+    if split not in self._sources:
+      self._sources[split] = self._open(split)
+    return self._sources[split]
+
+  def _open(self, split: str) -> Examples:
+    images = [
+      key
+      for key, feature in self._builder.info.features.items()
+      if isinstance(feature, tfds.features.Image)
+    ]
+    skip = {key: tfds.decode.SkipDecoding() for key in images}
+    records = self._builder.as_data_source(split, decoders=skip)
+    # Bytes per decoded pixel: three of color, or floats, and the label.
+    width = 4 if self.ndim == 2 else 1 + 4 * records[0]["image"].shape[-1]
+    keep = width * len(records) * math.prod(self.max_size(split)) <= _CACHE_BYTES
+    return Examples(records, keep)
+
+  def max_size(self, split: str) -> tuple[int, ...]:
+    """Largest height and largest width in a split; of volumes, depth, height and width."""
+    sizes = [self._builder.info.metadata["max_size"][part] for part in self._parts(split)]
+    return tuple(np.max(sizes, 0).tolist())
+
+  def left_out(self, split: str, slots: int) -> tuple[int, int]:
+    """(images with more than `slots` objects, objects beyond that many) in a split."""
+    parts = [self._builder.info.metadata[OBJECTS_PER_IMAGE][part] for part in self._parts(split)]
+    more = [(n - slots, images) for part in parts for n, images in part if n > slots]
+    return sum(images for _, images in more), sum(n * images for n, images in more)
+
+  def pixel_counts(self, split: str) -> np.ndarray:
+    """Pixels of each class in a split: int64 [k]. Void is not counted."""
+    return self._total("pixel_counts", split)
+
+  def median_frequency_weights(self, split: str) -> np.ndarray:
+    """Weights that make rare classes count: float64 [k], median frequency / frequency.
+
+    The frequency of a class is its share of the valid pixels of the images it occurs in (Eigen &
+    Fergus 2015, arXiv:1411.4734, section 6.3.2; SegNet, section 4.1). Classes that never occur
+    weigh 0.
+    """
+    counts = self._total("pixel_counts", split)
+    frequency = counts / np.maximum(self._total("pixels_where_present", split), 1)
+    median = np.median(frequency[counts > 0])
+    return np.where(counts > 0, median / np.maximum(frequency, 1e-12), 0.0)
+
+  def _total(self, key: str, split: str) -> np.ndarray:
+    counts = self._builder.info.metadata[key]
+    return np.array([counts[part] for part in self._parts(split)], np.int64).sum(0)
+
+  def _parts(self, split: str) -> list[str]:
+    parts = split.split("+")
+    for part in parts:
+      if part not in self.splits:
+        raise InputError(f"{self.name} has no split {part!r}; it has {', '.join(self.splits)}")
+    return parts
+
+
+def load(
+  name: str | Source,
+  *,
+  root: str | os.PathLike | None = None,
+  data_dir: str | os.PathLike | None = None,
+  options: Mapping[str, Any] | None = None,
+  fields: Mapping[str, Any] | None = None,
+) -> Dataset:
+  """Loads a data set, preparing it first if its source is new or has changed.
+
+  Args:
+    name: a name in `jseg.data.sources.SOURCES`, such as "folder"; "package.module:Name" of a
+      function or class that makes a `Source`; a `Source` itself; or the name of a TFDS set, with
+      fields.
+    root: folder of the source, where it has one.
+    data_dir: where prepared data are kept; None is TFDS's default, ~/tensorflow_datasets.
+    options: other arguments of the source, such as the size of `shapes`; see the *_source
+      functions in `jseg.data.sources`.
+    fields: for a TFDS set, which of its fields is what; see `jseg.data.sources.tfds.tfds_source`.
+
+  Raises:
+    InputError: the name, the options or the data are wrong; nothing half-made stays behind.
+  """
+  if not isinstance(name, str):
+    if root is not None or options or fields:
+      raise InputError(
+        f"root, options and fields are for named data sets; leave them out with {name!r}"
+      )
+    source, name = name, type(name).__name__
+  elif fields:
+    if name in SOURCES or root is not None or options:
+      raise InputError(
+        f"fields are for sets that TFDS prepares; {name} with root or options has none"
+      )
+    # Late, because it is slow to import and seldom needed.
+    from jseg.data.sources.tfds import tfds_source
+
+    source = tfds_source(name, fields, data_dir)
+  else:
+    source = make_source(name, root=root, options=options)
+  builder, fingerprint = prepare(source, "tfds" if fields else _snake_case(name), data_dir)
+  splits = {split: info.num_examples for split, info in builder.info.splits.items()}
+  return Dataset(name, source.classes, splits, fingerprint, builder)
+
+
+def _snake_case(name: str) -> str:
+  """What the folder of a prepared set is called: of "package.module:MySet", my_set."""
+  return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(":")[2]).lower()
+
+
+def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
+  """An example of a record; see `Examples`."""
+  example: dict[str, Any] = {"name": record["name"].decode()}
+  image, label = record["image"], record.get("label")
+  example["image"] = decode_image(image) if isinstance(image, bytes) else image.astype(np.float32)
+  if label is not None:
+    example["label"] = decode_raw(label) if isinstance(label, bytes) else label
+  arrays = [value for value in example.values() if isinstance(value, np.ndarray)]
+  if "objects" in record:
+    size = tuple(record["objects"]["size"].tolist())
+    example["objects"] = objects = Objects(**{**record["objects"], "size": size})
+    arrays += [value for value in vars(objects).values() if isinstance(value, np.ndarray)]
+  for array in arrays:
+    array.flags.writeable = False
+  return example

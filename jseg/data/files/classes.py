@@ -1,0 +1,220 @@
+"""Classes of a data set: names, colors, and the values that stand for them in mask files."""
+
+import collections
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jseg.types import IGNORE, InputError
+
+Color = tuple[int, int, int]
+
+EXAMPLE = '{"classes": ["background", "cell"], "ignore_label": 255}'
+_KEYS = ("classes", "palette", "ignore_label", "ignore_color", "mask_values", "task")
+
+
+def voc_colormap(count: int = 256) -> np.ndarray:
+  """Colors of the Pascal VOC rule: the bits of the index, spread over red, green and blue.
+
+  Args:
+    count: number of colors.
+
+  Returns:
+    uint8 [count 3], all different. 0 is black, 1 is (128, 0, 0), 255 is (224, 224, 192).
+  """
+  index = np.arange(count)
+  colors = np.zeros((count, 3), np.uint8)
+  for bit in range(8):
+    for channel in range(3):
+      colors[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+  return colors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassInfo:
+  """What the pixels of a data set's masks mean.
+
+  Attributes:
+    names: one name per class; the position is the train id, 0..k-1.
+    palette: uint8 [k 3], red, green and blue of each class; also what color masks are looked
+      up in. Given empty, it becomes the VOC colormap.
+    ignore_label: raw mask value of void pixels, or None if every pixel has a class.
+    ignore_color: color of void pixels in color masks, or None.
+    mask_values: raw mask value of each class; None means 0..k-1. Of COCO's JSON, category ids.
+    instance: masks hold instance ids, 0 being the first class. Of two classes any other id is the
+      second; of more, an id is 1000 times its class and a number below 1000, as in Cityscapes.
+
+  Raises:
+    InputError: the fields contradict each other.
+  """
+
+  names: tuple[str, ...]
+  palette: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), np.uint8))
+  ignore_label: int | None = IGNORE
+  ignore_color: Color | None = None
+  mask_values: tuple[int, ...] | None = None
+  instance: bool = False
+
+  def __post_init__(self):
+    names, k = self.names, len(self.names)
+    if not 1 <= k <= IGNORE and not self.instance:
+      raise InputError(
+        f"classes: {k} names, but 1 to {IGNORE} are possible (one byte, 255 is void)"
+      )
+    if twice := _duplicates(names):
+      raise InputError(f"classes: {twice[0]!r} is listed twice; give every class its own name")
+    palette = np.array(self.palette, np.uint8) if len(self.palette) else voc_colormap(k)
+    object.__setattr__(self, "palette", palette)
+    if len(palette) != k:
+      raise InputError(
+        f"palette: {len(palette)} colors for {k} classes; "
+        "give one [red, green, blue] a class, or leave palette out"
+      )
+    colors = [tuple(color) for color in palette.tolist()]
+    if twice := _duplicates(colors):
+      same = [name for name, color in zip(names, colors, strict=True) if color == twice[0]]
+      raise InputError(f"palette: {', '.join(same)} share the color {list(twice[0])}; change one")
+    if self.ignore_color in colors:
+      raise InputError(
+        f"ignore_color: {list(self.ignore_color or ())} is also the color of a class; change one"
+      )
+    values = self.values
+    if len(values) != k or _duplicates(values) or not all(0 <= v < 65536 for v in values):
+      raise InputError(
+        f"mask_values: {list(values)} must be {k} different values from 0 to 65535, one per class"
+      )
+    if self.ignore_label is not None and not 0 <= self.ignore_label < 65536:
+      raise InputError(f"ignore_label: {self.ignore_label} must be null or from 0 to 65535")
+    if self.ignore_label in values:
+      name = names[values.index(self.ignore_label)]
+      raise InputError(
+        f"ignore_label: {self.ignore_label} is also the mask value of class {name!r}; "
+        "give the values of the classes as mask_values, or set ignore_label to null"
+      )
+    if self.instance and k < 2:
+      raise InputError(
+        f"task: instance masks need background and at least one class of objects, but {k} classes "
+        "are listed; for semantic masks leave task out"
+      )
+
+  @property
+  def values(self) -> tuple[int, ...]:
+    """Raw mask value of each class."""
+    return tuple(range(len(self.names))) if self.mask_values is None else self.mask_values
+
+  def table(self) -> np.ndarray:
+    """Lookup from raw mask value to train id: int16 [65536], IGNORE for void, -1 for unknown."""
+    if self.instance and len(self.names) == 2:
+      table = np.ones(65536, np.int16)
+      table[0] = 0
+    elif self.instance:
+      table = (np.arange(65536) // 1000).astype(np.int16)
+      table[1:1000] = -1
+      table[table >= len(self.names)] = -1
+    else:
+      table = np.full(65536, -1, np.int16)
+      table[list(self.values)] = np.arange(len(self.names))
+    if self.ignore_label is not None:
+      table[self.ignore_label] = IGNORE
+    return table
+
+  def category(self, instance: int) -> int:
+    """Class of an instance id."""
+    return 1 if len(self.names) == 2 else instance // 1000
+
+  @classmethod
+  def load(
+    cls, path: str | os.PathLike, tasks: Sequence[str] = ("semantic", "instance")
+  ) -> "ClassInfo":
+    """Reads a classes.json.
+
+    Args:
+      path: the file; keys `classes` (required), `palette`, `ignore_label` (if absent 255, or null
+        for instance ids), `ignore_color`, `mask_values`, `task` (one of `tasks`). Other keys are
+        for people.
+      tasks: what the data can be for; the first is the default.
+
+    Raises:
+      InputError: the file is missing, malformed or contradicts itself.
+    """
+    path = Path(path)
+    if not path.is_file():
+      raise InputError(f"{path} is missing: it names the classes; the smallest one is {EXAMPLE}")
+    try:
+      content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+      raise InputError(f"{path} is not valid JSON ({error}); a valid one is {EXAMPLE}") from error
+    if not isinstance(content, dict) or not _is_list(content.get("classes"), str):
+      raise InputError(f'{path} must hold a list of names under "classes", as in {EXAMPLE}')
+    for key in content.keys() - set(_KEYS):
+      if close := difflib.get_close_matches(key, _KEYS, n=1):
+        raise InputError(f'{path}: unknown key "{key}"; did you mean "{close[0]}"?')
+    task = content.get("task", tasks[0])
+    if task not in tasks:
+      kind = "volumes" if "semantic3d" in tasks else "images"
+      choices = " or ".join(f'"{choice}"' for choice in tasks)
+      raise InputError(f'{path}: task "{task}" is not for {kind}; choose {choices}')
+    try:
+      # The 255th object is one like any other.
+      ignore_label = content.get("ignore_label", None if task == "instance" else IGNORE)
+      ignore_color = content.get("ignore_color")
+      mask_values = content.get("mask_values")
+      return cls(
+        names=tuple(content["classes"]),
+        palette=np.array([_color("palette", c) for c in content.get("palette") or ()], np.uint8),
+        ignore_label=_integer("ignore_label", ignore_label),
+        ignore_color=None if ignore_color is None else _color("ignore_color", ignore_color),
+        mask_values=None if mask_values is None else _integers("mask_values", mask_values),
+        instance=task == "instance",
+      )
+    except InputError as error:
+      raise InputError(f"{path}: {error}") from None
+
+  def to_json(self) -> str:
+    """The text of a classes.json that `load` reads back."""
+    content: dict[str, Any] = {"classes": list(self.names), "palette": self.palette.tolist()}
+    content["ignore_label"] = self.ignore_label
+    if self.ignore_color is not None:
+      content["ignore_color"] = list(self.ignore_color)
+    if self.mask_values is not None:
+      content["mask_values"] = list(self.mask_values)
+    content["task"] = "instance" if self.instance else "semantic"
+    return json.dumps(content)
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes a classes.json."""
+    Path(path).write_text(self.to_json(), "utf-8")
+
+
+def _duplicates(items: Iterable[Any]) -> list[Any]:
+  return [item for item, count in collections.Counter(items).items() if count > 1]
+
+
+def _is_list(value: Any, kind: type) -> bool:
+  # bool is an int to Python, not to whoever writes a palette.
+  good = isinstance(value, Sequence) and not isinstance(value, str)
+  return good and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+
+
+def _color(key: str, value: Any) -> Color:
+  if not _is_list(value, int) or len(value) != 3 or not all(0 <= v <= 255 for v in value):
+    raise InputError(f"{key}: {value!r} must be [red, green, blue], each from 0 to 255")
+  return value[0], value[1], value[2]
+
+
+def _integers(key: str, value: Any) -> tuple[int, ...]:
+  if not _is_list(value, int):
+    raise InputError(f"{key}: {value!r} must be a list of whole numbers")
+  return tuple(value)
+
+
+def _integer(key: str, value: Any) -> int | None:
+  if value is not None and not _is_list([value], int):
+    raise InputError(f"{key}: {value!r} must be a whole number or null")
+  return value

@@ -1,0 +1,168 @@
+"""NIfTI files: volumes in canonical orientation, read and written.
+
+NIfTI's axes x, y, z are first brought to the order right, anterior, superior (RAS+) and then
+reversed: arrays are [d h w c] = [z y x c], so that d runs from the feet to the head, h from the
+back to the front, and w from the patient's left to the right. A fourth axis of an image holds its
+channels, such as the sequences of one examination.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from jseg.data.files import FileError
+from jseg.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+  """The content of a NIfTI file in canonical orientation.
+
+  Attributes:
+    array: float32 [d h w c] of an image, [d h w] of a mask; as stored, not normalized.
+    affine: float [4 4], from (x, y, z) in voxels to RAS+ in millimetres.
+  """
+
+  array: np.ndarray
+  affine: np.ndarray
+
+  @property
+  def size(self) -> tuple[int, int, int]:
+    """(depth, height, width)."""
+    depth, height, width = self.array.shape[:3]
+    return depth, height, width
+
+
+def read_volume(path: Path | str) -> np.ndarray:
+  """Reads a NIfTI image as training would see it.
+
+  Args:
+    path: a .nii or .nii.gz file.
+
+  Returns:
+    float32 [d h w c] in canonical orientation, each channel of mean 0 and variance 1.
+
+  Raises:
+    FileError: the file is unreadable.
+    InputError: nibabel is missing.
+  """
+  return normalize_volume(read_image_file(Path(path)).array)
+
+
+def write_mask(path: Path | str, mask: np.ndarray, like: Path | str) -> None:
+  """Writes a mask as NIfTI, in the orientation and with the affine of the image it belongs to.
+
+  Args:
+    path: file to write; .nii.gz is compressed.
+    mask: uint8 [d h w] in canonical orientation, such as a prediction for `read_volume(like)`.
+    like: path of the image that the mask belongs to.
+
+  Raises:
+    InputError: mask and image differ in size, or nibabel is missing.
+  """
+  nibabel = import_nibabel()
+  image = nibabel.load(like)
+  stored, canonical = map(nibabel.io_orientation, (image.affine, np.eye(4)))
+  axes = nibabel.orientations.ornt_transform(canonical, stored)
+  array = nibabel.apply_orientation(mask.transpose(2, 1, 0), axes)
+  if array.shape != image.shape[:3]:
+    raise InputError(
+      f"a mask of {size_text(mask.shape)} is not for {like}: give the prediction for that image"
+    )
+  nibabel.save(nibabel.Nifti1Image(array, image.affine), path)
+
+
+def flatten_volume(image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Makes a picture of an image and its masks: of a volume, the middle slice with its front up.
+
+  Args:
+    image: uint8 [h w c], or a volume, float [d h w c], of which the first channel is shown.
+    *masks: [h w] or [d h w].
+
+  Returns:
+    Images and their masks as they are; else uint8 [h w 1], black and white being half a percent of
+    the slice's voxels, and the masks [h w].
+  """
+  if image.ndim == 3:
+    return image, *masks
+  middle = len(image) // 2
+  # Rows of a volume run from back to front, rows of a picture downwards.
+  picture, *flat = (a[middle, ::-1] for a in (image[..., :1], *masks))
+  picture = picture.astype(np.float32)
+  low, high = np.percentile(picture, (0.5, 99.5))
+  picture = (picture - low) * 255 / max(high - low, 1e-3)
+  return picture.clip(0, 255).astype(np.uint8), *flat
+
+
+def import_nibabel() -> ModuleType:
+  """Imports nibabel. Raises InputError that says how to install it."""
+  try:
+    import nibabel
+  except ImportError as error:
+    raise InputError(
+      'volumes are read by nibabel, which is not installed: pip install "jaxseg[volumes]"'
+    ) from error
+  return nibabel
+
+
+def read_image_file(path: Path) -> Volume:
+  """Reads an image as it is stored: an array [d h w c]. Raises FileError."""
+  image = _read(path, channels=True)
+  if broken := image.array.size - np.isfinite(image.array).sum():
+    raise FileError(
+      "values",
+      path,
+      f"{broken} values are infinite or no number",
+      "Replace them, for instance by numpy.nan_to_num",
+    )
+  return image
+
+
+def read_mask_file(path: Path) -> Volume:
+  """Reads a mask's raw values: an array [d h w]. Raises FileError."""
+  return _read(path, channels=False)
+
+
+def _read(path: Path, channels: bool) -> Volume:
+  """Reads a file; images have channels, masks have not."""
+  nibabel = import_nibabel()
+  try:
+    file = nibabel.load(path)
+    array, affine = np.asarray(file.dataobj, np.float32), file.affine
+  except Exception as error:  # nibabel raises whatever a damaged file happens to break.
+    raise FileError(
+      "unreadable",
+      path,
+      f"damaged or no NIfTI file ({error or type(error).__name__})",
+      "Restore it from its origin, or remove it together with its partner",
+    ) from error
+  if array.ndim == 5 and array.shape[3] == 1:  # NIfTI's vectors: the fourth axis is time
+    array = array[:, :, :, 0]
+  if array.ndim == 4 and array.shape[3] == 1:
+    array = array[..., 0]
+  if array.ndim not in ((3, 4) if channels else (3,)):
+    rule = "An image has 3 axes, or 4 with the channels last" if channels else "A mask has 3 axes"
+    raise FileError("layout", path, f"is an array of shape {array.shape}", rule)
+  if not abs(np.linalg.det(affine[:3, :3])) > 0:
+    fix = "Save it again with the affine of its scan, or with numpy.eye(4)"
+    raise FileError("size", path, "its affine has no inverse", fix)
+  file = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
+  array = np.asarray(file.dataobj)
+  array = array.transpose(2, 1, 0, *range(3, array.ndim))
+  return Volume(array[..., None] if channels and array.ndim == 3 else array, file.affine)
+
+
+def normalize_volume(image: np.ndarray) -> np.ndarray:
+  """Brings each channel to mean 0 and variance 1 over all voxels; a constant one becomes 0."""
+  axes = (0, 1, 2)
+  mean, deviation = image.mean(axes, np.float64), image.std(axes, np.float64)
+  constant = image.min(axes) == image.max(axes)
+  scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
+  return ((image - mean.astype(np.float32)) * scale.astype(np.float32)).astype(np.float32)
+
+
+def size_text(size: tuple[int, ...]) -> str:
+  """Says a size (depth, height, width) in words."""
+  return f"{size[2]} wide x {size[1]} high x {size[0]} deep"

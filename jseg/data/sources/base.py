@@ -1,0 +1,155 @@
+"""What a source of data is to the builder: classes, and named examples by split.
+
+A source of your own needs no change of the library. Write it down as a `ListedSource`, or as any
+object with the members of `Source`, and hand it to `jseg.data.load`; or give a function that makes
+it as `data.name="package.module:make_source"`, which is called with `root` and `data.options`.
+
+  source = ListedSource(
+    classes=ClassInfo(("background", "cell")),
+    splits={"train": [MyItem(i) for i in range(100)], "val": [MyItem(100)]},
+    make_fingerprint=lambda: "cells, version 1",
+  )
+  dataset = jseg.data.load(source)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from jseg.data.files import FileError
+from jseg.data.files.classes import ClassInfo
+from jseg.data.files.images import encode_png
+from jseg.data.files.instances import Objects
+from jseg.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One example, as it is written when a data set is prepared.
+
+  Attributes:
+    image: encoded PNG or JPEG, RGB or gray, 8 bits, upright; of a volume, normalized float16
+      [d h w c].
+    label: encoded single-channel 8-bit PNG of train ids; of a volume, uint8 [d h w]; None where
+      only objects are known.
+    size: (height, width), or (depth, height, width).
+    counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
+    objects: the objects of the image one by one, if the data set has them.
+    notes: what was left out of the example, and why.
+  """
+
+  image: bytes | np.ndarray
+  label: bytes | np.ndarray | None
+  size: tuple[int, ...]
+  counts: np.ndarray
+  objects: Objects | None = None
+  notes: tuple[FileError, ...] = ()
+
+  @classmethod
+  def from_arrays(
+    cls, image: np.ndarray, label: np.ndarray | None = None, objects: Objects | None = None
+  ) -> "Example":
+    """Makes an example of arrays.
+
+    Args:
+      image: uint8 [h w 3] (RGB) or [h w 1] (gray); or a volume, float [d h w c], normalized.
+      label: uint8 [h w] or [d h w] of train ids, IGNORE where void; None if there are only objects.
+      objects: the objects of the image, or None.
+
+    Raises:
+      InputError: the image is no such array, or the label has another size.
+    """
+    size = image.shape[:-1]
+    is_image = image.ndim == 3 and image.shape[-1] in (1, 3) and image.dtype == np.uint8
+    if not is_image and image.ndim != 4:
+      raise InputError(
+        f"image: an array of shape {image.shape} and type {image.dtype} is no image; give uint8 "
+        "[h w 3] (RGB) or [h w 1] (gray), or a volume, float [d h w c]"
+      )
+    if label is not None and (label.shape != size or label.dtype != np.uint8):
+      raise InputError(
+        f"label: an array of shape {label.shape} and type {label.dtype} is no label of an image of "
+        f"size {size}; give uint8 of that size"
+      )
+    counts = np.bincount([] if label is None else label.ravel(), minlength=256).astype(np.int64)
+    if not is_image:
+      return cls(image.astype(np.float16), label, size, counts, objects)
+    encoded = None if label is None else encode_png(label)
+    return cls(encode_png(image), encoded, size, counts, objects)
+
+
+class Item(Protocol):
+  """An example that can be loaded."""
+
+  @property
+  def name(self) -> str:
+    """Name of the example, unique in its split."""
+
+  def load(self) -> Example:
+    """Reads and checks the example. Raises InputError that names what is wrong."""
+
+
+class Source(Protocol):
+  """A data set before preparation. Subclass it for the defaults, or bring all its members.
+
+  Attributes:
+    classes: names and colors of the classes.
+    splits: the items of each split, in order.
+    problems: what is wrong with the files as a whole, such as missing partners; a source with
+      problems can be checked, not prepared.
+    has_objects: whether its examples have `objects`.
+    has_labels: whether its examples have a `label`.
+    ndim: 2 for images, 3 for volumes.
+  """
+
+  classes: ClassInfo
+  splits: Mapping[str, Sequence[Item]]
+  problems: Sequence[FileError] = ()
+  has_objects: bool = False
+  has_labels: bool = True
+  ndim: int = 2
+
+  def fingerprint(self) -> str:
+    """A text that changes whenever the examples do: another text is another prepared set."""
+
+
+@dataclasses.dataclass(eq=False)
+class ListedSource:
+  """A `Source` whose members are known when it is made.
+
+  Attributes:
+    classes: names and colors of the classes.
+    splits: the items of each split, in order.
+    make_fingerprint: computes the fingerprint, which may take reading all files.
+    problems: what is wrong with the files as a whole.
+    has_objects: whether its examples have `objects`.
+    has_labels: whether its examples have a `label`.
+    ndim: 2 for images, 3 for volumes.
+  """
+
+  classes: ClassInfo
+  splits: Mapping[str, Sequence[Item]]
+  make_fingerprint: Callable[[], str]
+  problems: Sequence[FileError] = ()
+  has_objects: bool = False
+  has_labels: bool = True
+  ndim: int = 2
+
+  def fingerprint(self) -> str:
+    """See `Source`."""
+    return self.make_fingerprint()
+
+
+def existing_folder(root: str | Path) -> Path:
+  """Returns `root` as a path.
+
+  Raises:
+    InputError: there is no such folder.
+  """
+  path = Path(root).expanduser()
+  if not path.is_dir():
+    raise InputError(f"{path} is not a folder; give the data set's folder as root")
+  return path

@@ -1,0 +1,214 @@
+"""Pairs of an image file and its mask file: most data sets are made of nothing else."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from jseg.data.files import FileError, fingerprint, read_bytes
+from jseg.data.files.classes import ClassInfo
+from jseg.data.files.images import CanonicalImage, canonical_image, encode_png
+from jseg.data.files.instances import objects_from_ids
+from jseg.data.files.masks import make_label, read_mask
+from jseg.data.sources.base import Example, Item, ListedSource
+from jseg.types import IGNORE, InputError
+
+SPLITS = ("train", "val", "test")
+
+
+class Sized(Protocol):
+  """The content of an image file."""
+
+  @property
+  def size(self) -> tuple[int, ...]:
+    """(height, width), or (depth, height, width)."""
+
+
+Image = TypeVar("Image", bound=Sized)
+Mask = TypeVar("Mask")
+AnyItem = TypeVar("AnyItem", bound=Item)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePair(Generic[Image, Mask]):
+  """An image file and its mask file, whose steps of reading can be taken one by one.
+
+  Attributes:
+    name: name of the example, unique in its split.
+    image: path of the image.
+    mask: path of the mask.
+    classes: what the mask's values mean.
+    table: lookup from raw value to train id, int16 [65536]; see `ClassInfo.table`.
+  """
+
+  name: str
+  image: Path
+  mask: Path
+  classes: ClassInfo
+  table: np.ndarray = dataclasses.field(repr=False)
+
+  def load(self) -> Example:
+    """Reads, checks and canonicalizes both files.
+
+    Raises:
+      FileError: naming the file at fault.
+    """
+    image, raw = self.read_image(), self.read_mask()
+    self.check(image, raw)
+    return self.make_example(image, raw)
+
+  def read_image(self) -> Image:
+    """Reads the image. Raises FileError."""
+    raise NotImplementedError
+
+  def read_mask(self) -> Mask:
+    """Reads the mask's raw values. Raises FileError."""
+    raise NotImplementedError
+
+  def check(self, image: Image, raw: Mask) -> None:
+    """Raises FileError if an image and its raw mask do not cover each other."""
+    raise NotImplementedError
+
+  def make_label(self, raw: Mask) -> np.ndarray:
+    """Translates a raw mask to train ids: uint8 [h w] or [d h w]. Raises FileError."""
+    raise NotImplementedError
+
+  def make_example(self, image: Image, raw: Mask) -> Example:
+    """Joins an image and its raw mask, which cover each other. Raises FileError."""
+    raise NotImplementedError
+
+
+class ImagePair(FilePair[CanonicalImage, np.ndarray]):
+  """An image file and its mask file; see `FilePair`."""
+
+  def read_image(self) -> CanonicalImage:
+    """Reads the image. Raises FileError."""
+    return canonical_image(read_bytes(self.image), self.image)
+
+  def read_mask(self) -> np.ndarray:
+    """Reads the mask's raw values: int32 [h w] or uint8 [h w 3]. Raises FileError."""
+    return read_mask(read_bytes(self.mask), self.mask)
+
+  def check(self, image: CanonicalImage, raw: np.ndarray) -> None:
+    """Raises FileError if an image and its raw mask do not cover each other."""
+    check_sizes(image, self.image, raw, self.mask)
+
+  def make_label(self, raw: np.ndarray) -> np.ndarray:
+    """Translates a raw mask to train ids: uint8 [h w]. Raises FileError."""
+    return make_label(raw, self.classes, self.table, self.mask)
+
+  def make_example(self, image: CanonicalImage, raw: np.ndarray) -> Example:
+    """Joins an image and its raw mask, which have the same size. Raises FileError."""
+    return make_example(image, raw, self.classes, self.table, self.mask)
+
+
+def pair_source(
+  root: Path,
+  classes: ClassInfo,
+  splits: Mapping[str, Sequence[FilePair]],
+  problems: Sequence[FileError] = (),
+) -> ListedSource:
+  """Makes a source of file pairs, with the fingerprint of their contents."""
+
+  def digest() -> str:
+    files = {p for pairs in splits.values() for pair in pairs for p in (pair.image, pair.mask)}
+    named = ((path.relative_to(root).as_posix(), path) for path in files)
+    members = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
+    table = next(pair.table for pairs in splits.values() for pair in pairs).tobytes()
+    return fingerprint(named, f"{classes.to_json()} {members} {table.hex()}")
+
+  return ListedSource(
+    classes=classes,
+    splits=splits,
+    make_fingerprint=digest,
+    problems=problems,
+    has_objects=classes.instance,
+  )
+
+
+def split_at_random(
+  items: Sequence[AnyItem], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[AnyItem]]:
+  """Splits items at random; the same seed and number of items give the same splits.
+
+  Args:
+    items: all items.
+    fractions: share of each split; they sum to 1.
+    seed: seed of the shuffle.
+
+  Raises:
+    InputError: the fractions are not shares that sum to 1, or leave a split empty.
+  """
+  shares = dict(fractions)
+  valid = set(shares) <= set(SPLITS) and min(shares.values()) > 0
+  if not valid or not np.isclose(sum(shares.values()), 1):
+    raise InputError(
+      f"fractions: {shares} must give train, val and test shares above 0 that sum to 1"
+    )
+  order = np.random.default_rng(seed).permutation(len(items))
+  ends = np.rint(np.cumsum(list(shares.values())) * len(items)).astype(int)
+  splits, start = {}, 0
+  for split, end in zip(shares, ends, strict=True):
+    splits[split] = [items[i] for i in sorted(order[start:end])]
+    start = end
+    if not splits[split]:
+      raise InputError(
+        f"fractions: {shares} of {len(items)} images leave split {split!r} empty; "
+        "add images or raise its share"
+      )
+  return splits
+
+
+def missing_files(pairs: Iterable[FilePair]) -> list[FileError]:
+  """Returns one problem for each file that is listed but is not there."""
+  return [
+    FileError("partner", path, "is listed but missing", "Unpack the archive again")
+    for pair in pairs
+    for path in (pair.image, pair.mask)
+    if not path.is_file()
+  ]
+
+
+def check_sizes(
+  image: CanonicalImage, image_name: Path | str, raw: np.ndarray, mask_name: Path | str
+) -> None:
+  """Raises FileError if an image and its raw mask do not cover each other."""
+  if raw.shape[:2] == image.size:
+    return
+  turned = image.rotated and raw.shape[1::-1] == image.size
+  fix = (
+    "The image's EXIF rotation was applied; rotate the mask in the same way"
+    if turned
+    else "Save the mask at the size of its image (resize by nearest neighbor)"
+  )
+  sizes = f"{_size(raw.shape)}, but its image {image_name} is {_size(image.size)}"
+  raise FileError("size", mask_name, sizes, fix)
+
+
+def make_example(
+  image: CanonicalImage,
+  raw: np.ndarray,
+  classes: ClassInfo,
+  table: np.ndarray,
+  where: Path | str,
+) -> Example:
+  """Joins an image and a raw mask of the same size to an example.
+
+  Raises:
+    FileError: see `make_label`.
+  """
+  label = make_label(raw, classes, table, where)
+  counts = np.bincount(label.ravel(), minlength=256)
+  objects = None
+  if classes.instance:
+    is_object = (label > 0) & (label < IGNORE)
+    # Void may hide objects. Where there are several classes, it can't be said of which.
+    void = label == IGNORE if len(classes.names) == 2 else None
+    objects = objects_from_ids(np.where(is_object, raw, 0), classes.category, void)
+  return Example(image.data, encode_png(label), image.size, counts, objects)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+  return f"{shape[1]} wide x {shape[0]} high"

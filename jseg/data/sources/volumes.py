@@ -1,0 +1,124 @@
+"""`volumes`: three-dimensional scans and their masks as NIfTI files, in the layout of `folder`.
+
+ROOT/classes.json                           ROOT/classes.json
+ROOT/{train,val,test}/images/NAME.nii.gz    ROOT/images/NAME.nii.gz
+ROOT/{train,val,test}/masks/NAME.nii.gz     ROOT/masks/NAME.nii.gz    (split at random)
+
+For the order of the axes see `jseg.data.files.nifti`. Masks that are annotated in a few slices only
+hold the ignore label elsewhere.
+
+Voxels are used as they are stored: scans of very different spacing should be resampled beforehand.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from jseg.data.files import NIFTI_SUFFIXES, FileError, masks
+from jseg.data.files.nifti import (
+  Volume,
+  import_nibabel,
+  normalize_volume,
+  read_image_file,
+  read_mask_file,
+  size_text,
+)
+from jseg.data.sources.base import Example, ListedSource
+from jseg.data.sources.folder import holds_volumes, paired_folder
+from jseg.data.sources.pairs import FilePair
+
+
+def volumes_source(
+  root: str | Path, fractions: Mapping[str, float] | None = None, seed: int = 0
+) -> ListedSource:
+  """Reads a folder of volumes and masks.
+
+  Args:
+    root: the folder.
+    fractions: shares of the splits; see `folder_source`.
+    seed: seed of the random split.
+
+  Raises:
+    InputError: the folder, its classes or its layout are missing, or nibabel is.
+  """
+  tasks = ("semantic", "semantic3d")
+  source = paired_folder(root, fractions, seed, NIFTI_SUFFIXES, VolumePair, tasks)
+  problems = [*source.problems, *_odd_channels(source)]
+  return dataclasses.replace(source, problems=problems, ndim=3)
+
+
+def matches(root: Path) -> bool:
+  """Whether a folder is laid out like this."""
+  return holds_volumes(root)
+
+
+class VolumePair(FilePair[Volume, Volume]):
+  """A volume and its mask; see `FilePair`."""
+
+  def make_example(self, image: Volume, raw: Volume) -> Example:
+    """Joins a volume, which it normalizes, and its mask. Raises FileError."""
+    label = self.make_label(raw)
+    counts = np.bincount(label.ravel(), minlength=256)
+    # Half precision resolves a thousandth of a standard deviation, far below any scanner's noise.
+    return Example(normalize_volume(image.array).astype(np.float16), label, image.size, counts)
+
+  def read_image(self) -> Volume:
+    """Reads the image. Raises FileError."""
+    return read_image_file(self.image)
+
+  def read_mask(self) -> Volume:
+    """Reads the mask's raw values. Raises FileError."""
+    return read_mask_file(self.mask)
+
+  def check(self, image: Volume, raw: Volume) -> None:
+    """Raises FileError if an image and its raw mask do not cover each other."""
+    fix = "Resample the mask onto the grid of its image, by nearest neighbor"
+    if image.size != raw.size:
+      sizes = f"{size_text(raw.size)}, but its image {self.image} is {size_text(image.size)}"
+      raise FileError("size", self.mask, sizes, fix)
+    last = np.array(image.size[::-1]) - 1
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * last[:, None]
+    moved = np.linalg.solve(image.affine, raw.affine) @ np.vstack([corners, np.ones(8)])
+    # Files round their affines; up to half a voxel, each voxel still is its own nearest.
+    if (off := np.abs(moved[:3] - corners).max()) > 0.5:
+      problem = f"its affine places it {off:.3g} voxels away from its image {self.image}"
+      raise FileError("size", self.mask, problem, f"{fix}, or give it the image's affine")
+
+  def make_label(self, raw: Volume) -> np.ndarray:
+    """Translates a raw mask to train ids: uint8 [d h w]. Raises FileError."""
+    if (broken := raw.array % 1 != 0).any():
+      raise FileError(
+        "values",
+        self.mask,
+        f"value {raw.array[broken][0]:g} is no whole number ({broken.sum()} voxels are not)",
+        "A mask holds class values: resample masks by nearest neighbor",
+      )
+    # `make_label` takes three axes for colors.
+    flat = raw.array.reshape(len(raw.array), -1).astype(np.int32)
+    label = masks.make_label(flat, self.classes, self.table, self.mask)
+    return label.reshape(raw.size)
+
+
+def _odd_channels(source: ListedSource) -> list[FileError]:
+  """Images with another number of channels than most; reads headers only."""
+  nibabel = import_nibabel()
+  found: dict[Path, int] = {}
+  for pair in cast(Iterable[VolumePair], itertools.chain(*source.splits.values())):
+    try:
+      found[pair.image] = int(np.prod(nibabel.load(pair.image).shape[3:]))
+    except Exception:  # A damaged file is reported when it is read.
+      continue
+  if len(set(found.values())) < 2:
+    return []
+  usual = collections.Counter(found.values()).most_common(1)[0][0]
+  fix = "Give all images the same channels in the same order, or remove it with its mask"
+  return [
+    FileError("layout", path, f"has {count} channels, but most images have {usual}", fix)
+    for path, count in found.items()
+    if count != usual
+  ]

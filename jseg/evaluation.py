@@ -1,0 +1,93 @@
+"""Metrics of a whole split, at the images' original size."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+
+from jseg import tasks
+from jseg.crf import CrfParams
+from jseg.data import Dataset
+from jseg.models import Network
+from jseg.run import Run
+from jseg.step import replicate
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The metrics of one checkpoint on one split.
+
+  Attributes:
+    split: name of the split.
+    step: step of the checkpoint.
+    scores: metrics: `SemanticScores` or `InstanceScores`, by the run's task.
+    names: names of the classes.
+    extra: whole-image metrics that were asked for, as plain values by name; and `crf`, the metrics
+      after the CRF and its `params`.
+  """
+
+  split: str
+  step: int
+  scores: tasks.Scores
+  names: Sequence[str]
+  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def table(self, title: str) -> RenderableType:
+    """Returns the metrics as a table for the terminal."""
+    return self.scores.table(self.names, title)
+
+
+def evaluate(
+  run: str | pathlib.Path | Run,
+  *,
+  split: str | None = None,
+  checkpoint: str | int = "best",
+  root: str | None = None,
+  batch_size: int | None = None,
+  metrics: Sequence[str] = (),
+  crf: CrfParams | None = None,
+  changes: Mapping[str, Any] | None = None,
+  model: Network | None = None,
+  dataset: Dataset | None = None,
+) -> Evaluation:
+  """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
+
+  Args:
+    run: the run directory.
+    split: split of the run's data set; its validation split if None.
+    checkpoint: "best", "latest" or a step.
+    root: where the data set's files are now, if they have moved.
+    batch_size: images per batch over all devices; that of the configuration if None.
+    metrics: names of further metrics that need whole images, as `jseg.metrics.create` takes them:
+      "boundary", "rand=CLASS", or your own as "package.module:Name".
+    crf: parameters of a dense CRF; the metrics after it are computed too.
+    changes: configuration values by dotted key that are to differ, such as
+      {"model.output_stride": 8}; written into the JSON file.
+    model: the network, where the run was started with one made in Python.
+    dataset: the data set, where the run was started with one made in Python.
+
+  Raises:
+    InputError: no such run, checkpoint, split, class or metric; a change is impossible; the data
+      set has other classes than the run's; or the run's task has no such option.
+  """
+  settings = dict(changes or {})
+  if batch_size is not None:
+    settings["data.eval_batch_size"] = batch_size
+  opened = Run.open(run, settings, model=model)
+  task = opened.task
+  options = {"metrics": tuple(metrics), "crf": crf}
+  tasks.refuse_options(opened.config.model.name, options, task.evaluate_options)
+  if dataset is None:
+    dataset = opened.dataset(root)
+  else:
+    opened.check_classes(dataset)
+  split = split or opened.config.data.eval_split
+  step, variables = opened.restore(checkpoint)
+  scores = task.evaluator(dataset, split)(replicate(variables))
+  extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
+  known = {name: options[name] for name in task.evaluate_options}
+  extra |= task.extra_metrics(variables, dataset, split, **known)
+  opened.save_evaluation(scores, split, step, extra)
+  return Evaluation(split, step, scores, opened.classes.names, extra)

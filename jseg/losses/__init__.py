@@ -1,0 +1,203 @@
+"""Losses: (logits, label) -> (sum, count).
+
+Every loss returns a sum and what to divide it by, never the mean: only sums can be added up across
+devices that see different numbers of valid pixels. Divide last.
+
+To add one: a function with its hyperparameters as keyword arguments, and a line in a table below.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jseg.lookup import lookup
+from jseg.losses import detection
+from jseg.losses.detection import keypoint_loss
+from jseg.losses.pixels import cross_entropy, focal, ohem, weights_of
+from jseg.losses.regions import lovasz_softmax, soft_dice
+from jseg.types import Array, InputError, InstanceOutputs
+
+__all__ = [
+  "DETECTION_LOSSES",
+  "PIXEL_LOSSES",
+  "REGION_LOSSES",
+  "Loss",
+  "arguments",
+  "cross_entropy",
+  "detection_losses",
+  "focal",
+  "keypoint_loss",
+  "lovasz_softmax",
+  "make_loss",
+  "ohem",
+  "soft_dice",
+  "takes_weights",
+  "weights_of",
+]
+
+Loss = Callable[..., tuple[Array, Array]]
+"""`(logits, label, class_weights=None, pixel_weights=None) -> (sum, count)`."""
+
+PIXEL_LOSSES: dict[str, str] = {
+  "cross_entropy": "jseg.losses.pixels:cross_entropy",
+  "focal": "jseg.losses.pixels:focal",
+  "ohem": "jseg.losses.pixels:ohem",
+}
+"""Sums over pixels, as "module:function"; they take `class_weights` and `pixel_weights`."""
+
+REGION_LOSSES: dict[str, str] = {
+  "dice": "jseg.losses.regions:soft_dice",
+  "lovasz": "jseg.losses.regions:lovasz_softmax",
+}
+"""Sums over images, as "module:function"; they take no weights."""
+
+DETECTION_LOSSES: dict[str, Callable[[InstanceOutputs], tuple[Array, Array]]] = {
+  "rpn_objectness": detection.rpn_objectness,
+  "rpn_box": detection.rpn_box,
+  "box_class": detection.box_class,
+  "box": detection.box,
+  "mask": detection.mask,
+}
+"""Losses of a network of objects, all of which are trained with."""
+
+_WEIGHTS = ("class_weights", "pixel_weights")
+
+
+def detection_losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]:
+  """Returns the losses of a network of objects by name, each as (sum, count)."""
+  return {name: loss(outputs) for name, loss in DETECTION_LOSSES.items()}
+
+
+def arguments() -> dict[str, Any]:
+  """Arguments of `make_loss` with their defaults: the hyperparameters of all losses by name."""
+  values: dict[str, Any] = {"name": "cross_entropy"}
+  table = {**PIXEL_LOSSES, **REGION_LOSSES}
+  for name in table:
+    values |= _hyperparameters(_find(name, table))
+  return {**values, "set_weight": 1.0}
+
+
+def _hyperparameters(loss: Loss) -> dict[str, Any]:
+  """Keyword arguments of a loss with their defaults, the weights aside."""
+  parameters = inspect.signature(loss).parameters.values()
+  return {
+    p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _WEIGHTS
+  }
+
+
+def _parse(name: str) -> tuple[str, str]:
+  """Splits a name into those of a pixel and of a region loss, either of which may be empty."""
+  first, plus, second = name.partition("+")
+  if plus:
+    _find(first, PIXEL_LOSSES)
+    _find(second, REGION_LOSSES)
+    return first, second
+  parameters = inspect.signature(_find(first, {**PIXEL_LOSSES, **REGION_LOSSES})).parameters
+  return (first, "") if set(_WEIGHTS) <= set(parameters) else ("", first)
+
+
+def _find(name: str, table: Mapping[str, str]) -> Loss:
+  """Returns the loss of a name; raises InputError where there is none."""
+  loss = lookup("name:", name, table)
+  if not callable(loss):
+    raise InputError(f"name: {name!r} is {loss!r}; it must be a function (logits, label)")
+  return loss
+
+
+def takes_weights(name: str) -> bool:
+  """Whether the loss of this name, as for `make_loss`, takes weights of classes and pixels."""
+  return bool(_parse(name)[0])
+
+
+def make_loss(
+  *, name: str = "cross_entropy", set_weight: float = 1.0, **hyperparameters: Any
+) -> Loss:
+  """Makes `loss(logits, label, class_weights=None, pixel_weights=None) -> (sum, count)`.
+
+  Args:
+    name: a pixel loss ("cross_entropy", "focal", "ohem"), a region loss ("dice", "lovasz"), or one
+      of each as "cross_entropy+dice"; your own are "package.module:name", pixel losses if they have
+      the arguments `class_weights` and `pixel_weights`, else region losses. A sum is that of the
+      means if all images have the same number of valid pixels; else an image's region loss counts
+      as much as its pixels do. The pixels that "ohem" keeps are then picked within each image.
+      Weights reach the pixel loss only.
+    set_weight: factor of the region loss in a sum.
+    **hyperparameters: keyword arguments of the losses; what a loss doesn't have, it ignores.
+
+  Raises:
+    InputError: a value is impossible; when called, weights are given to a region loss alone.
+  """
+  if not set_weight >= 0:
+    raise InputError(f"set_weight: {set_weight} must be at least 0")
+  pixel_name, region_name = _parse(name)
+  known = arguments()
+  for used, table in ((pixel_name, PIXEL_LOSSES), (region_name, REGION_LOSSES)):
+    known |= _hyperparameters(_find(used, table)) if used else {}
+  for key in hyperparameters:
+    if key not in known:
+      raise InputError(f"{key}: no loss has this argument; there are {', '.join(known)}")
+
+  def bind(name: str, table: Mapping[str, str]) -> Loss:
+    loss = _find(name, table)
+    own = _hyperparameters(loss)
+    bound = functools.partial(loss, **{k: v for k, v in hyperparameters.items() if k in own})
+    _try(bound)
+    return bound
+
+  # Every known loss checks its own hyperparameters, used or not: a config's mistakes are told.
+  bound = {key: bind(key, PIXEL_LOSSES) for key in (*PIXEL_LOSSES, pixel_name) if key}
+  bound |= {key: bind(key, REGION_LOSSES) for key in (*REGION_LOSSES, region_name) if key}
+  if not region_name:
+    return bound[pixel_name]
+  of_regions = bound[region_name]
+  if not pixel_name:
+    return functools.partial(_unweighted, of_regions, region_name)
+  return functools.partial(_sum_of_both, bound[pixel_name], of_regions, set_weight)
+
+
+def _try(loss: Loss) -> None:
+  """Raises what a loss raises for its hyperparameters, without computing anything."""
+  logits = jax.ShapeDtypeStruct((1, 1, 2), "float32")
+  jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((1, 1), "int32"))
+
+
+def _unweighted(
+  loss: Loss,
+  name: str,
+  logits: Array,
+  label: Array,
+  class_weights: Array | None = None,
+  pixel_weights: Array | None = None,
+) -> tuple[Array, Array]:
+  """A region loss alone."""
+  if class_weights is not None or pixel_weights is not None:
+    raise InputError(
+      f"name: {name!r} takes no weights of classes or pixels; leave them out, or use one of "
+      f"{', '.join(PIXEL_LOSSES)}, alone or + {name}"
+    )
+  return loss(logits, label)
+
+
+def _sum_of_both(
+  of_pixels: Loss,
+  of_regions: Loss,
+  set_weight: float,
+  logits: Array,
+  label: Array,
+  class_weights: Array | None = None,
+  pixel_weights: Array | None = None,
+) -> tuple[Array, Array]:
+  """A pixel loss, plus a region loss times the image's count: the count of pixels divides both."""
+
+  def of_image(logits: Array, label: Array, pixel_weights: Array | None) -> tuple[Array, Array]:
+    total, count = of_pixels(
+      logits, label, class_weights=class_weights, pixel_weights=pixel_weights
+    )
+    region, _ = of_regions(logits[None], label[None])
+    return total + set_weight * count * region, count
+
+  total, count = jax.vmap(of_image)(logits, label, pixel_weights)
+  return total.sum(), count.sum()

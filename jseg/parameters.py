@@ -1,0 +1,23 @@
+"""Parameters as a tree: their names, and programs that make them once."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+_Result = TypeVar("_Result")
+
+
+def parameter_name(path: Any) -> str:
+  """Returns the name of a parameter, "backbone/conv1/kernel", from its path in a tree of JAX."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def jit_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
+  """Compiles a function that runs once, such as the initialization of a network.
+
+  XLA unrolls the random numbers of small kernels so far that LLVM's full optimization takes a
+  minute over a program that runs for milliseconds; so on CPU it optimizes little.
+  """
+  options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+  return jax.jit(function, compiler_options=options)

@@ -1,0 +1,71 @@
+"""Plots: metrics over the steps, and the confusion matrix."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jseg.metrics import SemanticScores
+from jseg.metrics.numbers import percent
+from jseg.report.figure import make_figure
+
+
+def save_confusion_plot(scores: SemanticScores, names: Sequence[str], path: pathlib.Path) -> None:
+  """Draws the confusion matrix, each row as shares of the true class.
+
+  Args:
+    scores: metrics of a split.
+    names: names of the classes.
+    path: PNG to write.
+  """
+  with np.errstate(invalid="ignore"):
+    shares = scores.matrix / scores.matrix.sum(1, keepdims=True)
+  k = len(names)
+  side = 2.5 + 0.42 * k
+  figure = make_figure(side + 1, side)
+  axes = figure.subplots()
+  picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+  axes.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
+  axes.set_yticks(range(k), names)
+  axes.set_xlabel("predicted")
+  axes.set_ylabel("true")
+  axes.set_title(f"mIoU {percent(scores.miou)}")
+  if k <= 25:
+    for row, column in np.ndindex(k, k):
+      share = shares[row, column]
+      if share >= 0.005:
+        color = "white" if share > 0.6 else "black"
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color)
+  figure.colorbar(picture, fraction=0.046, pad=0.04, label="share of the true class")
+  figure.savefig(path)
+
+
+def save_curves(
+  metrics: pathlib.Path, path: pathlib.Path, metric: str = "miou", title: str = "mIoU"
+) -> None:
+  """Draws the loss and a metric over the steps from a run's metrics.jsonl.
+
+  Args:
+    metrics: log of the run, a JSON object per line.
+    path: PNG to write.
+    metric: key of the metric in the log, a fraction.
+    title: name of the metric in the plot.
+  """
+  lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+  figure = make_figure(9, 3.5)
+  grid = figure.subplots(1, 2)
+  for axes, key, factor, heading in zip(
+    grid, ("loss", metric), (1, 100), ("loss", f"{title} in %"), strict=True
+  ):
+    for split in dict.fromkeys(line["split"] for line in lines):
+      points = [line for line in lines if line["split"] == split and key in line]
+      marker = "." if len(points) < 40 else ""
+      steps, values = [p["step"] for p in points], [factor * (p[key] or 0.0) for p in points]
+      if points:
+        axes.plot(steps, values, marker=marker, label=split)
+    axes.set_title(heading)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    axes.legend()
+  figure.savefig(path)

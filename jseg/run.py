@@ -1,0 +1,348 @@
+"""A run directory: the one module that knows which files are in it.
+
+config.json  classes.json        what the run was started with
+checkpoints/                     latest and best (`jseg.checkpoint`)
+metrics.jsonl  tensorboard/      metrics by step
+curves.png  samples/STEP.png     pictures
+evaluation/SPLIT.json            metrics of a split, and plots beside them
+init.json  import.json           what became of each weight of `init_from`, of a foreign file
+crf.json                         tuned parameters of a dense CRF
+export/                          StableHLO
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jseg import config as configs
+from jseg import tasks
+from jseg.checkpoint import Checkpoints
+from jseg.crf import CrfParams, load_params
+from jseg.data import ClassInfo, Dataset
+from jseg.models import Network
+from jseg.types import InputError, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Paths in a run directory.
+
+  Attributes:
+    root: the directory.
+  """
+
+  root: pathlib.Path
+
+  @property
+  def config(self) -> pathlib.Path:
+    """Configuration, JSON."""
+    return self.root / "config.json"
+
+  @property
+  def classes(self) -> pathlib.Path:
+    """Names and colors of the classes, JSON."""
+    return self.root / "classes.json"
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """Metrics by step, a JSON object per line."""
+    return self.root / "metrics.jsonl"
+
+  @property
+  def events(self) -> pathlib.Path:
+    """Folder of TensorBoard events."""
+    return self.root / "tensorboard"
+
+  @property
+  def curves(self) -> pathlib.Path:
+    """Plot of the metrics by step."""
+    return self.root / "curves.png"
+
+  @property
+  def init(self) -> pathlib.Path:
+    """What became of every parameter that `init_from` had, JSON."""
+    return self.root / "init.json"
+
+  @property
+  def imported(self) -> pathlib.Path:
+    """Where imported weights came from and what became of each, JSON."""
+    return self.root / "import.json"
+
+  @property
+  def crf(self) -> pathlib.Path:
+    """Tuned parameters of a dense CRF, JSON."""
+    return self.root / "crf.json"
+
+  @property
+  def evaluation(self) -> pathlib.Path:
+    """Folder of evaluations."""
+    return self.root / "evaluation"
+
+  def sample(self, step: int) -> pathlib.Path:
+    """Sample picture of a step."""
+    return self.root / "samples" / f"{step:07d}.png"
+
+  def export(self, network: str) -> pathlib.Path:
+    """Exported network of this name, without suffix."""
+    return self.root / "export" / network.replace(":", "_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run directory with its configuration and classes, read once.
+
+  Attributes:
+    path: the directory.
+    config: the run's configuration, changes included.
+    classes: names and colors of the classes.
+    given_model: network that was given in Python, or None where the configuration names it.
+  """
+
+  path: pathlib.Path
+  config: ConfigDict
+  classes: ClassInfo
+  given_model: Network | None = None
+
+  @property
+  def files(self) -> Files:
+    """Paths in the directory."""
+    return Files(self.path)
+
+  # Opening and making.
+
+  @classmethod
+  def open(
+    cls,
+    path: "str | pathlib.Path | Run",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    model: Network | None = None,
+  ) -> "Run":
+    """Reads a run directory.
+
+    Args:
+      path: the directory, or a run that is open already.
+      changes: values by dotted configuration key that are to differ (`jseg.config.change`).
+      model: the network, where the run was started with `jseg.train(..., model=...)`.
+
+    Raises:
+      InputError: it is no run directory, a change is impossible, or the network is missing.
+    """
+    if isinstance(path, Run):
+      config = configs.change(path.config, changes) if changes else path.config
+      return dataclasses.replace(path, config=config, given_model=model or path.given_model)
+    path = pathlib.Path(path).expanduser()
+    if not path.is_dir():
+      raise InputError(f"there is no run directory {path}; give the --workdir of train.py")
+    files = Files(path)
+    config = configs.load(files.config, model)
+    if changes:
+      config = configs.change(config, changes)
+    return cls(path, config, ClassInfo.load(files.classes), model)
+
+  @classmethod
+  def start(
+    cls,
+    path: str | pathlib.Path,
+    config: ConfigDict,
+    classes: ClassInfo,
+    model: Network | None = None,
+  ) -> "Run":
+    """Makes the directory for a training, or checks that the run in it is this one.
+
+    Args:
+      path: the directory.
+      config: configuration of the run.
+      classes: names and colors of its classes.
+      model: network that was given in Python, or None.
+
+    Raises:
+      InputError: another run is there, or it can't be written.
+    """
+    run = cls(pathlib.Path(path).expanduser(), config, classes, model)
+    if run.files.imported.exists():
+      raise InputError(
+        f"{run.path} holds imported weights and no training; to train from them, name another "
+        f"--workdir and add --config.init_from={run.path}"
+      )
+    if not run.files.config.exists():
+      run.write()
+      return run
+    before = cls.open(run.path, model=model)
+    changed = configs.differences(before.config, config)
+    if before.classes.names != classes.names:
+      changed.append(f"classes: were {before.classes.names}, are {classes.names}")
+    if changed:
+      raise InputError(
+        f"{run.path} holds a run with another configuration ({'; '.join(changed)}); "
+        "name another --workdir, or start with the old values to resume it"
+      )
+    run.write()  # keys that may differ have their new values from now on
+    return run
+
+  def write(self) -> None:
+    """Writes configuration and classes; process 0 only.
+
+    Raises:
+      InputError: the directory can't be written.
+    """
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        configs.save(self.config, self.files.config)
+        self.classes.save(self.files.classes)
+    except OSError as error:
+      raise InputError(
+        f"{self.path} can't be written ({error.strerror}); name another directory"
+      ) from None
+
+  # What is in it.
+
+  @functools.cached_property
+  def model(self) -> Network:
+    """Network of the run, without variables.
+
+    Raises:
+      InputError: the network was given in Python when the run began, and isn't now.
+    """
+    if self.given_model is not None:
+      return self.given_model
+    return configs.make_model(self.config, len(self.classes.names))
+
+  def _was_given(self, what: str) -> bool:
+    """Whether something was given to `jseg.train` in Python."""
+    return any(each.startswith(f"{what}=") for each in self.config.given)
+
+  @property
+  def task(self) -> tasks.Task:
+    """Task of the run's network."""
+    return tasks.create(self.config, self.model, self.classes)
+
+  def checkpoints(self, *, read_only: bool = True) -> Checkpoints:
+    """Returns the run's checkpoints; close them after use.
+
+    Raises:
+      InputError: `read_only`, and there are none.
+    """
+    return Checkpoints(
+      self.path, keep=self.config.keep, metric=self.task.metric, read_only=read_only
+    )
+
+  def restore(self, checkpoint: str | int = "best") -> tuple[int, Variables]:
+    """Returns (step, variables) of a checkpoint.
+
+    Args:
+      checkpoint: "best", "latest" or a step.
+
+    Raises:
+      InputError: there is no such checkpoint, it is of another network, or damaged.
+    """
+    image = jnp.zeros((1, *self.config.data.size, self.config.data.channels))
+    template = jax.eval_shape(lambda: self.model.init(jax.random.key(0), image))
+    with contextlib.closing(self.checkpoints()) as checkpoints:
+      step = checkpoints.pick(checkpoint)
+      return step, checkpoints.restore_model(step, template)
+
+  def dataset(self, root: str | None = None) -> Dataset:
+    """Returns the run's data set.
+
+    Args:
+      root: where its files are, if they have moved.
+
+    Raises:
+      InputError: it can't be read, or has other classes than the run.
+    """
+    config = self.config
+    if self._was_given("dataset"):
+      raise InputError(
+        f"{self.path} was trained on a data set made in Python; give it again: "
+        "evaluate(run, dataset=...)"
+      )
+    if root is not None:
+      config = configs.change(config, {"data.root": root})
+    dataset = configs.load_dataset(config)
+    self.check_classes(dataset)
+    return dataset
+
+  def check_classes(self, dataset: Dataset) -> None:
+    """Raises InputError if a data set has other classes than the run."""
+    if dataset.classes.names != self.classes.names:
+      raise InputError(
+        f"{self.path} was trained on the classes {', '.join(self.classes.names)}, but "
+        f"{self.config.data.name} has {', '.join(dataset.classes.names)}; evaluate on a set with "
+        "the same classes"
+      )
+
+  def crf_params(self) -> CrfParams:
+    """Returns the CRF's parameters that were tuned for the run; the defaults if none were."""
+    return load_params(self.files.crf) if self.files.crf.is_file() else CrfParams()
+
+  def save_evaluation(
+    self, scores: tasks.Scores, split: str, step: int, extra: Mapping[str, Any] | None = None
+  ) -> None:
+    """Writes `evaluation/SPLIT.json` and plots beside it.
+
+    Args:
+      scores: metrics of the split.
+      split: name of the split.
+      step: step of the checkpoint.
+      extra: further plain values.
+    """
+    self.files.evaluation.mkdir(exist_ok=True)
+    path = self.files.evaluation / split
+    values = scores.to_dict(self.classes.names)
+    about = {"split": split, "step": step, "resolution": "original"}
+    write_json(path.with_suffix(".json"), {**about, **values, **(extra or {})})
+    self.task.save_plots(scores, path)
+
+  def pretrained(self) -> Sequence[str]:
+    """Returns the names of the parameters that `init_from` filled when the run began.
+
+    Raises:
+      InputError: the run's record of it can't be read.
+    """
+    try:
+      return json.loads(self.files.init.read_text())["taken"]
+    except (OSError, ValueError, KeyError) as error:
+      raise InputError(
+        f"{self.files.init}, which tells new parameters from others, can't be read ({error}); "
+        "start anew in another --workdir"
+      ) from None
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+  """Writes a JSON file as a whole or not at all."""
+  configs.write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def load_model(
+  run: str | pathlib.Path | Run,
+  checkpoint: str | int = "best",
+  changes: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Variables]:
+  """The network of a run and its trained variables.
+
+  Args:
+    run: the run directory.
+    checkpoint: "best", "latest" or a step.
+    changes: configuration values by dotted key that are to differ, as {"model.output_stride": 8}:
+      whatever leaves the weights what they are.
+
+  Returns:
+    (model, variables), for `model.apply(variables, image)` with an image that went through
+    `jseg.images.normalize`.
+
+  Raises:
+    InputError: nothing was trained there, or the checkpoint is of another network.
+  """
+  opened = Run.open(run, changes)
+  return opened.model, opened.restore(checkpoint)[1]

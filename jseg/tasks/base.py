@@ -1,0 +1,208 @@
+"""What a task is: the data, losses, metrics and pictures of one kind of network.
+
+The trainer, the evaluation and the commands are the same for all tasks; whatever differs is asked
+of the task. A task is one folder here, and one line in the table of `jseg/tasks/__init__.py`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import RenderableType
+
+from jseg.data import ClassInfo, Dataset
+from jseg.models import Network
+from jseg.step import Counts, Forward, Losses
+from jseg.types import Array, InputError, Variables
+
+LossFn = Callable[[Any, Any], Losses]
+"""`(outputs, targets) -> {name: (sum, count)}`, of one device's part of a batch."""
+
+
+class Scores(Protocol):
+  """The metrics of one split."""
+
+  @property
+  def primary(self) -> float:
+    """The metric that selects the best checkpoint; higher is better."""
+
+  def summary(self) -> dict[str, float]:
+    """Metrics by name for the log; holds the task's `metric`."""
+
+  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+    """Plain values for JSON, given the names of the classes."""
+
+  def table(self, names: Sequence[str], title: str) -> RenderableType:
+    """A table for the terminal, given the names of the classes."""
+
+
+class Prediction(Protocol):
+  """What a network found in one image or volume."""
+
+  def overlay(self) -> np.ndarray:
+    """Returns the image with the prediction drawn over it, uint8 [h w 3]."""
+
+  def save(
+    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+  ) -> list[pathlib.Path]:
+    """Writes files named after `stem` to the folder `out` and returns their paths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+  """A network as one function of a batch of images, preprocessing included.
+
+  Attributes:
+    function: `(variables, image [b h w c]) -> logits float32 [b h w k]`.
+    dtype: dtype of `image`.
+    channels: c.
+  """
+
+  function: Callable[[Variables, Array], Array]
+  dtype: str
+  channels: int
+
+
+class PredictionReport(Protocol):
+  """Sums up predictions, one at a time, without keeping them."""
+
+  def add(self, file: pathlib.Path, prediction: Any) -> None:
+    """Counts the prediction of one file."""
+
+  def finish(self) -> RenderableType:
+    """Writes what belongs to the whole folder and returns a table."""
+
+
+Predictor = Callable[[Variables, np.ndarray], Prediction]
+"""`(variables, image) -> prediction`, for an image of any size."""
+
+
+class Task(Protocol):
+  """The task of one run, made of its configuration, network and classes.
+
+  Attributes:
+    config: configuration of the run.
+    classes: names and colors of the classes.
+    metric: key of the metric that selects the best checkpoint; higher is better.
+    title: name of that metric in tables and plots.
+    predict_options: names of the keyword arguments of `predictor`.
+    evaluate_options: names of the keyword arguments of `extra_metrics`.
+    suffixes: file name endings of the images it predicts.
+  """
+
+  metric: ClassVar[str]
+  title: ClassVar[str]
+  predict_options: ClassVar[tuple[str, ...]]
+  evaluate_options: ClassVar[tuple[str, ...]]
+
+  @property
+  def config(self) -> ConfigDict:
+    """Configuration of the run."""
+
+  @property
+  def classes(self) -> ClassInfo:
+    """Names and colors of the classes."""
+
+  @property
+  def suffixes(self) -> Collection[str]:
+    """File name endings of what it predicts."""
+
+  @staticmethod
+  def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
+    """Returns the configuration's keys that the task adds, by section."""
+
+  @staticmethod
+  def check_config(config: ConfigDict, network: type[Network]) -> None:
+    """Raises InputError for impossible values of the task's keys."""
+
+  @staticmethod
+  def wrap(network: Network, config: ConfigDict) -> Network:
+    """Returns the network with what the configuration adds behind it."""
+
+  def check_data(self, dataset: Dataset) -> None:
+    """Raises InputError if the data set can't train the network."""
+
+  def batches(self, dataset: Dataset, seed: int) -> grain.DatasetIterator:
+    """Returns endless training batches, with `get_state` and `set_state`."""
+
+  def forward(self) -> Forward:
+    """Returns the network's pass over a training batch, augmentation included."""
+
+  def losses(self, dataset: Dataset) -> LossFn:
+    """Returns the losses of a training batch by name."""
+
+  def loss_weights(self) -> Mapping[str, float]:
+    """Returns the weight of each loss by name; 1 where not given."""
+
+  def counts(self, outputs: Any, targets: Any) -> Counts:
+    """Returns what training metrics are computed from, as integers that add up."""
+
+  def training_metrics(self, counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns metrics of training batches by name, from sums of `counts`."""
+
+  def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], Scores]:
+    """Returns `evaluate(variables)` over one split, at the images' own size."""
+
+  def extra_metrics(
+    self, variables: Variables, dataset: Dataset, split: str, **options: Any
+  ) -> dict[str, Any]:
+    """Returns metrics of a split that need whole images, as plain values by name."""
+
+  def save_plots(self, scores: Any, path: pathlib.Path) -> None:
+    """Writes plots of an evaluation to files whose names begin with `path`."""
+
+  def read(self, path: pathlib.Path) -> np.ndarray:
+    """Reads one image or volume to predict."""
+
+  def predictor(self, **options: Any) -> Predictor:
+    """Returns the function that predicts single images."""
+
+  def serving(self) -> "Serving":
+    """Returns the network as one function of a batch, to be exported.
+
+    Raises:
+      InputError: networks of this task can't be exported.
+    """
+
+  @staticmethod
+  def foreign_data(num_classes: int) -> dict[str, Any]:
+    """Returns keys of `data` for a run that is made of foreign weights."""
+
+  def prediction_report(self, out: pathlib.Path) -> "PredictionReport":
+    """Returns what sums up the predictions that are written to the folder `out`."""
+
+  def pictures(
+    self, prediction: Any, example: Mapping[str, Any]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns image, truth and prediction of one example as pictures, uint8 [h w 3]."""
+
+  def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
+    """Returns name and color of each class in `pictures`; empty where colors mean nothing."""
+
+
+def refuse_options(network: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+  """Refuses options that a task doesn't have.
+
+  Args:
+    network: name of the network, for the message.
+    given: options by name; None, False and empty values count as not given.
+    known: names of the options that the task has.
+
+  Raises:
+    InputError: an option is given that isn't known.
+  """
+  for name, value in given.items():
+    if name not in known and value not in (None, False, "", ()):
+      rest = f"it takes {', '.join(known)}" if known else "it takes none"
+      raise InputError(f"{name}: {network} has no such option; {rest}")
+
+
+def check_size(key: str, size: Sequence[Any], ndim: int) -> None:
+  """Raises InputError if the value of a configuration key is not `ndim` positive integers."""
+  if len(size) != ndim or not all(isinstance(n, int) and n > 0 for n in size):
+    axes = "(height, width)" if ndim == 2 else "(depth, height, width)"
+    raise InputError(f"{key}: {size} must be {ndim} whole numbers above 0, {axes}")

@@ -1,0 +1,5 @@
+"""Instance segmentation: one mask per object."""
+
+from jseg.tasks.instance.task import InstanceTask
+
+__all__ = ["InstanceTask"]

@@ -1,0 +1,145 @@
+"""The objects in one image of any size."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jseg.data import ClassInfo, Objects, as_channels, objects_from_detections, resize_and_pad
+from jseg.images import prepare
+from jseg.models import Network
+from jseg.report import draw_objects, save_instance_map
+from jseg.types import Array, Detections, InputError, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class InstancePrediction:
+  """The objects found in one image, the best first, at its own size.
+
+  Attributes:
+    image: uint8 [h w 3] or [h w 1], as given.
+    objects: the detected objects.
+    info: names and colors of the classes.
+  """
+
+  image: np.ndarray
+  objects: Objects
+  info: ClassInfo
+
+  @property
+  def boxes(self) -> np.ndarray:
+    """Boxes float32 [n 4], (y0 x0 y1 x1) in pixels."""
+    return self.objects.boxes
+
+  @property
+  def scores(self) -> np.ndarray:
+    """Probability of each object's class, float32 [n]."""
+    assert self.objects.scores is not None, "detected objects have scores"
+    return self.objects.scores
+
+  @property
+  def classes(self) -> np.ndarray:
+    """Class of each object, int32 [n], 1 to k - 1."""
+    return self.objects.classes
+
+  @property
+  def names(self) -> list[str]:
+    """Name of each object's class, n strings."""
+    return [self.info.names[i] for i in self.classes]
+
+  @functools.cached_property
+  def masks(self) -> np.ndarray:
+    """Masks, bool [n h w]; made when first asked for, as they are large."""
+    masks = [self.objects.mask(i) for i in range(len(self.objects))]
+    return np.stack(masks) if masks else np.zeros((0, *self.image.shape[:2]), bool)
+
+  def overlay(self, least_score: float = 0.5) -> np.ndarray:
+    """Returns the image with masks, boxes, names and scores, uint8 [H W 3].
+
+    Small images are enlarged.
+
+    Args:
+      least_score: objects with a lower score are not drawn.
+    """
+    return draw_objects(self.image, self.objects, self.info.names, least_score=least_score)
+
+  def save(
+    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+  ) -> list[pathlib.Path]:
+    """Writes STEM.png, the instance map, and STEM_overlay.png.
+
+    Args:
+      out: folder to write to; made if it isn't there.
+      stem: beginning of the files' names.
+      like: not needed.
+
+    Returns:
+      Their paths. Pixels of the map (16 bits) hold the number of their object, best first, from 1.
+    """
+    del like
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{stem}.png", out / f"{stem}_overlay.png"]
+    save_instance_map(self.objects, paths[0])
+    Image.fromarray(self.overlay()).save(paths[1])
+    return paths
+
+
+class InstancePredictor:
+  """Finds the objects in images of any size: `predictor(variables, image)`.
+
+  Images larger than the network's canvas are shrunk to fit it, smaller ones padded, as in training;
+  boxes and masks are brought back to the image's own size. One program serves all sizes.
+
+  Args:
+    model: network of objects.
+    classes: names and colors of the classes.
+    size: canvas (height, width) of the network.
+    channels: 3 (RGB) or 1 (gray).
+    short_side: pixels that the shorter side of images is brought to; see
+      `jseg.data.resize_and_pad`.
+  """
+
+  def __init__(
+    self,
+    model: Network,
+    classes: ClassInfo,
+    size: Sequence[int],
+    channels: int = 3,
+    *,
+    short_side: int = 0,
+  ):
+    self._classes = classes
+    self._size = tuple(int(n) for n in size)
+    self._channels = channels
+    self._short_side = short_side
+
+    @jax.jit
+    def forward(variables: Variables, image: Array, size: Array) -> Detections:
+      prepared = prepare(image[None], size[None])
+      detections = model.apply(variables, prepared, size=size[None], train=False)
+      return jax.tree.map(lambda a: a[0], detections)
+
+    self._forward = forward
+
+  def __call__(self, variables: Variables, image: np.ndarray) -> InstancePrediction:
+    """Finds the objects of one image.
+
+    Args:
+      variables: parameters and statistics of the network.
+      image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (gray).
+
+    Raises:
+      InputError: it is of another type or shape.
+    """
+    image = as_channels(image, self._channels)
+    if image.ndim != 3:
+      raise InputError(f"this network takes images, not an array of shape {image.shape}")
+    canvas, covered = resize_and_pad(image, self._size, self._short_side)
+    detections = self._forward(variables, canvas, np.array(covered, np.int32))
+    objects = objects_from_detections(jax.device_get(detections), covered, image.shape[:2])
+    return InstancePrediction(image, objects, self._classes)

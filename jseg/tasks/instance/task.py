@@ -1,0 +1,263 @@
+"""Instance segmentation: one mask per object (Mask R-CNN, He et al. 2017, arXiv:1703.06870)."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jseg import augment, images
+from jseg.config_values import at_least, build
+from jseg.data import IMAGE_SUFFIXES, ClassInfo, Dataset, objects_from_detections, read_image
+from jseg.losses import DETECTION_LOSSES, detection_losses
+from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
+from jseg.models import Network, fitting
+from jseg.report import CONSOLE, draw_objects
+from jseg.step import Forward, Losses
+from jseg.tasks.base import LossFn, Serving, check_size
+from jseg.tasks.batches import make_results, training_batches
+from jseg.tasks.instance import forward
+from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor
+from jseg.types import Array, InputError, InstanceOutputs, Targets, Variables
+
+_PICTURE = 384  # pixels, longest side of a picture with objects
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceTask:
+  """Instance segmentation, as `jseg.tasks.Task` describes it.
+
+  Attributes:
+    config: configuration of the run.
+    model: network of the run.
+    classes: names and colors of the classes.
+  """
+
+  metric: ClassVar[str] = "map"
+  title: ClassVar[str] = "mask AP"
+  predict_options: ClassVar[tuple[str, ...]] = ()
+  evaluate_options: ClassVar[tuple[str, ...]] = ()
+
+  config: ConfigDict
+  model: Network
+  classes: ClassInfo
+
+  @staticmethod
+  def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
+    """Returns keys of `data`, and the sections `augment` and `loss`."""
+    del network
+    return {
+      "data": {
+        "max_objects": 100,  # objects per training image; the largest are taken
+        "mask_size": 56,  # cells along either side of a training mask
+        "short_side": 0,  # pixels that images' shorter sides are brought to; 0: as they are
+      },
+      "augment": {"crop": (), **augment.instance_arguments()},
+      "loss": dict.fromkeys(DETECTION_LOSSES, 1.0),  # weight of each loss
+    }
+
+  @staticmethod
+  def check_config(config: ConfigDict, network: type[Network]) -> None:
+    """Raises InputError for impossible values of the task's keys."""
+    check_size("data.size", config.data.size, network.ndim)
+    if config.augment.crop:
+      check_size("augment.crop", config.augment.crop, network.ndim)
+    if config.data.channels not in (1, 3):
+      raise InputError(f"data.channels: {config.data.channels} must be 3 (RGB) or 1 (gray)")
+    at_least({f"data.{key}": config.data[key] for key in ("max_objects", "mask_size")}, 1)
+    at_least({"data.short_side": config.data.short_side}, 0)
+    if config.data.short_side > min(config.data.size):
+      raise InputError(
+        f"data.short_side: {config.data.short_side} must fit data.size, {config.data.size}"
+      )
+    at_least({f"loss.{name}": weight for name, weight in config.loss.items()}, 0)
+    _make_augment(config)
+
+  @staticmethod
+  def wrap(network: Network, config: ConfigDict) -> Network:
+    """Returns the network as it is."""
+    del config
+    return network
+
+  def check_data(self, dataset: Dataset) -> None:
+    """Refuses a data set without objects, and reports how many objects don't fit.
+
+    Raises:
+      InputError: the data set doesn't tell objects apart.
+    """
+    config = self.config
+    if not dataset.has_objects:
+      raise InputError(
+        f"model.name: {config.model.name} finds objects one by one, but the masks of "
+        f"{config.data.name} hold classes only; bring instance ids, or choose from "
+        f"{', '.join(fitting(task='semantic'))}"
+      )
+    left_out, objects = dataset.left_out(config.data.train_split, config.data.max_objects)
+    if objects:
+      CONSOLE.print(
+        f"{left_out} training images have more than data.max_objects={config.data.max_objects} "
+        f"objects; the largest are trained on and {objects} are left out"
+      )
+
+  def batches(self, dataset: Dataset, seed: int) -> grain.DatasetIterator:
+    """Returns endless training batches; see `jseg.data.train_iterator`."""
+    keys = self.config.data
+    return training_batches(
+      self.config,
+      dataset,
+      seed,
+      objects=(keys.max_objects, keys.mask_size),
+      short_side=keys.short_side,
+    )
+
+  def forward(self) -> Forward:
+    """Returns the training pass; its targets are `jseg.types.Targets`."""
+    return forward.make_forward(self.model, _make_augment(self.config))
+
+  def losses(self, dataset: Dataset) -> LossFn:
+    """Returns the losses of `jseg.losses.detection_losses`."""
+    del dataset
+
+    def losses(outputs: InstanceOutputs, targets: Targets) -> Losses:
+      del targets  # they were matched with the network's proposals
+      return detection_losses(outputs)
+
+    return losses
+
+  def loss_weights(self) -> Mapping[str, float]:
+    """Returns the weight of each loss in the configuration."""
+    return dict(self.config.loss)
+
+  def counts(self, outputs: Any, targets: Any) -> dict[str, Array]:
+    """Returns nothing: AP needs whole images."""
+    del outputs, targets
+    return {}
+
+  def training_metrics(self, counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns nothing: AP needs whole images."""
+    del counts
+    return {}
+
+  def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], InstanceScores]:
+    """Returns `evaluate(variables)`, at the images' own size."""
+    source = dataset.source(split)
+    step = forward.make_detect_step(self.model, images.prepare)
+    short_side = self.config.data.short_side
+    results = make_results(
+      self.config, dataset, split, step, label_size=None, short_side=short_side
+    )
+
+    def evaluate(variables: Variables) -> InstanceScores:
+      state = AveragePrecisionState.empty(len(self.classes.names))
+      for indices, sizes, detections in map(jax.device_get, results(variables)):
+        for place, index in enumerate(indices.tolist()):
+          if index < 0:  # padding of the last batch
+            continue
+          truth = source[index]["objects"]
+          image = jax.tree.map(lambda a, place=place: a[place], detections)
+          found = objects_from_detections(image, tuple(sizes[place]), tuple(truth.size))
+          state = state.update(index, truth, found)
+      return state.compute(max_detections=self.config.model.detections)
+
+    return evaluate
+
+  def extra_metrics(
+    self, variables: Variables, dataset: Dataset, split: str, **options: Any
+  ) -> dict[str, Any]:
+    """Returns nothing: AP is all there is."""
+    del variables, dataset, split, options
+    return {}
+
+  def save_plots(self, scores: InstanceScores, path: pathlib.Path) -> None:
+    """Writes nothing."""
+
+  @property
+  def suffixes(self) -> Collection[str]:
+    """File name endings of images."""
+    return IMAGE_SUFFIXES
+
+  def read(self, path: pathlib.Path) -> np.ndarray:
+    """Reads an image."""
+    return read_image(path)
+
+  def predictor(self) -> InstancePredictor:
+    """Returns the function that finds the objects of single images."""
+    keys = self.config.data
+    return InstancePredictor(
+      self.model, self.classes, keys.size, keys.channels, short_side=keys.short_side
+    )
+
+  def serving(self) -> Serving:
+    """Raises InputError: boxes and masks of objects can't be exported yet."""
+    raise InputError(
+      f"{self.config.model.name} finds objects; only networks with one class per pixel can be "
+      "exported"
+    )
+
+  @staticmethod
+  def foreign_data(num_classes: int) -> dict[str, Any]:
+    """Returns a folder, with images of the size that torchvision's networks see."""
+    del num_classes
+    return {"name": "folder", "size": (1333, 1333), "short_side": 800, "eval_batch_size": 1}
+
+  def prediction_report(self, out: pathlib.Path) -> "ObjectReport":
+    """Returns the sum of predictions: objects per class, and COCO's results."""
+    return ObjectReport(self.classes, out)
+
+  def pictures(
+    self, prediction: InstancePrediction, example: Mapping[str, Any]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the image alone, with its true objects, and with the detected ones."""
+    image, names = prediction.image, self.classes.names
+    plain, truth, found = (
+      draw_objects(image, objects, names, longest=_PICTURE)
+      for objects in (None, example["objects"], prediction.objects)
+    )
+    return plain, truth, found
+
+  def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
+    """Returns nothing: every object has a color of its own."""
+    return ()
+
+
+class ObjectReport:
+  """Number of objects per class over predicted files, and `detections.json` as COCO's results.
+
+  Args:
+    classes: names and values of the classes.
+    out: folder that `detections.json` is written to.
+  """
+
+  def __init__(self, classes: ClassInfo, out: pathlib.Path):
+    self._classes = classes
+    self._out = out
+    self._total = np.zeros(len(classes.names), np.int64)
+    self._results: list[dict[str, Any]] = []
+    self._files = 0
+
+  def add(self, file: pathlib.Path, prediction: InstancePrediction) -> None:
+    """Counts the objects of one file."""
+    self._files += 1
+    self._total += np.bincount(prediction.classes, minlength=len(self._total))
+    self._results += coco_results([(file.name, prediction.objects)], self._classes.values)
+
+  def finish(self) -> Table:
+    """Writes `detections.json` and returns the table of counts."""
+    (self._out / "detections.json").write_text(json.dumps(self._results))
+    table = Table("class", "objects", title=f"{self._files} image(s)", title_justify="left")
+    for name, count in list(zip(self._classes.names, self._total, strict=True))[1:]:
+      table.add_row(name, f"{count:,}")
+    return table
+
+
+def _make_augment(config: ConfigDict) -> augment.Augment:
+  arguments = dict(config.augment)
+  crop = tuple(arguments.pop("crop"))
+  size = crop or tuple(config.data.size)
+  return build("augment", augment.make_instance_augment, size=size, **arguments)

@@ -1,0 +1,171 @@
+"""A network of classes on the device: the training pass, the losses, and counting at full size."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jseg.arithmetic import cdiv
+from jseg.augment import Augment, Example
+from jseg.losses import Loss, weights_of
+from jseg.metrics import confusion
+from jseg.models import Network
+from jseg.nn import resize_to
+from jseg.nn.devices import AXIS, example_keys
+from jseg.step import Forward, Losses, parallel
+from jseg.types import Array, Batch, InputError, Outputs, Variables
+
+_ROWS = 128  # rows of a full-size prediction that exist at one time
+
+
+@flax.struct.dataclass
+class Targets:
+  """What the logits of a training batch are compared with.
+
+  Attributes:
+    label: int32 [b h w], or [b d h w]; IGNORE where nothing is known.
+    weight: float32 as label, U-Net's weight map, or None.
+  """
+
+  label: Array
+  weight: Array | None = None
+
+
+def make_forward(model: Network, augment: Augment) -> Forward:
+  """Makes the training pass; its outputs are `Outputs`, its targets `Targets`.
+
+  Args:
+    model: network of classes.
+    augment: augmentation of an `Example` with a label, and with a weight where batches have one.
+  """
+
+  def forward(
+    variables: Variables, batch: Batch, key: Array, mutable: Sequence[str]
+  ) -> tuple[Outputs, Targets, Variables]:
+    augment_key, dropout_key = jax.random.split(key)
+    keys = example_keys(augment_key, len(batch["image"]))
+    example = Example(
+      image=batch["image"], size=batch["size"], label=batch["label"], weight=batch.get("weight")
+    )
+    example = jax.vmap(augment)(keys, example)
+    targets = Targets(*jax.tree.map(model.training_labels, (example.label, example.weight)))
+    outputs, updated = model.apply(
+      variables,
+      example.image,
+      train=True,
+      mutable=mutable,
+      rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
+    )
+    return cast(Outputs, outputs), targets, updated
+
+  return forward
+
+
+def make_losses(
+  loss: Loss, class_weights: Array | None = None
+) -> Callable[[Outputs, Targets], Losses]:
+  """Makes `(outputs, targets) -> {"main": (sum, count), and one per auxiliary output}`.
+
+  Args:
+    loss: loss of logits and labels (`jseg.losses.make_loss`).
+    class_weights: float32 [k], or None where all classes weigh the same.
+
+  Returns:
+    The losses. `targets.weight` is added to each pixel's class weight, as in U-Net's
+    w = w_c + w_0 exp(...) (Ronneberger et al. 2015, equation 2), whose loss is not divided by the
+    weights.
+  """
+
+  def losses(outputs: Outputs, targets: Targets) -> Losses:
+    weights: dict[str, Any]
+    if targets.weight is None:
+      weights = {"class_weights": class_weights}
+    else:
+      by_class = 1.0 if class_weights is None else weights_of(targets.label, class_weights)
+      weights = {"pixel_weights": targets.weight + by_class}
+    if "main" in outputs.aux:
+      raise InputError('aux: "main" is the name of the logits\' own loss; choose another')
+    every = {"main": outputs.logits, **outputs.aux}
+    return {name: loss(logits, targets.label, **weights) for name, logits in every.items()}
+
+  return losses
+
+
+def training_counts(outputs: Outputs, targets: Targets) -> dict[str, Array]:
+  """Counts the `confusion` matrix int32 [k k] of a training batch, at the crop's resolution."""
+  logits = outputs.logits
+  return {"confusion": confusion(jnp.argmax(logits, -1), targets.label, logits.shape[-1])}
+
+
+def label_at_full_size(
+  logits: Array, size: Array, label_size: Array, canvas: tuple[int, int]
+) -> Array:
+  """The predicted class at every pixel of an image's own size, in bounded memory.
+
+  Args:
+    logits: [H W k] of one image on its canvas.
+    size: int32 [2], the part of the canvas that the image covers.
+    label_size: int32 [2], height and width to bring it to.
+    canvas: static (LH, LW), at least `label_size`.
+
+  Returns:
+    int32 [LH LW]; what lies outside of `label_size` means nothing.
+  """
+  height, width = canvas
+  blocks = cdiv(height, _ROWS)
+  rows = cdiv(height, blocks)
+
+  def block(first: Array) -> Array:
+    part = resize_to(logits, size, label_size, canvas, rows=(first, rows))
+    return jnp.argmax(part, -1).astype(jnp.int32)
+
+  return jax.lax.map(block, rows * jnp.arange(blocks)).reshape(-1, width)[:height]
+
+
+def count_example(logits: Array, size: Array, label: Array, label_size: Array) -> Array:
+  """Confusion matrix int32 [k k] of one image, at the size of its label [LH LW].
+
+  Volumes keep their size on the canvas, so their labels [D H W] lie on the logits already.
+  """
+  if label.ndim == 3:
+    prediction = jnp.argmax(logits, -1)[tuple(slice(n) for n in label.shape)]
+  else:
+    height, width = label.shape
+    prediction = label_at_full_size(logits, size, label_size, (height, width))
+  return confusion(prediction, label, logits.shape[-1])
+
+
+def count_batch(logits: Array, batch: Batch) -> Array:
+  """Confusion matrix int32 [k k] of a batch of logits [b H W k].
+
+  Images are counted one by one with the same arithmetic whatever the batch: a near tie between two
+  classes can't fall one way in a batch of three and another way in a batch of eight.
+  """
+  counts = jax.lax.map(
+    lambda example: count_example(*example),
+    (logits, batch["size"], batch["label"], batch["label_size"]),
+  )
+  return counts.sum(0)
+
+
+def make_eval_step(
+  model: Network, prepare: Callable[[Array, Array], Array]
+) -> Callable[[Variables, Batch], Array]:
+  """Makes `step(variables, batch) -> confusion`, mapped over the devices.
+
+  Args:
+    model: network of classes.
+    prepare: `(image uint8 [b H W c], size [b 2]) -> float32 [b H W c]`, normalized.
+
+  Returns:
+    The step; int32 [k k], summed over all devices of all processes.
+  """
+
+  def step(variables: Variables, batch: Batch) -> Array:
+    image = prepare(batch["image"], batch["size"])
+    outputs = cast(Outputs, model.apply(variables, image, train=False))
+    return jax.lax.psum(count_batch(outputs.logits, batch), AXIS)
+
+  return parallel(step, in_axes=(None, 0))

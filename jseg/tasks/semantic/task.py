@@ -1,0 +1,377 @@
+"""Semantic segmentation: one class per pixel of images, or per voxel of volumes."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jseg import augment, images, losses, metrics
+from jseg.config_values import at_least, build
+from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
+from jseg.data import (
+  IMAGE_SUFFIXES,
+  NIFTI_SUFFIXES,
+  ClassInfo,
+  Dataset,
+  check_canvas,
+  flatten_volume,
+  read_image,
+  read_volume,
+)
+from jseg.metrics import ConfusionState, SemanticScores, host_confusion
+from jseg.models import Network, fitting
+from jseg.models.with_crf import WithCRF
+from jseg.report import VOID_COLOR, colorize, progress, save_confusion_plot
+from jseg.step import Forward
+from jseg.tasks.base import LossFn, Serving, check_size
+from jseg.tasks.batches import make_results, training_batches
+from jseg.tasks.semantic import forward
+from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
+from jseg.types import IGNORE, Array, InputError, Outputs, Variables
+
+# A canvas that holds VOC's images whole, and below Cityscapes' too.
+_FOREIGN_SIZE = (513, 513)
+_FOREIGN_DATA: dict[int, dict[str, Any]] = {
+  21: {"name": "voc"},
+  19: {"name": "cityscapes", "size": (1025, 2049), "eval_batch_size": 1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticTask:
+  """Semantic segmentation, as `jseg.tasks.Task` describes it.
+
+  Attributes:
+    config: configuration of the run.
+    model: network of the run.
+    classes: names and colors of the classes.
+  """
+
+  metric: ClassVar[str] = "miou"
+  title: ClassVar[str] = "mIoU"
+  predict_options: ClassVar[tuple[str, ...]] = ("tile", "margin", "crf")
+  evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
+
+  config: ConfigDict
+  model: Network
+  classes: ClassInfo
+
+  @staticmethod
+  def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
+    """Returns the sections `augment`, `loss` and, for images, `crf`."""
+    sections = {
+      "augment": {"crop": (), **augment.arguments()},  # () is data.size
+      "loss": {
+        **losses.arguments(),
+        "balance": "none",  # or "median": classes weigh median frequency / frequency
+        "class_weights": (),  # or one number per class
+        "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
+        "border_sigma": 5.0,  # and its sigma, in pixels
+      },
+    }
+    if network.ndim == 2:
+      # As many iterations as Zheng et al. 2015 train with; the compatibility is Potts at first.
+      params = params_to_dict(DenseCRF().params)
+      del params["compatibility"]
+      sections["crf"] = {
+        "train": False,  # puts a dense CRF behind the network, trained with it
+        "train_bandwidths": False,  # and not its weights and compatibility alone
+        **params,
+      }
+    return sections
+
+  @staticmethod
+  def check_config(config: ConfigDict, network: type[Network]) -> None:
+    """Raises InputError for impossible values of the task's keys."""
+    check_size("data.size", config.data.size, network.ndim)
+    if config.augment.crop:
+      check_size("augment.crop", config.augment.crop, network.ndim)
+    channels = config.data.channels
+    if channels < 1 or (network.ndim == 2 and channels not in (1, 3)):
+      raise InputError(f"data.channels: {channels} must be 3 (RGB) or 1 (gray)")
+    _make_augment(config)
+    _make_loss(config)
+    _check_weights(config.loss, network.ndim)
+
+  @staticmethod
+  def wrap(network: Network, config: ConfigDict) -> Network:
+    """Returns the network with a dense CRF behind it where the configuration asks for one."""
+    if "crf" not in config or not config.crf.train:
+      return network
+    values = dict(config.crf)
+    del values["train"]
+    bandwidths = values.pop("train_bandwidths")
+    layer = DenseCRF(build("crf", params_from_dict, values), train_bandwidths=bandwidths)
+    return WithCRF(
+      num_classes=network.num_classes,
+      network=network,
+      crf=layer,
+      dtype=network.dtype,
+      param_dtype=network.param_dtype,
+    )
+
+  def check_data(self, dataset: Dataset) -> None:
+    """Refuses a data set and a configuration that aren't of the same kind.
+
+    Raises:
+      InputError: volumes for a network of images or the reverse, volumes that the canvas can't
+        hold, objects without labels, or not one class weight per class.
+    """
+    config, network = self.config, self.config.model.name
+    kinds = {2: "images", 3: "volumes"}
+    if dataset.ndim != self.model.ndim:
+      others = ", ".join(fitting(task="semantic", ndim=dataset.ndim))
+      raise InputError(
+        f"model.name: {network} takes {kinds[self.model.ndim]}, but {config.data.name} holds "
+        f"{kinds[dataset.ndim]}; choose from {others}"
+      )
+    if not dataset.has_labels:
+      raise InputError(
+        f"model.name: {network} learns the class of every pixel, but {config.data.name} "
+        "tells objects only; choose mask_rcnn, or bring masks of classes"
+      )
+    if dataset.ndim == 3:
+      for split in (config.data.train_split, config.data.eval_split):
+        check_canvas(dataset.max_size(split), tuple(config.data.size))
+    weights = config.loss.class_weights
+    if weights and len(weights) != len(dataset.classes.names):
+      raise InputError(
+        f"loss.class_weights: {len(weights)} numbers, but {config.data.name} has "
+        f"{len(dataset.classes.names)} classes ({', '.join(dataset.classes.names)}); give one each"
+      )
+
+  def batches(self, dataset: Dataset, seed: int) -> grain.DatasetIterator:
+    """Returns endless training batches; see `jseg.data.train_iterator`."""
+    loss = self.config.loss
+    border = (loss.border_weight, loss.border_sigma) if loss.border_weight else None
+    return training_batches(self.config, dataset, seed, border=border)
+
+  def forward(self) -> Forward:
+    """Returns the training pass; its targets are labels and, with a weight map, weights."""
+    return forward.make_forward(self.model, _make_augment(self.config))
+
+  def losses(self, dataset: Dataset) -> LossFn:
+    """Returns the configured loss of the logits, "main", and of each auxiliary output."""
+    return forward.make_losses(_make_loss(self.config), self._class_weights(dataset))
+
+  def loss_weights(self) -> Mapping[str, float]:
+    """Returns the weights of the auxiliary outputs' losses."""
+    return dict(self.config.aux_weights)
+
+  def _class_weights(self, dataset: Dataset) -> Array | None:
+    """Weight of each class in the loss: float32 [k], or None where all weigh the same."""
+    loss = self.config.loss
+    if loss.balance == "median":
+      weights = dataset.median_frequency_weights(self.config.data.train_split)
+      return jnp.asarray(weights, jnp.float32)
+    return jnp.asarray(loss.class_weights, jnp.float32) if loss.class_weights else None
+
+  def counts(self, outputs: Any, targets: Any) -> dict[str, Array]:
+    """Returns the confusion matrix of a training batch, at the resolution of the crop."""
+    return forward.training_counts(outputs, targets)
+
+  def training_metrics(self, counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns the mIoU of training batches, from their summed confusion matrix."""
+    return {"miou": ConfusionState(counts["confusion"]).compute().miou}
+
+  def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], SemanticScores]:
+    """Returns `evaluate(variables)`, exact at the images' own size."""
+    step = forward.make_eval_step(self.model, images.prepare)
+    canvas = dataset.max_size(split)
+    results = make_results(self.config, dataset, split, step, label_size=canvas)
+
+    def evaluate(variables: Variables) -> SemanticScores:
+      state = ConfusionState.empty(len(self.classes.names))
+      for counts in results(variables):
+        state = state.update(counts)
+      return state.compute()
+
+    return evaluate
+
+  def extra_metrics(
+    self,
+    variables: Variables,
+    dataset: Dataset,
+    split: str,
+    *,
+    metrics: Sequence[str] = (),
+    crf: CrfParams | None = None,
+  ) -> dict[str, Any]:
+    """Returns metrics that need whole images.
+
+    Args:
+      variables: parameters and statistics of the network.
+      dataset: data set of the run.
+      split: split of the data set.
+      metrics: their names, as `jseg.metrics.create` takes them.
+      crf: parameters of a dense CRF. With them there is `crf` besides: the parameters, the metrics
+        after the CRF, and the means of `SemanticScores` after it.
+
+    Raises:
+      InputError: volumes have none of these, or there is no such metric.
+    """
+    if dataset.ndim == 3 and (metrics or crf is not None):
+      given = "metrics" if metrics else "crf"
+      raise InputError(f"{given}: whole-image metrics and the CRF are for images, not volumes")
+    names = self.classes.names
+    before, after = _ImageMetrics(metrics, names), _ImageMetrics(metrics, names)
+    if not metrics and crf is None:
+      return {}
+    state = ConfusionState.empty(len(names))
+    predict, source = self.predictor(), dataset.source(split)
+    for index in progress(range(len(source)), "whole images", len(source)):
+      example = source[index]
+      prediction, label = predict(variables, example["image"]), example["label"]
+      before.update(prediction.mask, label)
+      if crf is not None:
+        mask = prediction.refine(crf).mask
+        after.update(mask, label)
+        state = state.update(host_confusion(mask, label, len(names)))
+    if crf is None:
+      return before.compute()
+    refined = {**state.compute().to_dict(names), **after.compute()}
+    return before.compute() | {"crf": {"params": params_to_dict(crf), **refined}}
+
+  def save_plots(self, scores: SemanticScores, path: pathlib.Path) -> None:
+    """Writes the confusion matrix as PATH_confusion.png."""
+    picture = path.with_name(f"{path.name}_confusion.png")
+    save_confusion_plot(scores, self.classes.names, picture)
+
+  @property
+  def suffixes(self) -> Collection[str]:
+    """File name endings of images, or of NIfTI volumes."""
+    return NIFTI_SUFFIXES if self.model.ndim == 3 else IMAGE_SUFFIXES
+
+  def read(self, path: pathlib.Path) -> np.ndarray:
+    """Reads an image, or a NIfTI volume."""
+    volume = path.name.lower().endswith(tuple(NIFTI_SUFFIXES))
+    return read_volume(path) if volume else read_image(path)
+
+  def predictor(
+    self, *, tile: bool = False, margin: int | None = None, crf: CrfParams | None = None
+  ) -> SemanticPredictor:
+    """Returns the function that segments single images; see `SemanticPredictor`."""
+    return SemanticPredictor(
+      self.model,
+      self.classes,
+      self.config.data.size,
+      self.config.data.channels,
+      tile=tile,
+      margin=margin,
+      crf=crf,
+    )
+
+  def serving(self) -> Serving:
+    """Returns images uint8 [b h w c] to logits; volumes float32 [b d h w c], normalized."""
+    volumes = self.model.ndim == 3
+
+    def logits(variables: Variables, image: Array) -> Array:
+      x = image if volumes else images.normalize(image)
+      return cast(Outputs, self.model.apply(variables, x, train=False)).logits
+
+    return Serving(logits, "float32" if volumes else "uint8", self.config.data.channels)
+
+  @staticmethod
+  def foreign_data(num_classes: int) -> dict[str, Any]:
+    """Returns the data set whose classes a head scores, by their number, or a folder."""
+    return {"name": "folder", "size": _FOREIGN_SIZE, **_FOREIGN_DATA.get(num_classes, {})}
+
+  def prediction_report(self, out: pathlib.Path) -> "ShareReport":
+    """Returns the sum of predictions: each class's mean share of the pixels."""
+    del out
+    return ShareReport(self.classes)
+
+  def pictures(
+    self, prediction: SemanticPrediction, example: Mapping[str, Any]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns image, truth and prediction in the classes' colors; of volumes, the middle slice."""
+    image, truth, mask = flatten_volume(prediction.image, example["label"], prediction.mask)
+    palette = self.classes.palette
+    hidden = np.where(truth == IGNORE, IGNORE, mask)
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    return image, colorize(truth, palette), colorize(hidden, palette)
+
+  def legend(self) -> list[tuple[str, Sequence[int]]]:
+    """Returns name and color of each class, and of void."""
+    names, palette = self.classes.names, self.classes.palette.tolist()
+    return [*zip(names, palette, strict=True), ("void", VOID_COLOR)]
+
+
+class _ImageMetrics:
+  """The metrics of a list of specifications, over whole images."""
+
+  def __init__(self, specs: Sequence[str], names: Sequence[str]):
+    self._names = names
+    self._states = [metrics.create(spec, names) for spec in specs]
+
+  def update(self, mask: np.ndarray, label: np.ndarray) -> None:
+    self._states = [state.update(mask, label) for state in self._states]
+
+  def compute(self) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for state in self._states:
+      result |= state.compute(self._names)
+    return result
+
+
+class ShareReport:
+  """Each class's mean share of the pixels, over predicted files.
+
+  Args:
+    classes: names and colors of the classes.
+  """
+
+  def __init__(self, classes: ClassInfo):
+    self._classes = classes
+    self._total = np.zeros(len(classes.names))
+    self._files = 0
+
+  def add(self, file: pathlib.Path, prediction: SemanticPrediction) -> None:
+    """Counts the prediction of one file."""
+    del file
+    self._files += 1
+    self._total += list(prediction.shares().values())
+
+  def finish(self) -> Table:
+    """Returns the table of mean shares."""
+    table = Table("class", "mean share", title=f"{self._files} image(s)", title_justify="left")
+    for name, share in zip(self._classes.names, self._total / max(self._files, 1), strict=True):
+      table.add_row(name, f"{100 * share:.1f} %")
+    return table
+
+
+def _make_augment(config: ConfigDict) -> augment.Augment:
+  arguments = dict(config.augment)
+  crop = tuple(arguments.pop("crop"))
+  return build("augment", augment.make_augment, size=crop or tuple(config.data.size), **arguments)
+
+
+def _make_loss(config: ConfigDict) -> losses.Loss:
+  arguments = {name: config.loss[name] for name in losses.arguments()}
+  return build("loss", losses.make_loss, **arguments)
+
+
+def _check_weights(loss: ConfigDict, ndim: int) -> None:
+  """Raises InputError for impossible weights of classes and pixels."""
+  if loss.balance not in ("none", "median"):
+    raise InputError(f"loss.balance: {loss.balance!r} is unknown; choose none or median")
+  if loss.balance != "none" and loss.class_weights:
+    raise InputError("loss.balance and loss.class_weights both give weights; leave one out")
+  if not all(isinstance(w, int | float) and w >= 0 for w in loss.class_weights):
+    raise InputError(
+      f"loss.class_weights: {loss.class_weights} must be numbers of at least 0, one per class"
+    )
+  at_least({"loss.border_weight": loss.border_weight}, 0)
+  if loss.border_sigma <= 0:
+    raise InputError(f"loss.border_sigma: {loss.border_sigma} must be above 0, in pixels")
+  if loss.border_weight and ndim == 3:
+    raise InputError("loss.border_weight: the weight map is for images; set it to 0 for volumes")
+  weighted = loss.class_weights or loss.balance != "none" or loss.border_weight
+  if weighted and not losses.takes_weights(loss.name):
+    raise InputError(f"loss.name: {loss.name} takes no weights; use cross_entropy+dice")

@@ -1,0 +1,1 @@
+"""What several tests share: variables, files, references and the smallest run."""

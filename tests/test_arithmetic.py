@@ -1,0 +1,16 @@
+"""Integer arithmetic."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from jseg.arithmetic import cdiv
+
+
+def test_the_quotient_is_rounded_up():
+  for a in range(-9, 10):
+    for b in (1, 2, 3, 7):
+      assert cdiv(a, b) == math.ceil(a / b)
+  np.testing.assert_array_equal(cdiv(np.arange(5), 2), [0, 1, 1, 2, 2])
+  np.testing.assert_array_equal(cdiv(jnp.arange(5), 2), [0, 1, 1, 2, 2])
