@@ -306,22 +306,29 @@ def change(
   return config
 
 
-def parse_changes(texts: Iterable[str], flag: str) -> dict[str, Any]:
+def parse_changes(
+  texts: Iterable[str], flag: str, config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
   """Reads "KEY=VALUE" texts; values are Python's literals, or else words.
 
   Args:
     texts: the texts.
     flag: what the user writes before each of them, for the message.
+    config: configuration that is to be changed, if it is known: its words stay words, as the name
+      of a folder "2012" does.
 
   Raises:
     InputError: one isn't KEY=VALUE.
   """
   changes: dict[str, Any] = {}
+  words = {key for key, value in flatten(config or {}) if isinstance(value, str)}
   for text in texts:
     key, equals, value = text.partition("=")
     if not (key and equals):
       raise InputError(f"{flag}{text}: give KEY=VALUE, as {flag}optim.lr=0.1")
     changes[key] = value
+    if key in words:
+      continue
     with contextlib.suppress(ValueError, SyntaxError):  # a word
       changes[key] = ast.literal_eval(value)
   return changes

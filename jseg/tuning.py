@@ -53,7 +53,7 @@ class Tuning:
 
 
 def tune_crf(
-  run: str | pathlib.Path,
+  run: str | pathlib.Path | Run,
   *,
   split: str | None = None,
   checkpoint: str | int = "best",

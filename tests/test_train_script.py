@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = str(ROOT / "train.py")
@@ -15,7 +14,7 @@ SCRIPT = str(ROOT / "train.py")
 
 @pytest.fixture
 def train_script(monkeypatch, tmp_path):
-  """Runs the script in this process; its flags are forgotten afterwards."""
+  """Runs the script in this process."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
@@ -23,19 +22,22 @@ def train_script(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
     runpy.run_path(SCRIPT, run_name="__main__")
 
-  yield run
-  for name in list(flags.FLAGS):
-    if name.partition(".")[0] in ("config", "workdir", "distributed"):
-      delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
+  return run
 
 
-# ml_collections reads config files this way.
-@pytest.mark.filterwarnings("ignore:the load_module\\(\\) method:DeprecationWarning")
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (["--config.optim.lrr=1"], "unknown config key optim.lrr; did you mean optim.lr"),
+    (
+      # Compared with the keys of the named configuration, not with U-Net's.
+      [
+        f"--config={ROOT}/configs/mask_rcnn_shapes.py",
+        "--config.model.detections=5",
+        "--config.model.detection_nsm=1",
+      ],
+      "unknown config key model.detection_nsm; did you mean model.detection_nms",
+    ),
     (["--config=nothing.py"], "the config file can't be read: [Errno 2] No such file"),
     (
       [f"--config={ROOT}/configs/paper/fcn.py:fcn4s"],
@@ -43,6 +45,9 @@ def train_script(monkeypatch, tmp_path):
     ),
     (["--config.optim.lr=-1"], "optim.lr: -1.0 must be above 0"),
     ([f"--config={ROOT}/configs/folder.py"], "data.root is missing"),
+    # A word that looks like a number stays a word.
+    ([f"--config={ROOT}/configs/folder.py", "--config.data.root=2012"], "2012"),
+    (["--config.optim.lr"], "optim.lr: '' must be of the kind of its default"),
   ],
 )
 def test_mistakes(train_script, arguments, message, tmp_path):
@@ -57,4 +62,11 @@ def test_a_mistake_ends_the_process_without_a_traceback(tmp_path):
   assert result.returncode == 1
   assert result.stderr.splitlines()[-1].startswith("error: optim.lr: -1.0 must be above 0")
   assert "Traceback" not in result.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_word_that_is_no_flag_is_not_passed_over(train_script, tmp_path, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    train_script("configs/camvid.py", f"--workdir={tmp_path}/run")
+  assert "unrecognized arguments: configs/camvid.py" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()

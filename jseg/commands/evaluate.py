@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
   common.use_cpu_cores()
   opened = common.open_run(arguments)
   result = evaluate(
-    arguments.run_directory,
+    opened,
     split=arguments.split,
     checkpoint=arguments.checkpoint,
     root=arguments.root,

@@ -1,6 +1,7 @@
 """`jseg train`: trains, and goes on where the last checkpoint ends."""
 
 import argparse
+import collections
 import logging
 import pathlib
 
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--config",
     metavar="FILE",
-    help="a Python file with get_config(), or FILE:VARIANT (default: configs/quickstart.py)",
+    help="a Python file with get_config(), or FILE:VARIANT (default: configs/quickstart.py); "
+    f"{_PREFIX}KEY=VALUE changes one of its values",
   )
   parser.add_argument(
     "--workdir",
@@ -38,12 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--distributed", action="store_true", help="take part in a run on several hosts"
   )
-  parser.add_argument(
-    "overrides",
-    nargs="*",
-    metavar=f"{_PREFIX}KEY=VALUE",
-    help="another value of the configuration, such as --config.optim.lr=0.1",
-  )
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -52,15 +48,18 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
   Returns:
     (other words, ["KEY=VALUE", ...]).
   """
-  others, overrides = [], []
-  words = iter(argv)
-  for word in words:
+  others: list[str] = []
+  overrides: list[str] = []
+  rest = collections.deque(argv)
+  while rest:
+    word = rest.popleft()
     if not word.startswith(_PREFIX):
       others.append(word)
-    elif "=" in word:
-      overrides.append(word.removeprefix(_PREFIX))
-    else:
-      overrides.append(f"{word.removeprefix(_PREFIX)}={next(words, '')}")
+      continue
+    key, equals, value = word.removeprefix(_PREFIX).partition("=")
+    if not equals and rest and not rest[0].startswith("--"):
+      value = rest.popleft()
+    overrides.append(f"{key}={value}")
   return others, overrides
 
 
@@ -75,8 +74,9 @@ def _quickstart() -> pathlib.Path:
 def run(arguments: argparse.Namespace) -> None:
   """Trains."""
   path = arguments.config or str(_quickstart())
-  changes = configs.parse_changes(arguments.overrides, _PREFIX)
-  config = configs.change(configs.read_file(path), changes)
+  config = configs.read_file(path)
+  changes = configs.parse_changes(arguments.overrides, _PREFIX, config)
+  config = configs.change(config, changes)
   logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
   if arguments.distributed:
     jax.distributed.initialize()

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
   opened = common.open_run(arguments)
   text = arguments.crf_params
   result = tune_crf(
-    arguments.run_directory,
+    opened,
     split=arguments.split,
     checkpoint=arguments.checkpoint,
     root=arguments.root,
