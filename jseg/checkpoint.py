@@ -119,6 +119,9 @@ class Checkpoints:
     Raises:
       InputError: this save or the one before it could not be written.
     """
+    # Host arrays: Orbax would cut arrays that lie on several devices into parts, each by a program
+    # of its own, and write none that belong to one process of several.
+    state = jax.device_get(state)
     model = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
     training = {"opt_state": state.opt_state, "step": state.step}
     try:
