@@ -147,6 +147,31 @@ def test_ohem_keeps_the_hardest(hardest, threshold, kept):
   assert (np.abs(gradient[:, 0]) > 0).sum() == len(kept)
 
 
+@given(
+  # Halves collide often, which ties do too; 1e4 gives a probability of 0.
+  st.lists(
+    st.tuples(st.sampled_from([-1e4, -2.0, -1.5, 0.5, 1.0, 1e4]), st.booleans()), min_size=1
+  ),
+  st.sampled_from([0.01, 0.25, 1 / 3, 0.5, 0.99, 1.0]),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_hardest_share_is_that_of_a_sort(pixels, hardest):
+  x, valid = map(np.array, zip(*pixels, strict=True))
+  logits = jnp.stack([jnp.zeros(len(x)), jnp.asarray(x, jnp.float32)], -1)
+  label = jnp.where(valid, 1, IGNORE)
+  _, count = ohem(logits, label, hardest=hardest, threshold=0.0)
+  least = np.ceil(np.float32(hardest) * np.float32(valid.sum())).astype(int)
+  loss = -jax.nn.log_softmax(logits)[:, 1][valid]
+  assert count == (loss >= np.sort(loss)[::-1][least - 1]).sum() if least else count == 0
+
+
+def test_pixels_that_are_not_a_number_are_kept():
+  logits = two_classes(0.1, 0.2, 0.9).at[2].set(jnp.nan)
+  total, count = ohem(logits, jnp.array([1, 1, 1]), hardest=0.3, threshold=0.0)
+  assert np.isnan(total)
+  assert count == 1
+
+
 def valid_images(p, label):
   """(probabilities [n k], truth [n]) of the valid pixels of each image that has any."""
   pairs = [(image[y != IGNORE], y[y != IGNORE]) for image, y in zip(p, label, strict=True)]

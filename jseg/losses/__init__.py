@@ -64,6 +64,7 @@ DETECTION_LOSSES: dict[str, Callable[[InstanceOutputs], tuple[Array, Array]]] = 
 """Losses of a network of objects, all of which are trained with."""
 
 _WEIGHTS = ("class_weights", "pixel_weights")
+_SCOPE = "across_devices"
 
 
 def detection_losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]:
@@ -81,11 +82,10 @@ def arguments() -> dict[str, Any]:
 
 
 def _hyperparameters(loss: Loss) -> dict[str, Any]:
-  """Keyword arguments of a loss with their defaults, the weights aside."""
+  """Keyword arguments of a loss with their defaults, those that `make_loss` gives aside."""
+  given = (*_WEIGHTS, _SCOPE)
   parameters = inspect.signature(loss).parameters.values()
-  return {
-    p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _WEIGHTS
-  }
+  return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -155,7 +155,10 @@ def make_loss(
   of_regions = bound[region_name]
   if not pixel_name:
     return functools.partial(_unweighted, of_regions, region_name)
-  return functools.partial(_sum_of_both, bound[pixel_name], of_regions, set_weight)
+  of_pixels = bound[pixel_name]
+  if _SCOPE in inspect.signature(of_pixels).parameters:
+    of_pixels = functools.partial(of_pixels, **{_SCOPE: False})
+  return functools.partial(_sum_of_both, of_pixels, of_regions, set_weight)
 
 
 def _try(loss: Loss) -> None:

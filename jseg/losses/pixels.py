@@ -7,6 +7,7 @@ gradient. Nothing is looked up by label, since the derivative of a look-up is a 
 import jax
 import jax.numpy as jnp
 
+from jseg.nn.devices import AXIS, is_split
 from jseg.types import IGNORE, Array, InputError
 
 
@@ -77,6 +78,7 @@ def ohem(
   threshold: float = 0.7,
   class_weights: Array | None = None,
   pixel_weights: Array | None = None,
+  across_devices: bool = True,
 ) -> tuple[Array, Array]:
   """Cross-entropy of the hard pixels only (online hard example mining).
 
@@ -85,8 +87,9 @@ def ohem(
   Shrivastava et al. 2016, arXiv:1604.03540; for pixels as in BiSeNet (Yu et al. 2018,
   arXiv:1808.00897), whose code has these defaults.
 
-  The share is picked among the pixels of one call. Under data parallelism that is one device's part
-  of the batch, so that which pixels are kept depends on the number of devices.
+  The share is picked among the pixels of the global batch, so that which ones are kept depends on
+  neither the number of devices nor how void is spread over them. A pixel whose loss is NaN is the
+  hardest there is, so that it is not lost.
 
   Args:
     logits: float [... k].
@@ -96,6 +99,8 @@ def ohem(
     class_weights: float [k], or None; as for `cross_entropy`. They don't change what is kept.
     pixel_weights: float [...] as label, or None; as for `cross_entropy`. They don't change what is
       kept.
+    across_devices: whether the share is picked among the pixels of all devices, where a batch is
+      split over several (`jseg.nn.devices`), or else among those of this call.
 
   Returns:
     (sum, count) over the kept pixels as `cross_entropy`.
@@ -109,12 +114,40 @@ def ohem(
   if not hardest and not threshold:
     raise InputError("hardest: 0, as threshold is, keeps no pixel; raise one of them")
   log_p = jax.lax.stop_gradient(_log_p(logits, label))
-  least = jnp.ceil(hardest * (label != IGNORE).sum(dtype=jnp.float32)).astype(jnp.int32)
-  ordered = jnp.sort(log_p.reshape(-1))  # void is 0, which comes last
-  edge = jax.lax.dynamic_index_in_dim(ordered, jnp.maximum(least - 1, 0), keepdims=False)
-  kept = (jnp.exp(log_p) < threshold) | ((log_p <= edge) & (least > 0))
+  kept = jnp.exp(log_p) < threshold
+  if hardest:
+    kept |= _largest(-log_p, label != IGNORE, hardest, across_devices and is_split())
   label = jnp.where(kept, label, IGNORE)
   return cross_entropy(logits, label, class_weights=class_weights, pixel_weights=pixel_weights)
+
+
+def _largest(values: Array, valid: Array, share: float, across_devices: bool) -> Array:
+  """Marks the largest of the valid values, ties at the edge included.
+
+  Args:
+    values: float32 [...], at least 0 or NaN, which counts as the largest; 0 where not valid.
+    valid: bool [...].
+    share: share in (0, 1] of the valid ones that is marked, rounded up to whole values.
+    across_devices: whether the values of all devices are one set.
+
+  Returns:
+    bool [...]
+  """
+
+  def total(marked: Array) -> Array:
+    count = marked.sum(dtype=jnp.int32)
+    return jax.lax.psum(count, AXIS) if across_devices else count
+
+  # The bits of floats that aren't negative are in the order of their values, so that 31 counts find
+  # the edge bit by bit: quicker than sorting, and a count is all that devices must exchange.
+  bits = jax.lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
+  least = jnp.ceil(share * total(valid).astype(jnp.float32)).astype(jnp.int32)
+
+  def refine(i: Array, edge: Array) -> Array:
+    higher = edge | (1 << (30 - i))
+    return jnp.where(total(bits >= higher) >= least, higher, edge)
+
+  return (bits >= jax.lax.fori_loop(0, 31, refine, jnp.int32(0))) & (least > 0)
 
 
 def weights_of(label: Array, class_weights: Array) -> Array:
