@@ -27,6 +27,9 @@ _Recipe = TypeVar("_Recipe")
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.")
+"""Sections whose keys are not known here: what reads them checks them."""
+
 RESUMABLE = {
   "log_every",
   "eval_every",
@@ -157,7 +160,7 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
   expected, given = dict(flatten(reference)), dict(flatten(config))
   for key, value in given.items():
     if key not in expected:
-      if key.startswith(("data.options.", "data.fields.", "aux_weights.")):
+      if key.startswith(FREE):
         continue
       raise InputError(unknown_key(key, list(expected)))
     if not _same_kind(value, expected[key]):
@@ -292,9 +295,8 @@ def change(
   """
   config = config.copy_and_resolve_references()
   keys = [key for key, _ in flatten(config) if key != "model.name"]
-  free = ("data.options.", "data.fields.", "aux_weights.")
   for key, value in changes.items():
-    if key not in (*keys, *known) and not key.startswith(free):
+    if key not in (*keys, *known) and not key.startswith(FREE):
       raise InputError(unknown_key(key, keys))
     *sections, name = key.split(".")
     section = config

@@ -47,6 +47,24 @@ def test_unknown_model_and_knob():
     jseg.config.default("unet", widht=3)
 
 
+def test_hyperparameters_of_ones_own_loss(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(str(tmp_path))
+  own = {"loss.name": "jseg.losses:soft_dice", "loss.options.smooth": 2.0}
+  with pytest.raises(
+    InputError, match=r"^loss.options.smooth: .*; they are for a loss of your own"
+  ):
+    jseg.config.change(tiny_config(tmp_path), own)
+  own = {"loss.name": "test_config_loss:loss", "loss.options.sharp": 3.0}
+  (tmp_path / "test_config_loss.py").write_text(
+    "def loss(logits, label, *, sharp=2.0):\n  return sharp * logits.sum(), logits.sum()\n"
+  )
+  config = jseg.config.change(tiny_config(tmp_path), own)
+  jseg.config.save(config, tmp_path / "config.json")
+  assert jseg.config.load(tmp_path / "config.json").loss.options.to_dict() == {"sharp": 3.0}
+  with pytest.raises(InputError, match=r"^loss.options.dull: .*; there are sharp"):
+    jseg.config.change(config, {"loss.options.dull": 3.0})
+
+
 def test_unknown_keys_are_refused_with_a_suggestion(tmp_path):
   config = tiny_config(tmp_path)
   with pytest.raises(AttributeError, match="learning_rate"):

@@ -374,8 +374,8 @@ def test_ones_own_losses_by_name(tmp_path, monkeypatch):
   pixels, regions = "my_losses:of_pixels", "my_losses:of_regions"
   for name, hyperparameters, expected in (
     (pixels, {}, (2 * 5, 5)),
-    (pixels, {"sharp": 3.0}, (3 * 5, 5)),
-    (regions, {"shift": 0.25}, (0.5, 2)),
+    (pixels, {"options": {"sharp": 3.0}}, (3 * 5, 5)),
+    (regions, {"options": {"shift": 0.25}}, (0.5, 2)),
     (f"{pixels}+{regions}", {"set_weight": 4.0}, (2 * 5 + 4 * 0.5 * 5, 5)),
   ):
     loss = make_loss(name=name, **hyperparameters)
@@ -386,8 +386,16 @@ def test_ones_own_losses_by_name(tmp_path, monkeypatch):
   assert [takes_weights(name) for name in (pixels, regions, "dice", "ohem")] == [1, 0, 0, 1]
   with pytest.raises(InputError, match=r"takes no weights"):
     make_loss(name=regions)(logits, label, class_weights=jnp.ones(2))
-  with pytest.raises(InputError, match=r"^sharp: no loss has this argument; there are name, gamma"):
+  with pytest.raises(
+    InputError, match=r"^sharp: no loss has this argument; .* name, options, gamma"
+  ):
     make_loss(name=regions, sharp=3.0)
+  with pytest.raises(InputError, match=r"options.sharp: 'my_.*no such .*; there are shift"):
+    make_loss(name=regions, options={"sharp": 3.0})
+  with pytest.raises(
+    InputError, match=r"options.gamma: 'focal' .*; they are for a loss of your own"
+  ):
+    make_loss(name="focal", options={"gamma": 3.0})
   with pytest.raises(InputError, match=r"^name: 'my_losses:number' is 3; it must be a function"):
     make_loss(name="my_losses:number")
 

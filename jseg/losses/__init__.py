@@ -74,7 +74,7 @@ def detection_losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]
 
 def arguments() -> dict[str, Any]:
   """Arguments of `make_loss` with their defaults: the hyperparameters of all losses by name."""
-  values: dict[str, Any] = {"name": "cross_entropy"}
+  values: dict[str, Any] = {"name": "cross_entropy", "options": {}}
   table = {**PIXEL_LOSSES, **REGION_LOSSES}
   for name in table:
     values |= _hyperparameters(_find(name, table))
@@ -113,7 +113,11 @@ def takes_weights(name: str) -> bool:
 
 
 def make_loss(
-  *, name: str = "cross_entropy", set_weight: float = 1.0, **hyperparameters: Any
+  *,
+  name: str = "cross_entropy",
+  set_weight: float = 1.0,
+  options: Mapping[str, Any] | None = None,
+  **hyperparameters: Any,
 ) -> Loss:
   """Makes `loss(logits, label, class_weights=None, pixel_weights=None) -> (sum, count)`.
 
@@ -125,7 +129,8 @@ def make_loss(
       as much as its pixels do. The pixels that "ohem" keeps are then picked within each image.
       Weights reach the pixel loss only.
     set_weight: factor of the region loss in a sum.
-    **hyperparameters: keyword arguments of the losses; what a loss doesn't have, it ignores.
+    options: hyperparameters of your own loss by name; every one must be its argument.
+    **hyperparameters: hyperparameters of the losses here; what a loss doesn't have, it ignores.
 
   Raises:
     InputError: a value is impossible; when called, weights are given to a region loss alone.
@@ -133,12 +138,17 @@ def make_loss(
   if not set_weight >= 0:
     raise InputError(f"set_weight: {set_weight} must be at least 0")
   pixel_name, region_name = _parse(name)
-  known = arguments()
-  for used, table in ((pixel_name, PIXEL_LOSSES), (region_name, REGION_LOSSES)):
-    known |= _hyperparameters(_find(used, table)) if used else {}
   for key in hyperparameters:
-    if key not in known:
+    if key not in (known := arguments()):
       raise InputError(f"{key}: no loss has this argument; there are {', '.join(known)}")
+  used = [_find(n, t) for n, t in ((pixel_name, PIXEL_LOSSES), (region_name, REGION_LOSSES)) if n]
+  own = {key for loss in used for key in _hyperparameters(loss)} - arguments().keys()
+  options = dict(options or {})
+  for key in options:
+    if key not in own:
+      hint = f"there are {', '.join(sorted(own))}" if own else "they are for a loss of your own"
+      raise InputError(f"options.{key}: {name!r} has no such hyperparameter; {hint}")
+  hyperparameters |= options
 
   def bind(name: str, table: Mapping[str, str]) -> Loss:
     loss = _find(name, table)
