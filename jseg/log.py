@@ -15,6 +15,7 @@ import optax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from jseg import hosts
 from jseg.report import CONSOLE
 from jseg.run import Files, Run
 from jseg.tasks import Task
@@ -187,7 +188,7 @@ class MetricWriter:
   """
 
   def __init__(self, files: Files, step: int):
-    self._writes = jax.process_index() == 0
+    self._writes = hosts.is_first()
     if not self._writes:
       return
     path = files.metrics

@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import data, tasks
+from jseg import data, hosts, tasks
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.data import Dataset, Source
@@ -151,9 +151,12 @@ def train(
 
 def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
   """The data set that was given, or the configuration's; a source is prepared."""
-  if given is None:
-    return configs.load_dataset(config)
-  return given if isinstance(given, Dataset) else data.load(given)
+  if isinstance(given, Dataset):
+    return given
+  # Processes that share a folder of prepared sets must not prepare one set twice.
+  return hosts.first_then_others(
+    lambda: configs.load_dataset(config) if given is None else data.load(given)
+  )
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -248,7 +251,7 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
   )
   report = dataclasses.replace(report, unused=[*report.unused, *unused])
   CONSOLE.print(f"initialized from {path} ({what}): {report}", highlight=False)
-  if jax.process_index() == 0:
+  if hosts.is_first():
     write_json(run.files.init, dataclasses.asdict(report))
   params = variables["params"]
   ema = jax.tree.map(jnp.copy, params) if run.config.ema else state.ema
@@ -314,7 +317,7 @@ class Validation:
     self._log.write_validation(step, summary)
     score = summary[self._task.metric]
     CONSOLE.print(f"step {step}: validation {self._task.title} {score:.4f}")
-    if jax.process_index() == 0:
+    if hosts.is_first():
       self._run.save_evaluation(self.scores, self._split, step)
       # One device draws the pictures: elsewhere the copies stay idle.
       self._draw(jax.tree.map(lambda x: x.addressable_data(0), state.variables()), step)
@@ -360,15 +363,23 @@ class Validation:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-  """An event that SIGTERM or Ctrl-C sets, so that the loop ends after a whole step."""
+  """An event that SIGTERM or Ctrl-C sets, so that the loop ends after a whole step.
+
+  Of a run of several processes see `Checkpoints.preempted`.
+  """
   event = threading.Event()
   if threading.current_thread() is not threading.main_thread():
     yield event  # only the main thread may handle signals
     return
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  previous = {number: signal.signal(number, lambda *_: event.set()) for number in numbers}
+  handlers: dict[int, Callable[..., object]] = {
+    number: lambda *_: event.set() for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  if jax.process_count() > 1:
+    # All must stop after the same step. JAX listens to SIGTERM and lets them agree on it.
+    handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+  previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
   try:
     yield event
   finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+    for number, old in previous.items():
+      signal.signal(number, old)

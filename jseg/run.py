@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import tasks
+from jseg import hosts, tasks
 from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
@@ -169,37 +169,42 @@ class Run:
       InputError: another run is there, or it can't be written.
     """
     run = cls(pathlib.Path(path).expanduser(), config, classes, model)
-    if run.files.imported.exists():
+    hosts.on_first(run._begin)
+    if not hosts.everywhere(run.files.config.exists()):
       raise InputError(
-        f"{run.path} holds imported weights and no training; to train from them, name another "
-        f"--workdir and add --config.init_from={run.path}"
+        f"{run.path} isn't the same folder for all processes; name one that all of them share"
       )
-    if not run.files.config.exists():
-      run.write()
-      return run
-    before = cls.open(run.path, model=model)
-    changed = configs.differences(before.config, config)
-    if before.classes.names != classes.names:
-      changed.append(f"classes: were {before.classes.names}, are {classes.names}")
-    if changed:
-      raise InputError(
-        f"{run.path} holds a run with another configuration ({'; '.join(changed)}); "
-        "name another --workdir, or start with the old values to resume it"
-      )
-    run.write()  # keys that may differ have their new values from now on
     return run
 
+  def _begin(self) -> None:
+    """Checks that the directory is free or holds this run, and writes what describes it."""
+    if self.files.imported.exists():
+      raise InputError(
+        f"{self.path} holds imported weights and no training; to train from them, name another "
+        f"--workdir and add --config.init_from={self.path}"
+      )
+    if self.files.config.exists():
+      before = Run.open(self.path, model=self.given_model)
+      changed = configs.differences(before.config, self.config)
+      if before.classes.names != self.classes.names:
+        changed.append(f"classes: were {before.classes.names}, are {self.classes.names}")
+      if changed:
+        raise InputError(
+          f"{self.path} holds a run with another configuration ({'; '.join(changed)}); "
+          "name another --workdir, or start with the old values to resume it"
+        )
+    self.write()  # of keys that may differ, the new values
+
   def write(self) -> None:
-    """Writes configuration and classes; process 0 only.
+    """Writes configuration and classes.
 
     Raises:
       InputError: the directory can't be written.
     """
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      if jax.process_index() == 0:
-        configs.save(self.config, self.files.config)
-        self.classes.save(self.files.classes)
+      configs.save(self.config, self.files.config)
+      self.classes.save(self.files.classes)
     except OSError as error:
       raise InputError(
         f"{self.path} can't be written ({error.strerror}); name another directory"

@@ -50,8 +50,13 @@ def replicate(tree: _Tree) -> _Tree:
   Otherwise a step would be compiled twice: for what init or a checkpoint gave, and for its own
   results.
   """
-  mesh = Mesh(np.array(jax.devices()), (AXIS,))
+  mesh = Mesh(np.array(_devices()), (AXIS,))
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _devices() -> list[jax.Device]:
+  """All devices, process by process, as the parts of a global batch are dealt out."""
+  return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def parallel(
@@ -65,8 +70,15 @@ def parallel(
       the same on every device.
     donate: whether the first argument's buffers may be reused for the results.
   """
-  donated = (0,) if donate else ()
-  return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=None, donate_argnums=donated)
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=in_axes,
+    out_axes=None,
+    # One process may use fewer than it has; the batch's first axis says how many.
+    devices=_devices() if jax.process_count() > 1 else None,
+    donate_argnums=(0,) if donate else (),
+  )
 
 
 def make_train_step(

@@ -49,7 +49,7 @@ def test_a_global_batch_is_the_same_for_any_number_of_processes(processes):
   for i, batch in enumerate(whole):
     shares = [part[i] for part in parts]
     assert all(len(share) == 4 // processes for share in shares)
-    assert sorted(np.concatenate(shares)) == sorted(batch)
+    np.testing.assert_array_equal(np.concatenate(shares), batch)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -12,6 +12,7 @@ RANKS = {
   "types": 0,
   "arithmetic": 0,
   "parameters": 0,
+  "hosts": 1,
   "lookup": 1,
   "config_values": 1,
   "images": 1,

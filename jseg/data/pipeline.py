@@ -44,9 +44,9 @@ def train_iterator(
 ) -> grain.DatasetIterator:
   """Endless training batches, shuffled anew every epoch.
 
-  The stream of examples depends on source and seed alone; each process takes its share of every
-  global batch, so that global batch i holds the same examples for any number of processes. The
-  iterator's `get_state` and `set_state` resume it exactly.
+  The stream of examples depends on source and seed alone. Each process takes its part of every
+  global batch, all parts of one size and in the order of the processes, so that global batch i is
+  the same for any number of processes. The iterator's `get_state` and `set_state` resume it exactly.
 
   Args:
     source: random access to examples: `image` uint8 [h w c], `label` uint8 [h w]; of volumes,
@@ -78,7 +78,7 @@ def train_iterator(
   if not len(source):
     raise InputError("the training split is empty; add images to it")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  examples = examples[process_index::process_count]
+  examples = _share(examples, local, process_index, process_count)
   if objects is None:
     make = functools.partial(_train_example, size=size, channels=channels, border=border)
   else:
@@ -140,8 +140,8 @@ def eval_batches(
     channels=channels,
     short_side=short_side,
   )
-  examples = grain.MapDataset.source(indices)[process_index::process_count].map(make)
-  return EvalBatches(examples.batch(local), threads)
+  examples = _share(grain.MapDataset.source(indices), local, process_index, process_count)
+  return EvalBatches(examples.map(make).batch(local), threads)
 
 
 class EvalBatches:
@@ -310,6 +310,18 @@ def _pad(array: np.ndarray, size: Size, value: int) -> np.ndarray:
   canvas = np.full((*size, *array.shape[len(size) :]), value, array.dtype)
   canvas[tuple(map(slice, shape))] = array
   return canvas
+
+
+def _share(examples: grain.MapDataset, local: int, index: int, count: int) -> grain.MapDataset:
+  """The examples of one process, `local` of every global batch: its part in the global order."""
+  if count == 1:
+    return examples
+
+  def place(position: int) -> int:
+    batch, inside = divmod(position, local)
+    return (batch * count + index) * local + inside
+
+  return grain.MapDataset.range(len(examples) // count).map(lambda i: examples[place(i)])
 
 
 def _local_batch(batch_size: int, process_count: int, size: Size, channels: int) -> int:

@@ -1,0 +1,134 @@
+"""Several processes that train one run: how they meet, and who reads and writes what.
+
+Process 0 alone looks at the run directory and writes it. What it finds wrong is raised by all, so
+that none waits for another that has ended.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jseg.types import InputError
+
+_Result = TypeVar("_Result")
+
+HEARTBEAT_SECONDS = 30
+"""Seconds without a sign of life after which a process counts as lost, and the others end."""
+
+_MESSAGE_BYTES = 4096  # all processes must broadcast arrays of one shape
+_VARIABLES = {
+  "coordinator": "JAX_COORDINATOR_ADDRESS",
+  "num_processes": "JAX_NUM_PROCESSES",
+  "process_id": "JAX_PROCESS_ID",
+}
+
+
+def connect(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+  """Joins the other processes of a run; call it before JAX looks for devices.
+
+  What isn't given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+  else from SLURM, MPI, Kubernetes or a TPU slice, as `jax.distributed.initialize` finds them.
+
+  Args:
+    coordinator: "host:port" of process 0, which the others can reach.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
+
+  Raises:
+    InputError: something is missing or impossible, or the others don't answer.
+  """
+  coordinator = coordinator or os.environ.get(_VARIABLES["coordinator"])
+  num_processes = _number("num_processes", num_processes)
+  process_id = _number("process_id", process_id)
+  if coordinator and not coordinator.rpartition(":")[2].isdigit():
+    raise InputError(f"coordinator: {coordinator!r} must be HOST:PORT, as 10.0.0.1:8476")
+  if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
+    raise InputError(
+      f"process_id: {process_id} must be from 0 to {num_processes - 1}, one per process"
+    )
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # at the end they wait for one another
+    )
+  except (ValueError, RuntimeError, OSError, ImportError) as error:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    raise InputError(
+      f"the processes of the run can't be joined: {reason}. Start every process with "
+      "--coordinator=HOST:PORT of process 0, --num-processes=N and --process-id=0, 1, ... "
+      "(SLURM, MPI, Kubernetes and TPU slices are recognized without)"
+    ) from error
+
+
+def _number(name: str, given: int | None) -> int | None:
+  """A number that was given, or the one in its variable of the environment."""
+  text = os.environ.get(_VARIABLES[name])
+  if given is not None or text is None:
+    return given
+  if not text.isdigit():
+    raise InputError(f"{_VARIABLES[name]}: {text!r} must be a whole number")
+  return int(text)
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which looks at the run directory and writes it."""
+  return jax.process_index() == 0
+
+
+def first_then_others(action: Callable[[], _Result]) -> _Result:
+  """Calls a function in process 0, and then in the others.
+
+  What process 0 has made is then there for the others, or is made by each where they share no
+  files.
+
+  Raises:
+    InputError: process 0 raised it, which all do then; or this one did.
+  """
+  made: list[_Result] = []
+  on_first(lambda: made.append(action()))
+  return made[0] if made else action()
+
+
+def on_first(action: Callable[[], None]) -> None:
+  """Calls a function in process 0 while the others wait.
+
+  Raises:
+    InputError: process 0 raised it, which all do then.
+  """
+  if jax.process_count() == 1:
+    action()
+    return
+  error: BaseException | None = None
+  if is_first():
+    try:
+      action()
+    except BaseException as raised:  # whatever it is, the others must not wait
+      error = raised
+  message = _broadcast("" if error is None else str(error) or type(error).__name__)
+  if error is not None:
+    raise error
+  if message:
+    raise InputError(message)
+
+
+def everywhere(condition: bool) -> bool:
+  """Whether a condition holds in all processes, each of which must ask."""
+  if jax.process_count() == 1:
+    return condition
+  return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+def _broadcast(text: str) -> str:
+  """Returns the text of process 0 in all processes."""
+  padded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+  sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+  return np.asarray(sent).tobytes().rstrip(b"\0").decode(errors="replace")
