@@ -249,7 +249,9 @@ def test_properties(seed, shift):
 def test_batch_jit_and_vmap_equal_one_by_one():
   pairs = [example((4, 5), seed=seed) for seed in (0, 1, 2)]
   logits, image = (np.stack(x) for x in zip(*pairs, strict=True))
-  one = np.stack([crf.dense_crf(a, b, PARAMS) for a, b in pairs])
+  # Colors at 0 lie on the border between two simplices, where rounding picks the vertices.
+  image = image + np.float32(0.137)
+  one = np.stack([crf.dense_crf(a, b, PARAMS) for a, b in zip(logits, image, strict=True)])
   f = functools.partial(crf.dense_crf, params=PARAMS)
   for name, g in {"eager": f, "jit": jax.jit(f), "vmap": jax.jit(jax.vmap(f))}.items():
     np.testing.assert_allclose(g(logits, image), one, atol=1e-5, err_msg=name)
