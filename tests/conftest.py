@@ -7,11 +7,9 @@ import pathlib
 import shutil
 import tempfile
 
-# Tests compile much and run little: optimizing would take most of their time, and so does writing
-# fused loops as MLIR first.
+# Tests compile much and run little: what LLVM optimizes would take most of their time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  " --xla_cpu_use_fusion_emitters=false"
 )
 # Many compile the same programs, also in processes of their own. Each worker has its own store: one
 # isn't to read what another is writing.

@@ -16,10 +16,6 @@ import jax.numpy as jnp
 
 Positions = tuple[jax.Array, ...]
 
-_HALF = 0.5 + 2**-10
-"""Half a pixel, and a little more: a position that is midway between two pixels by construction is
-read from the same one however a program rounds it."""
-
 
 def grid(*size: int) -> Positions:
   """The positions of an image's own pixels: float32 y [h 1], x [1 w]; z, y, x of a volume."""
@@ -89,7 +85,7 @@ def to_source(positions: Positions, offset: jax.Array, ratio: jax.Array) -> Posi
 
 def inside(positions: Positions, size: jax.Array) -> jax.Array:
   """Whether each position lies within the image: bool [h w]."""
-  along = ((p + _HALF >= 0) & (p + _HALF < n) for p, n in zip(positions, size, strict=True))
+  along = ((p >= -0.5) & (p < n - 0.5) for p, n in zip(positions, size, strict=True))
   return functools.reduce(operator.and_, along)
 
 
@@ -97,7 +93,7 @@ def read_nearest(label: jax.Array, positions: Positions, size: jax.Array) -> jax
   """The value [h w] of the pixel of label [H W] that covers each position."""
   return label[
     tuple(
-      jnp.clip(jnp.floor(p + _HALF).astype(jnp.int32), 0, n - 1)
+      jnp.clip(jnp.floor(p + 0.5).astype(jnp.int32), 0, n - 1)
       for p, n in zip(positions, size, strict=True)
     )
   ]
