@@ -38,7 +38,7 @@ def train_script(monkeypatch, tmp_path):
       ],
       "unknown config key model.detection_nsm; did you mean model.detection_nms",
     ),
-    (["--config=nothing.py"], "the config file can't be read: [Errno 2] No such file"),
+    (["--config=nothing.py"], "there is no file nothing.py; `jseg configs` lists recipes"),
     (
       [f"--config={ROOT}/configs/paper/fcn.py:fcn4s"],
       "recipe 'fcn4s' is unknown; choose from fcn32s, fcn16s, fcn8s, fcn8s_at_once",

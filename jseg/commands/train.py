@@ -8,15 +8,16 @@ import pathlib
 import jax
 
 from jseg import config as configs
+from jseg import recipes
 from jseg.commands.common import use_cpu_cores
 from jseg.loop import train
-from jseg.types import InputError
 
 HELP = "train a network; the same command again goes on where the last checkpoint ends"
 EXAMPLES = """\
-  python train.py
-  python train.py --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
-  python train.py --config=configs/quickstart.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
+  jseg train
+  jseg train --config=folder --config.data.root=my_data --workdir=runs/mine
+  jseg train --config=paper/fcn:fcn16s --config.data.root=VOCdevkit --workdir=runs/fcn16s
+  jseg train --config=my_recipe.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
 
 On several hosts, start it on each with --distributed."""
 
@@ -27,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments; --config.KEY=VALUE is read by `split_overrides`."""
   parser.add_argument(
     "--config",
-    metavar="FILE",
-    help="a Python file with get_config(), or FILE:VARIANT (default: configs/quickstart.py); "
-    f"{_PREFIX}KEY=VALUE changes one of its values",
+    metavar="RECIPE",
+    default=recipes.QUICKSTART,
+    help="a recipe's name (`jseg configs` lists them) or a Python file with get_config(); after "
+    f"a colon its variant (default: %(default)s); {_PREFIX}KEY=VALUE changes one of its values "
+    "(`jseg config RECIPE` lists them)",
   )
   parser.add_argument(
     "--workdir",
@@ -63,18 +66,9 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
   return others, overrides
 
 
-def _quickstart() -> pathlib.Path:
-  """Path of the configuration that is trained without --config, in a clone."""
-  path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
-  if not path.exists():
-    raise InputError("--config is missing; name a Python file with get_config()")
-  return path
-
-
 def run(arguments: argparse.Namespace) -> None:
   """Trains."""
-  path = arguments.config or str(_quickstart())
-  config = configs.read_file(path)
+  config = recipes.read(arguments.config)
   changes = configs.parse_changes(arguments.overrides, _PREFIX, config)
   config = configs.change(config, changes)
   logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
