@@ -158,6 +158,8 @@ def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.C
   config = ml_collections.ConfigDict(dataclasses.asdict(RunKeys()))
   config.model = {**known, **arguments, **named}
   config.data = dataclasses.asdict(DataKeys())
+  if network.ndim == 3:
+    config.data.size = (64, 128, 128)
   config.aux_weights = dict(network.AUX_WEIGHTS)  # of auxiliary outputs' losses, by name
   config.optim = {
     **defaults_of(optim.make_schedule, "steps"),
