@@ -25,10 +25,11 @@ def run(arguments: argparse.Namespace) -> None:
   for name in models.names():
     table.add_row(name, escape(summary(name)), f"{models.count_parameters(name, 21):,}")
   CONSOLE.print(table)
-  CONSOLE.print("parameters: for 21 classes and RGB images. `jseg config NETWORK` explains its keys")
+  CONSOLE.print("parameters: of 21 classes and RGB images")
+  CONSOLE.print("`jseg config NETWORK` explains the keys of each")
 
 
 def summary(name: str) -> str:
   """Returns the first sentence of a network's module: its name and paper."""
   module = sys.modules[models.get(name).__module__]
-  return " ".join(inspect.getdoc(module).partition("\n\n")[0].split())
+  return " ".join(str(inspect.getdoc(module)).partition("\n\n")[0].split())
