@@ -27,7 +27,7 @@ def test_every_key_of_a_network_is_explained(name):
   assert [key.name for key in keys if not key.meaning] == []
   assert [key.name for key in keys if key.value != key.default] == []
   for key in keys:
-    assert bool(key.choices) == (key.kind == "word" and key.name not in FREE), key
+    assert bool(key.choices) == (key.kind == "text" and key.name not in FREE), key
     assert not key.choices or key.value in key.choices, key
 
 

@@ -152,7 +152,12 @@ class InstanceTask:
     return {}
 
   def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], InstanceScores]:
-    """Returns `evaluate(variables)`, at the images' own size."""
+    """Returns `evaluate(variables)`, at the images' own size.
+
+    Raises:
+      InputError: pycocotools is missing.
+    """
+    nothing = AveragePrecisionState.empty(len(self.classes.names))  # before hours of training
     source = dataset.source(split)
     step = forward.make_detect_step(self.model, images.prepare)
     short_side = self.config.data.short_side
@@ -161,7 +166,7 @@ class InstanceTask:
     )
 
     def evaluate(variables: Variables) -> InstanceScores:
-      state = AveragePrecisionState.empty(len(self.classes.names))
+      state = nothing
       for indices, sizes, detections in map(jax.device_get, results(variables)):
         for place, index in enumerate(indices.tolist()):
           if index < 0:  # padding of the last batch
