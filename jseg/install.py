@@ -26,7 +26,10 @@ def install_line(extra: str) -> str:
   Args:
     extra: name of the extra in pyproject.toml.
   """
-  packages = " ".join(f'"{each}"' for each in requirements(extra))
+  try:
+    packages = " ".join(f'"{each}"' for each in requirements(extra))
+  except importlib.metadata.PackageNotFoundError:  # copied, and never installed
+    return f"install what pyproject.toml lists under {extra}"
   return f"{'%pip' if _in_notebook() else 'pip'} install {packages}"
 
 

@@ -40,6 +40,14 @@ def test_a_clone_says_what_its_own_file_says(wheel):
   assert install.requirements("volumes") == ["nibabel>=5.2"]
 
 
+def test_a_copy_without_metadata_still_says_what_is_missing(wheel, monkeypatch):
+  def requires(name):
+    raise install.importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(install.importlib.metadata, "requires", requires)
+  assert install.install_line("volumes") == "install what pyproject.toml lists under volumes"
+
+
 @pytest.mark.parametrize("where", ["kernel", "shell"])
 def test_a_notebook_has_its_own_command(wheel, monkeypatch, where):
   if where == "kernel":
