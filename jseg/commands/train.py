@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--workdir",
     type=pathlib.Path,
-    default=pathlib.Path("runs/quickstart"),
-    help="the run directory (default: %(default)s)",
+    help="the run directory (default: runs/RECIPE)",
   )
   parser.add_argument(
     "--distributed", action="store_true", help="take part in a run on several hosts"
@@ -76,4 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
     jax.distributed.initialize()
   else:
     use_cpu_cores(config.data.batch_size)
-  train(config, arguments.workdir)
+  train(config, arguments.workdir or default_workdir(arguments.config))
+
+
+def default_workdir(recipe: str) -> pathlib.Path:
+  """Returns where a recipe or file is trained unless told otherwise, each in a place of its own.
+
+  Args:
+    recipe: what --config names: "paper/fcn:fcn16s" is trained in runs/paper_fcn_fcn16s.
+  """
+  path, variant = recipes.find(recipe)
+  name = next((name for name, file in recipes.files().items() if file == path), path.stem)
+  return pathlib.Path("runs", "_".join(filter(None, (*name.split("/"), variant))))
