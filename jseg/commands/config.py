@@ -6,6 +6,7 @@ import itertools
 import pathlib
 
 from ml_collections import ConfigDict
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     return
   for section, group in itertools.groupby(keys, lambda key: key.section):
     CONSOLE.print(table(section, list(group)))
-  CONSOLE.print("bold: differs from the default. Change any with --config.KEY=VALUE")
+  CONSOLE.print("bold: not the network's default. Change any key with --config.KEY=VALUE")
 
 
 def read(name: str) -> ConfigDict:
@@ -72,16 +73,22 @@ def line(key: Key) -> str:
 
 def table(section: str, keys: list[Key]) -> Table:
   """Returns the keys of a section as a table."""
-  result = Table(title=section or "run", title_justify="left", title_style="bold", expand=True)
-  result.add_column("key", ratio=3, overflow="fold")
-  result.add_column("value", ratio=3, overflow="fold")
-  result.add_column("may be", ratio=3, overflow="fold")
-  result.add_column("meaning", ratio=8)
+  result = Table(
+    title=section or "run",
+    title_justify="left",
+    title_style="bold",
+    box=box.SIMPLE_HEAD,
+    pad_edge=False,
+    expand=True,
+  )
+  result.add_column("key", no_wrap=True)
+  result.add_column("value", ratio=2, overflow="fold")
+  result.add_column("meaning", ratio=5)
   for key in keys:
     value = escape(_text(key.value))
     if key.value != key.default:
       value = f"[bold]{value}[/bold]"
-    result.add_row(key.name, value, escape(_may_be(key)), escape(key.meaning))
+    result.add_row(key.name, value, f"{escape(key.meaning)} [dim]({escape(_may_be(key))})[/dim]")
   return result
 
 

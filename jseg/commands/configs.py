@@ -2,6 +2,7 @@
 
 import argparse
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -45,7 +46,11 @@ def line(recipe: recipes.Recipe, variant: str, about: About) -> str:
 
 def table(found: list[recipes.Recipe]) -> Table:
   """Returns a table of recipes and their variants."""
-  result = Table("recipe", "what it trains, and what it needs", "minutes", "reaches")
+  result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  result.add_column("recipe", no_wrap=True)
+  result.add_column("what it trains, and what it needs", ratio=3)
+  result.add_column("minutes", justify="right")
+  result.add_column("reaches", ratio=2)
   for recipe in found:
     several = len(recipe.about) > 1
     if several:
@@ -56,7 +61,7 @@ def table(found: list[recipes.Recipe]) -> Table:
       what = text if several else f"{recipe.summary}\n{text}"
       minutes = "" if about.minutes is None else str(about.minutes)
       result.add_row(name, escape(what), minutes, escape(reaches(about)))
-    result.add_section()
+    result.add_row()
   return result
 
 
