@@ -67,7 +67,11 @@ def table(found: list[recipes.Recipe]) -> Table:
 
 def needs(about: About) -> str:
   """Returns what must be there: data, weights, packages."""
-  parts = [about.data, about.weights, *(install_line(extra) for extra in about.extras)]
+  parts = [
+    about.data,
+    about.weights,
+    *(f"packages: {install_line(extra)}" for extra in about.extras),
+  ]
   return "; ".join(filter(None, parts)) or "nothing"
 
 
