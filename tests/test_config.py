@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import pytest
@@ -5,6 +6,8 @@ from helpers.tiny import tiny_config
 
 import jseg.config
 from jseg import recipes
+from jseg.commands.common import changes
+from jseg.data import ClassInfo
 from jseg.types import InputError
 
 RECIPES = [
@@ -147,3 +150,12 @@ def test_a_folder_that_is_no_run(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(InputError, match=r"config.json is not valid JSON"):
     jseg.config.load(tmp_path / "config.json")
+
+
+def test_words_stay_words_in_changes_of_a_run(tmp_path):
+  config = tiny_config(tmp_path)
+  jseg.config.save(config, tmp_path / "config.json")
+  ClassInfo(("background", "cell")).save(tmp_path / "classes.json")
+  texts = ["data.root=2012", "optim.lr=0.5", "data.options.size=64"]
+  arguments = argparse.Namespace(run_directory=str(tmp_path), set=texts)
+  assert changes(arguments) == {"data.root": "2012", "optim.lr": 0.5, "data.options.size": 64}
