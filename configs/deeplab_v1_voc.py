@@ -1,10 +1,17 @@
 """DeepLab V1 with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
 
-python train.py --config=configs/deeplab_v1_voc.py --config.data.root=voc2012 \
+jseg train --config=deeplab_v1_voc --config.data.root=voc2012 \
       --config.init_from=vgg16.safetensors --workdir=runs/deeplab_v1
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="250 small Pascal VOC images as a folder data set, `voc2012`",
+  weights="vgg16.safetensors or .pth of ImageNet",
+  minutes=5,
+  reaches="mIoU .130; .035, background alone, from random values",
+)
 
 
 def get_config():

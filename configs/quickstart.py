@@ -1,9 +1,11 @@
 """A small U-Net on generated shapes: nothing to download, minutes on two CPU cores.
 
-python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+jseg train --config=quickstart --workdir=runs/quickstart
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(minutes=2, reaches="validation mIoU .909 on generated shapes")
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """The ResNet-era networks on CamVid at half resolution, on half a ResNet-18, from random values.
 
-  python train.py --config=configs/resnet_camvid.py:deeplab_v3 --config.data.root=camvid \
+  jseg train --config=resnet_camvid:deeplab_v3 --config.data.root=camvid \
       --workdir=runs/deeplab_v3
 
 Also `:pspnet`, `:refinenet` and `:fcn_resnet`: minutes on a laptop.
@@ -16,6 +16,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "pspnet": {},
   "refinenet": {"features": (128, 64), "chain": 2, "dropout": 0.1, "norm": "batch"},
   "fcn_resnet": {"aux": True},
+}
+ABOUT = {
+  "deeplab_v3": jseg.config.About(
+    data="CamVid at 180 x 240 as a folder data set, `camvid`",
+    minutes=7,
+    reaches="validation mIoU .339; .027 is road alone",
+  ),
+  "pspnet": jseg.config.About(
+    data="CamVid at 180 x 240 as a folder data set, `camvid`",
+    minutes=6,
+    reaches="validation mIoU .408",
+  ),
+  "refinenet": jseg.config.About(
+    data="CamVid at 180 x 240 as a folder data set, `camvid`",
+    minutes=7,
+    reaches="validation mIoU .269, still rising",
+  ),
+  "fcn_resnet": jseg.config.About(
+    data="CamVid at 180 x 240 as a folder data set, `camvid`",
+    minutes=4,
+    reaches="validation mIoU .392",
+  ),
 }
 
 

@@ -1,9 +1,15 @@
-"""A SegNet of a quarter of the width on CamVid at half resolution, on CPU; see paper/segnet.py.
+"""A SegNet of a quarter of the width on CamVid at half resolution, on CPU; see paper/segnet.
 
-python train.py --config=configs/segnet_camvid.py --config.data.root=camvid --workdir=runs/segnet
+jseg train --config=segnet_camvid --config.data.root=camvid --workdir=runs/segnet
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="CamVid at 180 x 240 as a folder data set, `camvid`",
+  minutes=10,
+  reaches="validation mIoU .221, class accuracy .460; the weights favor rare classes early on",
+)
 
 
 def get_config():

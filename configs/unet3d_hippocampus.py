@@ -1,11 +1,17 @@
 """A narrow 3D U-Net on the hippocampus of the Medical Segmentation Decathlon, on CPU.
 
-pip install -e ".[volumes]"
-python train.py --config=configs/unet3d_hippocampus.py --config.data.root=hippocampus3d \
+jseg train --config=unet3d_hippocampus --config.data.root=hippocampus3d \
       --workdir=runs/hippocampus
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="the Decathlon's hippocampus as volumes, `hippocampus3d`",
+  extras=("volumes",),
+  minutes=28,
+  reaches="Dice .860 anterior, .852 posterior",
+)
 
 
 def get_config():

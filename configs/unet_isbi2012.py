@@ -1,10 +1,16 @@
-"""The published, unpadded U-Net at a quarter of the width on ISBI 2012, on CPU; see paper/unet.py.
+"""The published, unpadded U-Net at a quarter of the width on ISBI 2012, on CPU; see paper/unet.
 
-python train.py --config=configs/unet_isbi2012.py --config.data.root=isbi2012 \
+jseg train --config=unet_isbi2012 --config.data.root=isbi2012 \
       --workdir=runs/unet_isbi2012
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="ISBI 2012 as a folder data set, `isbi2012`",
+  minutes=8,
+  reaches="mIoU .703, boundary IoU .618, Rand score .571",
+)
 
 
 def get_config():

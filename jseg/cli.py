@@ -4,12 +4,16 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jseg.commands.common import run_or_exit
 from jseg.commands.train import split_overrides
+from jseg.install import versions
 
 COMMANDS = (
   "train",
+  "configs",
+  "config",
   "models",
   "check_data",
   "evaluate",
@@ -31,9 +35,24 @@ def main(argv: Sequence[str] | None = None) -> None:
   run_or_exit(lambda: arguments.run(arguments))
 
 
+class Version(argparse.Action):
+  """Prints versions and devices, and exits."""
+
+  def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+    super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+  def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    """Prints; JAX looks for devices only now."""
+    print("\n".join(f"{name:<9} {value}" for name, value in versions().items()))
+    parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
   """Returns the parser of all commands."""
   parser = argparse.ArgumentParser(prog="jseg", description="Classic segmentation networks on JAX.")
+  parser.add_argument(
+    "--version", action=Version, help="print versions and devices, for a bug report, and exit"
+  )
   commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
   for name in COMMANDS:
     command = importlib.import_module(f"jseg.commands.{name}")

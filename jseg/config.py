@@ -8,10 +8,11 @@ adds the sections that only it has.
 
 import ast
 import contextlib
+import dataclasses
 import difflib
 import json
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -25,10 +26,105 @@ from jseg.types import InputError
 
 _Recipe = TypeVar("_Recipe")
 
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """What a recipe needs and reaches: the `ABOUT` of a file in `configs/`, or each variant's.
+
+  Attributes:
+    data: what `data.root` must hold; "" where nothing is needed.
+    weights: what `init_from` must hold; "" where it starts from random values.
+    extras: the library's extras that must be installed.
+    minutes: time that it took on two CPU cores; None where it wasn't run.
+    reaches: what it measured there.
+    published: what the paper or the authors report.
+  """
+
+  data: str = ""
+  weights: str = ""
+  extras: tuple[str, ...] = ()
+  minutes: int | None = None
+  reaches: str = ""
+  published: str = ""
+
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.")
 """Sections whose keys are not known here: what reads them checks them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunKeys:
+  """Keys of a configuration that belong to no section, with their defaults.
+
+  Attributes:
+    seed: seed of the parameters, the order of the examples and their augmentation.
+    steps: length of the training; each step is one batch.
+    dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
+      and logits stay float32.
+    given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
+    init_from: a run directory, or a .safetensors or .pth file, to take parameters from.
+    precise_bn_batches: batches over which norms' statistics are recomputed before each evaluation;
+      0 is off.
+    ema: decay of the moving average of the parameters, which is then evaluated; 0 is off.
+    log_every: steps between two lines of the log.
+    eval_every: steps between two evaluations.
+    checkpoint_every: steps between two checkpoints.
+    keep: latest checkpoints that are kept, besides the best.
+    samples: validation images in each sample picture.
+    compilation_cache: folder of compiled programs, for the next start; "" is off.
+  """
+
+  seed: int = 0
+  steps: int = 1000
+  dtype: str = "float32"
+  given: tuple[str, ...] = ()
+  init_from: str = ""
+  precise_bn_batches: int = 0
+  ema: float = 0.0
+  log_every: int = 20
+  eval_every: int = 200
+  checkpoint_every: int = 200
+  keep: int = 2
+  samples: int = 6
+  compilation_cache: str = "~/.cache/jseg/xla"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataKeys:
+  """Keys of the section `data` that every task has, with their defaults.
+
+  Attributes:
+    name: the data set: a source of the library, a TFDS set with `fields`, or your own source as
+      "package.module:Name".
+    root: folder of the raw files, for sets that you bring.
+    data_dir: folder in which prepared sets are kept; "" is TFDS's own, ~/tensorflow_datasets.
+    options: other arguments of the source, as `data.options.size=64` of "shapes".
+    fields: of a TFDS set, which feature is the image and which the mask.
+    train_split: split that is trained on; "train+val" joins two.
+    eval_split: split that is evaluated during training.
+    size: canvas (height, width) in pixels: larger images are shrunk to fit, smaller ones padded. Of
+      volumes (depth, height, width) in voxels, at least that of the largest one.
+    channels: 3 for RGB, 1 for gray images; of volumes, as many as they have.
+    batch_size: examples in a step, over all devices.
+    eval_batch_size: examples in a batch of the evaluation, over all devices.
+    threads: threads that read and decode examples.
+  """
+
+  name: str = "shapes"
+  root: str = ""
+  data_dir: str = ""
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+  train_split: str = "train"
+  eval_split: str = "val"
+  size: tuple[int, ...] = (256, 256)
+  channels: int = 3
+  batch_size: int = 8
+  eval_batch_size: int = 8
+  threads: int = 2
+
 
 RESUMABLE = {
   "log_every",
@@ -62,26 +158,11 @@ def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.C
     if name not in known:
       raise InputError(unknown_key(f"model.{name}", [f"model.{k}" for k in known]))
   named = {"name": model} if isinstance(model, str) else describe(model)
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.steps = 1000
-  config.dtype = "float32"  # of the computation; "bfloat16" is faster on TPU and recent GPUs
+  config = ml_collections.ConfigDict(dataclasses.asdict(RunKeys()))
   config.model = {**known, **arguments, **named}
-  config.data = {
-    "name": "shapes",
-    "root": "",  # where the raw files are, for sets that the user brings
-    "data_dir": "",  # where prepared sets are kept; "" is TFDS's own place
-    "options": {},  # of generated sets
-    "fields": {},  # of other TFDS sets: which feature is the image, which the label
-    "train_split": "train",
-    "eval_split": "val",
-    "size": (256, 256),  # larger images are shrunk to fit (height, width), smaller ones padded
-    # volumes: (depth, height, width), at least that of the largest one
-    "channels": 3,  # 1: gray; of volumes, as many as they have
-    "batch_size": 8,  # over all devices
-    "eval_batch_size": 8,
-    "threads": 2,
-  }
+  config.data = dataclasses.asdict(DataKeys())
+  if network.ndim == 3:
+    config.data.size = (64, 128, 128)
   config.aux_weights = dict(network.AUX_WEIGHTS)  # of auxiliary outputs' losses, by name
   config.optim = {
     **defaults_of(optim.make_schedule, "steps"),
@@ -89,16 +170,6 @@ def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.C
   }
   for section, values in tasks.get(network.task).defaults(network).items():
     config[section] = {**config.get(section, {}), **values}
-  config.given = ()  # what `jseg.train` was given in Python, as "what=module:Name"
-  config.init_from = ""  # a run directory, .safetensors or .pth file to take parameters from
-  config.precise_bn_batches = 0  # over which norms' statistics are recomputed to evaluate; 0: off
-  config.ema = 0.0  # decay of the moving average of the parameters; 0 is off
-  config.log_every = 20
-  config.eval_every = 200
-  config.checkpoint_every = 200
-  config.keep = 2  # latest checkpoints that are kept, besides the best
-  config.samples = 6  # validation images in each sample picture
-  config.compilation_cache = "~/.cache/jseg/xla"  # compiled programs, for the next start; "" is off
   return config.lock()
 
 
@@ -253,8 +324,7 @@ def load(path: pathlib.Path, model: Network | None = None) -> ml_collections.Con
     raw = json.loads(path.read_text())
   except FileNotFoundError:
     raise InputError(
-      f"{path.parent} is no run directory: it has no {path.name}; "
-      "give the --workdir that train.py was started with"
+      f"{path.parent} is no run directory: it has no {path.name}; give the --workdir of jseg train"
     ) from None
   except json.JSONDecodeError as error:
     raise InputError(f"{path} is not valid JSON ({error})") from None
@@ -334,28 +404,6 @@ def parse_changes(
     with contextlib.suppress(ValueError, SyntaxError):  # a word
       changes[key] = ast.literal_eval(value)
   return changes
-
-
-def read_file(path: str) -> ml_collections.ConfigDict:
-  """The configuration that a file makes.
-
-  Args:
-    path: a Python file with `get_config()`, or `FILE:VARIANT` for `get_config(VARIANT)`.
-
-  Raises:
-    InputError: the file can't be read, or has no such function.
-  """
-  file, colon, variant = path.partition(":") if not pathlib.Path(path).exists() else (path, "", "")
-  try:
-    source = pathlib.Path(file).expanduser().read_text()
-  except OSError as error:
-    raise InputError(f"the config file can't be read: {error}") from None
-  names: dict[str, Any] = {"__name__": "jseg_config", "__file__": file}
-  exec(compile(source, file, "exec"), names)
-  make: Callable[..., ml_collections.ConfigDict] | None = names.get("get_config")
-  if make is None:
-    raise InputError(f"{file} has no function get_config; see the files in configs/")
-  return make(variant) if colon else make()
 
 
 def variant(variants: Mapping[str, _Recipe], name: str) -> _Recipe:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from jseg.install import install_line
 from jseg.run import Run
 from jseg.types import InputError
 
@@ -50,7 +51,7 @@ def export_run(
   try:
     import flatbuffers  # noqa: F401, what jax.export writes with but doesn't install
   except ImportError:
-    raise InputError('exporting needs flatbuffers; pip install "jaxseg[export]"') from None
+    raise InputError(f"exporting needs flatbuffers: {install_line('export')}") from None
   if unknown := [p for p in platforms if p not in PLATFORMS] or (not platforms and ["none"]):
     raise InputError(f"platforms: {unknown[0]!r} is unknown; choose from {', '.join(PLATFORMS)}")
   opened = Run.open(run, changes)

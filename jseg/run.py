@@ -142,7 +142,7 @@ class Run:
       return dataclasses.replace(path, config=config, given_model=model or path.given_model)
     path = pathlib.Path(path).expanduser()
     if not path.is_dir():
-      raise InputError(f"there is no run directory {path}; give the --workdir of train.py")
+      raise InputError(f"there is no run directory {path}; give the --workdir of jseg train")
     files = Files(path)
     config = configs.load(files.config, model)
     if changes:

@@ -357,7 +357,7 @@ def test_scale_is_uniform():
     ({"scale": (0, 1)}, r"scale"),
     ({"scale": 1.0}, r"scale"),
     ({"scale": (1, float("inf"))}, r"scale"),
-    ({"flip": 1.5}, r"flip: 1\.5 must be a number from 0 to 1, a probability"),
+    ({"flip": 1.5}, r"flip: 1\.5 must be a number from 0 to 1, the probability of"),
     ({"flip_vertical": -0.1}, r"flip_vertical"),
     ({"rotation": 181}, r"rotation: 181 must be a number from 0 to 180"),
     ({"elastic": -1}, r"elastic: -1 must be a number 0 or more"),

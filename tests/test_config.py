@@ -1,33 +1,25 @@
-import importlib.util
+import argparse
 import json
-import pathlib
 
 import pytest
 from helpers.tiny import tiny_config
 
 import jseg.config
+from jseg import recipes
+from jseg.commands.common import changes
+from jseg.data import ClassInfo
 from jseg.types import InputError
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.py"))
-
-
-def load(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 RECIPES = [
-  pytest.param(path, variant, id="-".join([path.stem, *variant]))
-  for path in CONFIGS
-  for variant in [(), *((name,) for name in getattr(load(path), "VARIANTS", ()))]
+  name if not variant else f"{name}:{variant}"
+  for name in recipes.files()
+  for variant in ("", *recipes.load(name).about)
 ]
 
 
-@pytest.mark.parametrize(("path", "variant"), RECIPES)
-def test_shipped_configs_are_valid_and_survive_the_run_directory(path, variant, tmp_path):
-  config = load(path).get_config(*variant)
+@pytest.mark.parametrize("name", dict.fromkeys(RECIPES))
+def test_shipped_configs_are_valid_and_survive_the_run_directory(name, tmp_path):
+  config = recipes.read(name)
   jseg.config.validate(config)
   jseg.config.save(config, tmp_path / "config.json")
   again = jseg.config.load(tmp_path / "config.json")
@@ -176,3 +168,12 @@ def test_a_folder_that_is_no_run(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(InputError, match=r"config.json is not valid JSON"):
     jseg.config.load(tmp_path / "config.json")
+
+
+def test_words_stay_words_in_changes_of_a_run(tmp_path):
+  config = tiny_config(tmp_path)
+  jseg.config.save(config, tmp_path / "config.json")
+  ClassInfo(("background", "cell")).save(tmp_path / "classes.json")
+  texts = ["data.root=2012", "optim.lr=0.5", "data.options.size=64"]
+  arguments = argparse.Namespace(run_directory=str(tmp_path), set=texts)
+  assert changes(arguments) == {"data.root": "2012", "optim.lr": 0.5, "data.options.size": 64}

@@ -212,7 +212,7 @@ def test_tfrecord_names_the_extra(tmp_path):
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
   for path in builder.data_path.glob("*.array_record*"):
     path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
-  with pytest.raises(InputError, match=r"stored as tfrecord.*jaxseg\[tensorflow\].*convert_format"):
+  with pytest.raises(InputError, match=r"stored as tfrecord.*pip install tensorflow.*convert"):
     data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)
 
 

@@ -203,7 +203,7 @@ def test_what_is_wrong_with_a_file_is_named(root, file, content, kind, message):
 
 def test_nibabel_is_asked_for(root, monkeypatch):
   monkeypatch.setitem(sys.modules, "nibabel", None)
-  with pytest.raises(InputError, match=r'pip install "jaxseg\[volumes\]"'):
+  with pytest.raises(InputError, match=r'pip install "nibabel>='):
     data.load("volumes", root=root)
 
 

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "jseg"
 RANKS = {
   "types": 0,
   "arithmetic": 0,
+  "install": 0,
   "parameters": 0,
   "hosts": 1,
   "lookup": 1,
@@ -32,6 +33,8 @@ RANKS = {
   "tasks": 7,
   "config": 8,
   "checkpoint": 8,
+  "recipes": 9,
+  "config_help": 9,
   "run": 9,
   "log": 10,
   "predict": 10,

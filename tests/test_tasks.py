@@ -1,6 +1,7 @@
 """The losses of a task, and what they weigh."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+import jseg.config
+from jseg.data import ClassInfo
 from jseg.losses import make_loss
 from jseg.state import TrainState
 from jseg.step import make_train_step, shard
+from jseg.tasks.instance import InstanceTask
 from jseg.tasks.semantic.forward import Targets, make_losses
 from jseg.types import IGNORE, InputError, Outputs
 
@@ -102,3 +106,10 @@ def test_losses_that_pick_their_pixels_equal_one_device(devices, loss):
   np.testing.assert_allclose(metrics["loss"], one["loss"], rtol=1e-5)
   first = {name: value for name, (value, _) in one["losses"].items()}
   np.testing.assert_allclose(one["loss"], first["main"] + 0.4 * first["side"], rtol=1e-6)
+
+
+def test_what_measures_objects_is_asked_for_before_they_are_trained_on(monkeypatch):
+  monkeypatch.setitem(sys.modules, "pycocotools", None)
+  task = InstanceTask(jseg.config.default("mask_rcnn"), None, ClassInfo(("background", "cell")))
+  with pytest.raises(InputError, match=r'need pycocotools .*: pip install "pycocotools>='):
+    task.evaluator(None, "val")

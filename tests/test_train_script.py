@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from jseg.commands.train import default_workdir
+
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = str(ROOT / "train.py")
 
@@ -38,7 +40,7 @@ def train_script(monkeypatch, tmp_path):
       ],
       "unknown config key model.detection_nsm; did you mean model.detection_nms",
     ),
-    (["--config=nothing.py"], "the config file can't be read: [Errno 2] No such file"),
+    (["--config=nothing.py"], "there is no file nothing.py; `jseg configs` lists recipes"),
     (
       [f"--config={ROOT}/configs/paper/fcn.py:fcn4s"],
       "recipe 'fcn4s' is unknown; choose from fcn32s, fcn16s, fcn8s, fcn8s_at_once",
@@ -54,6 +56,21 @@ def test_mistakes(train_script, arguments, message, tmp_path):
   with pytest.raises(SystemExit, match="^error: .*" + re.escape(message)):
     train_script(*arguments, f"--workdir={tmp_path}/run")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("config", "workdir"),
+  [
+    ("quickstart", "runs/quickstart"),
+    ("paper/fcn:fcn16s", "runs/paper_fcn_fcn16s"),
+    ("folders/mine.py:wide", "runs/mine_wide"),
+  ],
+)
+def test_every_recipe_has_a_place_of_its_own(config, workdir, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "folders").mkdir()
+  (tmp_path / "folders" / "mine.py").write_text("")
+  assert default_workdir(config) == pathlib.Path(workdir)
 
 
 def test_a_mistake_ends_the_process_without_a_traceback(tmp_path):

@@ -1,6 +1,6 @@
 """DeepLab-LargeFOV on Pascal VOC (Chen et al. 2015, section 4.1 and table 1).
 
-  python train.py --config=configs/paper/deeplab_v1.py --config.data.root=VOCdevkit \
+  jseg train --config=paper/deeplab_v1 --config.data.root=VOCdevkit \
       --config.init_from=vgg16.safetensors --workdir=runs/deeplab_v1
 
 The paper's number: 62.25 mean IoU on VOC 2012 val before the CRF. `--config.model.msc=True` is the
@@ -8,6 +8,12 @@ multi-scale form. Not run here.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+  weights="vgg16.safetensors or .pth of ImageNet",
+  published="62.25 mean IoU on VOC 2012 val, before the CRF",
+)
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """DeepLab V2 on Pascal VOC (Chen et al. 2017, section 4.1.2 and table 4): ResNet-101, ASPP-L.
 
-  python train.py --config=configs/paper/deeplab_v2.py --config.data.root=VOCdevkit \
+  jseg train --config=paper/deeplab_v2 --config.data.root=VOCdevkit \
       --config.init_from=resnet101.safetensors --workdir=runs/deeplab_v2
 
 The paper's number: 76.35 mean IoU on VOC 2012 val before the CRF, from a ResNet that had been
@@ -8,6 +8,12 @@ trained on MS COCO too, not on ImageNet alone. Not run here.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+  weights="resnet101.safetensors or .pth of ImageNet",
+  published="76.35 mean IoU on VOC 2012 val before the CRF, from a ResNet trained on MS COCO too",
+)
 
 
 def get_config():

@@ -3,9 +3,9 @@
 Two phases: at output stride 16 with live batch norm, then at 8 with its statistics frozen. The
 second one, on train and val, is for the test server; weights don't depend on the stride.
 
-  python train.py --config=configs/paper/deeplab_v3.py:phase1 --config.data.root=VOCdevkit \
+  jseg train --config=paper/deeplab_v3:phase1 --config.data.root=VOCdevkit \
       --config.init_from=resnet101.safetensors --workdir=runs/deeplab_v3
-  python train.py --config=configs/paper/deeplab_v3.py:phase2 --config.data.root=VOCdevkit \
+  jseg train --config=paper/deeplab_v3:phase2 --config.data.root=VOCdevkit \
       --config.init_from=runs/deeplab_v3 --workdir=runs/deeplab_v3_phase2
 
 The paper's numbers: 77.21 mean IoU on VOC 2012 val after phase 1 at stride 16, 78.51 evaluated at
@@ -19,6 +19,16 @@ import jseg.config
 VARIANTS = {
   "phase1": {"output_stride": 16, "norm": "batch"},
   "phase2": {"output_stride": 8, "norm": "frozen_batch"},
+}
+ABOUT = {
+  "phase1": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+    weights="resnet101.safetensors or .pth of ImageNet",
+    published="77.21 mean IoU on VOC 2012 val at stride 16, 78.51 at stride 8",
+  ),
+  "phase2": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug", weights="the run of phase1"
+  ),
 }
 
 

@@ -3,13 +3,13 @@
 In stages, each from the one before (the paper's numbers: 63.6, 65.0 and 65.5 mean IoU on
 seg11valid), or FCN-8s at once (Shelhamer et al. 2017, section 4.3). Not run here.
 
-  python train.py --config=configs/paper/fcn.py:fcn32s --config.data.root=VOCdevkit \
+  jseg train --config=paper/fcn:fcn32s --config.data.root=VOCdevkit \
       --config.init_from=vgg16.safetensors --workdir=runs/fcn32s
-  python train.py --config=configs/paper/fcn.py:fcn16s --config.data.root=VOCdevkit \
+  jseg train --config=paper/fcn:fcn16s --config.data.root=VOCdevkit \
       --config.init_from=runs/fcn32s --workdir=runs/fcn16s
-  python train.py --config=configs/paper/fcn.py:fcn8s --config.data.root=VOCdevkit \
+  jseg train --config=paper/fcn:fcn8s --config.data.root=VOCdevkit \
       --config.init_from=runs/fcn16s --workdir=runs/fcn8s
-  python train.py --config=configs/paper/fcn.py:fcn8s_at_once --config.data.root=VOCdevkit \
+  jseg train --config=paper/fcn:fcn8s_at_once --config.data.root=VOCdevkit \
       --config.init_from=vgg16.safetensors --workdir=runs/fcn8s_at_once
 
 The released recipes sum the loss over an image and take rates of 1e-10, 1e-12 and 1e-14, and 1e-10
@@ -20,6 +20,27 @@ decay of 5e-4, on that scale, is 0.
 import jseg.config
 
 VARIANTS = {"fcn32s": 2e-5, "fcn16s": 2e-7, "fcn8s": 2e-9, "fcn8s_at_once": 2e-5}  # their rates
+ABOUT = {
+  "fcn32s": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+    weights="vgg16.safetensors or .pth of ImageNet",
+    published="63.6 mean IoU on seg11valid",
+  ),
+  "fcn16s": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+    weights="the run of fcn32s",
+    published="65.0 mean IoU on seg11valid",
+  ),
+  "fcn8s": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+    weights="the run of fcn16s",
+    published="65.5 mean IoU on seg11valid",
+  ),
+  "fcn8s_at_once": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+    weights="vgg16.safetensors or .pth of ImageNet",
+  ),
+}
 
 
 def get_config(variant="fcn32s"):

@@ -1,6 +1,6 @@
 """The patch classifier on ISBI 2012 (Ciresan et al. 2012, section 3; network N4).
 
-  python train.py --config=configs/paper/patch_classifier.py --config.data.root=isbi2012 \
+  jseg train --config=paper/patch_classifier --config.data.root=isbi2012 \
       --workdir=runs/patches
 
 One patch of 95 x 95 an example, turned and mirrored at random. The paper trains on 3 million
@@ -9,6 +9,8 @@ ours. Not run here.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(data="ISBI 2012 as a folder data set, `isbi2012`")
 
 
 def get_config():

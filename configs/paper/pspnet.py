@@ -1,10 +1,10 @@
 """PSPNet on Pascal VOC, Cityscapes and ADE20K (Zhao et al. 2017), as in the authors' hszhao/semseg.
 
-  python train.py --config=configs/paper/pspnet.py:voc --config.data.root=VOCdevkit \
+  jseg train --config=paper/pspnet:voc --config.data.root=VOCdevkit \
       --config.init_from=resnet101.safetensors --workdir=runs/pspnet_voc
-  python train.py --config=configs/paper/pspnet.py:cityscapes --config.data.root=cityscapes \
+  jseg train --config=paper/pspnet:cityscapes --config.data.root=cityscapes \
       --config.init_from=resnet101.safetensors --workdir=runs/pspnet_cityscapes
-  python train.py --config=configs/paper/pspnet.py:ade20k --config.data.root=ade20k \
+  jseg train --config=paper/pspnet:ade20k --config.data.root=ade20k \
       --config.init_from=resnet50.safetensors --workdir=runs/pspnet_ade20k
 
 The authors' numbers at one scale: .7907 mean IoU on VOC 2012 val (PSPNet-101), .7863 on Cityscapes
@@ -25,6 +25,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "voc": {"backbone": "resnet101", "steps": 33_000, "crop": 473, "size": (513, 513)},
   "cityscapes": {"backbone": "resnet101", "steps": 37_200, "crop": 713, "size": (1024, 2048)},
   "ade20k": {"backbone": "resnet50", "steps": 126_000, "crop": 473, "size": (683, 683)},
+}
+ABOUT = {
+  "voc": jseg.config.About(
+    data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
+    weights="resnet101.safetensors or .pth of ImageNet",
+    published=".7907 mean IoU on VOC 2012 val",
+  ),
+  "cityscapes": jseg.config.About(
+    data="Cityscapes' leftImg8bit and gtFine",
+    weights="resnet101.safetensors or .pth of ImageNet",
+    published=".7863 mean IoU on Cityscapes val",
+  ),
+  "ade20k": jseg.config.About(
+    data="ADE20K as a folder data set, `ade20k`",
+    weights="resnet50.safetensors or .pth of ImageNet",
+    published=".4189 mean IoU on ADE20K val",
+  ),
 }
 
 

@@ -1,8 +1,8 @@
 """RefineNet on Pascal VOC and Cityscapes (Lin et al. 2017; the authors' guosheng/refinenet).
 
-  python train.py --config=configs/paper/refinenet.py:voc --config.data.root=VOCdevkit \
+  jseg train --config=paper/refinenet:voc --config.data.root=VOCdevkit \
       --config.init_from=resnet50.safetensors --workdir=runs/refinenet_voc
-  python train.py --config=configs/paper/refinenet.py:cityscapes --config.data.root=cityscapes \
+  jseg train --config=paper/refinenet:cityscapes --config.data.root=cityscapes \
       --config.init_from=resnet101.safetensors --workdir=runs/refinenet_cityscapes
 
 The released recipe has ResNet-50 and VOC 2012's own 1,464 training images, and reaches about .691
@@ -19,6 +19,18 @@ import jseg.config
 VARIANTS: dict[str, dict[str, Any]] = {
   "voc": {"backbone": "resnet50", "crop": 400, "size": (500, 500)},
   "cityscapes": {"backbone": "resnet101", "crop": 600, "size": (1024, 2048)},
+}
+ABOUT = {
+  "voc": jseg.config.About(
+    data="Pascal VOC's VOCdevkit",
+    weights="resnet50.safetensors or .pth of ImageNet",
+    published="about .691 mean IoU on VOC 2012 val",
+  ),
+  "cityscapes": jseg.config.About(
+    data="Cityscapes' leftImg8bit and gtFine",
+    weights="resnet101.safetensors or .pth of ImageNet",
+    published="73.6 mean IoU on Cityscapes' test set, at several scales",
+  ),
 }
 
 

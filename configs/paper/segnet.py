@@ -1,8 +1,8 @@
 """SegNet and SegNet-Basic on CamVid (Badrinarayanan et al. 2017, section 4.1 and table 1).
 
-  python train.py --config=configs/paper/segnet.py:segnet --config.data.root=camvid \
+  jseg train --config=paper/segnet:segnet --config.data.root=camvid \
       --config.init_from=vgg16_bn.safetensors --workdir=runs/segnet
-  python train.py --config=configs/paper/segnet.py:segnet_basic --config.data.root=camvid \
+  jseg train --config=paper/segnet:segnet_basic --config.data.root=camvid \
       --workdir=runs/segnet_basic
 
 SegNet's encoder starts from VGG16. The paper's numbers: 60.1 mean IoU (global accuracy 90.4, class
@@ -15,6 +15,17 @@ from typing import Any
 import jseg.config
 
 VARIANTS: dict[str, dict[str, Any]] = {"segnet": {}, "segnet_basic": {}}
+ABOUT = {
+  "segnet": jseg.config.About(
+    data="CamVid as a folder data set, `camvid`",
+    weights="vgg16_bn.safetensors or .pth of ImageNet",
+    published="60.1 mean IoU, global accuracy 90.4, on 3,433 training images",
+  ),
+  "segnet_basic": jseg.config.About(
+    data="CamVid as a folder data set, `camvid`",
+    published="47.7 mean IoU with median frequency balancing",
+  ),
+}
 
 
 def get_config(variant="segnet"):

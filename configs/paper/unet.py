@@ -1,6 +1,6 @@
 """U-Net on ISBI 2012 (Ronneberger et al. 2015, sections 3 and 4).
 
-  python train.py --config=configs/paper/unet.py --config.data.root=isbi2012 --workdir=runs/unet
+  jseg train --config=paper/unet --config.data.root=isbi2012 --workdir=runs/unet
 
 Unpadded, one large tile a step, elastic deformation, weight map, momentum .99. The paper gives no
 learning rate and no number of steps (10 hours on its GPU); those here are ours. The paper's
@@ -9,6 +9,11 @@ Not run here.
 """
 
 import jseg.config
+
+ABOUT = jseg.config.About(
+  data="ISBI 2012 as a folder data set, `isbi2012`",
+  published="warping error .000353, Rand error .0382, pixel error .0611 in the challenge",
+)
 
 
 def get_config():

@@ -80,9 +80,9 @@ def _adjust(random: Random, values: Values, image: jax.Array, size: jax.Array) -
 
 ADJUSTMENT = ColorChange(
   {
-    "brightness": Setting("the largest change of the factor 1", limit=1),
-    "contrast": Setting("the largest change of the factor 1", limit=1),
-    "saturation": Setting("the largest change of the factor 1", limit=1),
+    "brightness": Setting("the largest relative change of the brightness", limit=1),
+    "contrast": Setting("the largest relative change of the contrast", limit=1),
+    "saturation": Setting("the largest relative change of the saturation", limit=1),
     "hue": Setting("the largest turn, 1 being the whole color circle", limit=0.5),
   },
   _adjust,

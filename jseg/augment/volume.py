@@ -200,21 +200,30 @@ def _noise(random: Random, values: Values, image: jax.Array) -> jax.Array:
   return image + values["noise"] * random.uniform("noise") * noise
 
 
-ELASTIC = Warp({"elastic": Setting("a standard deviation in pixels")}, _elastic)
+ELASTIC = Warp(
+  {"elastic": Setting("the standard deviation of the displacements in voxels")}, _elastic
+)
 """Displacements as in `jseg.augment.warps.ELASTIC`, on a grid with a spacing of 32 voxels (Cicek et
 al. 2016, arXiv:1606.06650, section 3.2, where the deviation is 4).
 """
 
-BLUR = Filter({"blur": Setting("the largest standard deviation in pixels")}, _blur)
+BLUR = Filter({"blur": Setting("the largest standard deviation in voxels")}, _blur)
 """A Gaussian blur whose standard deviation is drawn from 0 to `blur` voxels."""
 
-CONTRAST = Filter({"contrast": Setting("the largest change of the factor 1", limit=1)}, _contrast)
+CONTRAST = Filter(
+  {"contrast": Setting("the largest relative change of the contrast", limit=1)}, _contrast
+)
 """The factor of the distance to the volume's mean is drawn from 1 +- `contrast`."""
 
-BRIGHTNESS = Filter({"brightness": Setting("the largest shift", limit=1)}, _brightness)
+BRIGHTNESS = Filter(
+  {"brightness": Setting("the largest shift, in standard deviations of the volume", limit=1)},
+  _brightness,
+)
 """A shift drawn from +- `brightness`, in standard deviations of the whole volume."""
 
-NOISE = Filter({"noise": Setting("the largest standard deviation", limit=1)}, _noise)
+NOISE = Filter(
+  {"noise": Setting("the largest standard deviation, in those of the volume", limit=1)}, _noise
+)
 """Gaussian noise whose deviation is drawn from 0 to `noise`, in deviations of the volume."""
 
 VOLUME_AUGMENTATIONS: tuple[Augmentation, ...] = (

@@ -17,7 +17,9 @@ def _elastic(
   return geometry.elastic(positions, nodes, *crop)
 
 
-ELASTIC = Warp({"elastic": Setting("a standard deviation in pixels")}, _elastic)
+ELASTIC = Warp(
+  {"elastic": Setting("the standard deviation of the displacements in pixels")}, _elastic
+)
 """Displacements on a coarse 3x3 grid over the crop, with cubic interpolation between; `elastic` is
 their standard deviation in pixels of the crop (Ronneberger et al. 2015, arXiv:1505.04597, section
 3.1, where it is 10). Above a tenth of the crop's side, the image folds.
@@ -45,8 +47,8 @@ def _flip(random: Random, values: Values, positions: Positions, crop: Sequence[i
 
 FLIP = Warp(
   {
-    "flip": Setting("a probability", limit=1, default=0.5),
-    "flip_vertical": Setting("a probability", limit=1),
+    "flip": Setting("the probability of a left-right flip", limit=1, default=0.5),
+    "flip_vertical": Setting("the probability of a top-bottom flip", limit=1),
   },
   _flip,
   copies=True,

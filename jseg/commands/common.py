@@ -45,7 +45,9 @@ def run_or_exit(run: Callable[[], object]) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds RUN, --checkpoint and --set."""
-  parser.add_argument("run_directory", metavar="RUN", help="a run directory of train.py")
+  parser.add_argument(
+    "run_directory", metavar="RUN", help="a run directory, the --workdir of jseg train"
+  )
   parser.add_argument(
     "--checkpoint", default="best", help="best, latest or a step (default: %(default)s)"
   )
@@ -96,12 +98,14 @@ def crf_params(arguments: argparse.Namespace, run: Run) -> CrfParams | None:
 
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
-  """Returns what --set asks for.
+  """Returns what --set asks for; where the command has a RUN, its words stay words.
 
   Raises:
-    InputError: one isn't KEY=VALUE.
+    InputError: one isn't KEY=VALUE, or RUN is no run directory.
   """
-  return configs.parse_changes(arguments.set, "--set ")
+  run = getattr(arguments, "run_directory", None)
+  config = Run.open(run).config if run and arguments.set else None
+  return configs.parse_changes(arguments.set, "--set ", config)
 
 
 def open_run(arguments: argparse.Namespace) -> Run:

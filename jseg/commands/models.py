@@ -1,7 +1,10 @@
 """`jseg models`: lists the networks."""
 
 import argparse
+import inspect
+import sys
 
+from rich.markup import escape
 from rich.table import Table
 
 from jseg import models
@@ -16,11 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Prints names, parameters and arguments."""
+  """Prints names, what each is, and parameters."""
   del arguments
-  table = Table("network", "parameters", "arguments")
+  table = Table("network", "what it is", "parameters")
   for name in models.names():
-    values = ", ".join(f"{k}={v}" for k, v in models.arguments(name).items())
-    table.add_row(name, f"{models.count_parameters(name, 21):,}", values)
+    table.add_row(name, escape(summary(name)), f"{models.count_parameters(name, 21):,}")
   CONSOLE.print(table)
-  CONSOLE.print("parameters: for 21 classes and RGB images")
+  CONSOLE.print("parameters: of 21 classes and RGB images")
+  CONSOLE.print("`jseg config NETWORK` explains the keys of each")
+
+
+def summary(name: str) -> str:
+  """Returns the first sentence of a network's module: its name and paper."""
+  module = sys.modules[models.get(name).__module__]
+  return " ".join(str(inspect.getdoc(module)).partition("\n\n")[0].split())

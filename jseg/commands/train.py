@@ -8,15 +8,16 @@ import pathlib
 import jax
 
 from jseg import config as configs
+from jseg import recipes
 from jseg.commands.common import use_cpu_cores
 from jseg.loop import train
-from jseg.types import InputError
 
 HELP = "train a network; the same command again goes on where the last checkpoint ends"
 EXAMPLES = """\
-  python train.py
-  python train.py --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
-  python train.py --config=configs/quickstart.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
+  jseg train
+  jseg train --config=folder --config.data.root=my_data --workdir=runs/mine
+  jseg train --config=paper/fcn:fcn16s --config.data.root=VOCdevkit --workdir=runs/fcn16s
+  jseg train --config=my_recipe.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
 
 On several hosts, start it on each with --distributed."""
 
@@ -27,15 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments; --config.KEY=VALUE is read by `split_overrides`."""
   parser.add_argument(
     "--config",
-    metavar="FILE",
-    help="a Python file with get_config(), or FILE:VARIANT (default: configs/quickstart.py); "
-    f"{_PREFIX}KEY=VALUE changes one of its values",
+    metavar="RECIPE",
+    default=recipes.QUICKSTART,
+    help="a recipe's name (`jseg configs` lists them) or a Python file with get_config(); after "
+    f"a colon its variant (default: %(default)s); {_PREFIX}KEY=VALUE changes one of its values "
+    "(`jseg config RECIPE` lists them)",
   )
   parser.add_argument(
     "--workdir",
     type=pathlib.Path,
-    default=pathlib.Path("runs/quickstart"),
-    help="the run directory (default: %(default)s)",
+    help="the run directory (default: runs/RECIPE)",
   )
   parser.add_argument(
     "--distributed", action="store_true", help="take part in a run on several hosts"
@@ -63,18 +65,9 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
   return others, overrides
 
 
-def _quickstart() -> pathlib.Path:
-  """Path of the configuration that is trained without --config, in a clone."""
-  path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
-  if not path.exists():
-    raise InputError("--config is missing; name a Python file with get_config()")
-  return path
-
-
 def run(arguments: argparse.Namespace) -> None:
   """Trains."""
-  path = arguments.config or str(_quickstart())
-  config = configs.read_file(path)
+  config = recipes.read(arguments.config)
   changes = configs.parse_changes(arguments.overrides, _PREFIX, config)
   config = configs.change(config, changes)
   logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
@@ -82,4 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
     jax.distributed.initialize()
   else:
     use_cpu_cores(config.data.batch_size)
-  train(config, arguments.workdir)
+  train(config, arguments.workdir or default_workdir(arguments.config))
+
+
+def default_workdir(recipe: str) -> pathlib.Path:
+  """Returns where a recipe or file is trained unless told otherwise, each in a place of its own.
+
+  Args:
+    recipe: what --config names: "paper/fcn:fcn16s" is trained in runs/paper_fcn_fcn16s.
+  """
+  path, variant = recipes.find(recipe)
+  name = next((name for name, file in recipes.files().items() if file == path), path.stem)
+  return pathlib.Path("runs", "_".join(filter(None, (*name.split("/"), variant))))

@@ -137,7 +137,7 @@ class MaskRCNN(Network):
   def __post_init__(self) -> None:
     backbones.check(self.backbone, strides=_STRIDES, width=self.width)
     check_norm(self.norm)
-    check_norm(self.head_norm)
+    check_norm(self.head_norm, "head_norm")
     if self.roi not in ("align", "pool"):
       raise InputError(f"roi: {self.roi!r} is unknown; choose from align, pool")
     if len(self.anchor_sizes) != 5 or min(self.anchor_sizes) <= 0:

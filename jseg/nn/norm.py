@@ -16,10 +16,10 @@ _FEW = 1024  # pixels of a map, over the batch, up to which accuracy goes before
 KINDS = ("batch", "local_batch", "frozen_batch", "group", "none")
 
 
-def check_norm(kind: str) -> None:
-  """Raises InputError if `Norm` has no such kind."""
+def check_norm(kind: str, argument: str = "norm") -> None:
+  """Raises InputError, which names the argument, if `Norm` has no such kind."""
   if kind not in KINDS:
-    raise InputError(f"norm: {kind!r} is unknown; choose from {', '.join(KINDS)}")
+    raise InputError(f"{argument}: {kind!r} is unknown; choose from {', '.join(KINDS)}")
 
 
 class Norm(Layer):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jseg.install import install_line
 from jseg.types import InputError
 
 Size = tuple[int, ...]
@@ -142,7 +143,7 @@ def coco_masks() -> Any:
     from pycocotools import mask
   except ImportError as error:
     raise InputError(
-      f'COCO\'s masks and metrics need pycocotools ({error}): pip install "jaxseg[instance]"'
+      f"COCO's masks and metrics need pycocotools ({error}): {install_line('instance')}"
     ) from error
   return mask
 

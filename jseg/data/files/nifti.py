@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from jseg.data.files import FileError
+from jseg.install import install_line
 from jseg.types import InputError
 
 
@@ -102,7 +103,7 @@ def import_nibabel() -> ModuleType:
     import nibabel
   except ImportError as error:
     raise InputError(
-      'volumes are read by nibabel, which is not installed: pip install "jaxseg[volumes]"'
+      f"volumes are read by nibabel, which is not installed: {install_line('volumes')}"
     ) from error
   return nibabel
 

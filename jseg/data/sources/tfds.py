@@ -239,14 +239,13 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Dataset
       builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
       raise InputError(
-        f"TFDS needs more to prepare {name}: {error}. Install TensorFlow with "
-        'pip install "jaxseg[tensorflow]"'
+        f"TFDS needs more to prepare {name}: {error}. Install TensorFlow: pip install tensorflow"
       ) from error
   stored = {file_format.value for file_format in builder.info.available_file_formats()}
   if "array_record" not in stored:
     raise InputError(
       f"{builder.data_dir} is stored as {', '.join(sorted(stored))}, which only TensorFlow reads: "
-      'pip install "jaxseg[tensorflow]" and run tfds convert_format '
+      "pip install tensorflow and run tfds convert_format "
       f"--dataset_dir={builder.data_dir} --out_file_format=array_record, "
       "or give another data_dir to prepare it anew"
     )

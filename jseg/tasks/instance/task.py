@@ -50,16 +50,23 @@ class InstanceTask:
 
   @staticmethod
   def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
-    """Returns keys of `data`, and the sections `augment` and `loss`."""
+    """Returns keys of `data`, and the sections `augment` and `loss`.
+
+    Keys:
+      data.max_objects: objects per training image; the largest are taken.
+      data.mask_size: cells along either side of a training mask.
+      data.short_side: pixels that images' shorter sides are brought to; 0 leaves them as they are.
+      augment.crop: size of the crops that are trained on, as data.size; () is data.size itself.
+    """
     del network
     return {
       "data": {
-        "max_objects": 100,  # objects per training image; the largest are taken
-        "mask_size": 56,  # cells along either side of a training mask
-        "short_side": 0,  # pixels that images' shorter sides are brought to; 0: as they are
+        "max_objects": 100,
+        "mask_size": 56,
+        "short_side": 0,
       },
       "augment": {"crop": (), **augment.instance_arguments()},
-      "loss": dict.fromkeys(DETECTION_LOSSES, 1.0),  # weight of each loss
+      "loss": dict.fromkeys(DETECTION_LOSSES, 1.0),
     }
 
   @staticmethod
@@ -145,7 +152,12 @@ class InstanceTask:
     return {}
 
   def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], InstanceScores]:
-    """Returns `evaluate(variables)`, at the images' own size."""
+    """Returns `evaluate(variables)`, at the images' own size.
+
+    Raises:
+      InputError: pycocotools is missing.
+    """
+    nothing = AveragePrecisionState.empty(len(self.classes.names))  # before hours of training
     source = dataset.source(split)
     step = forward.make_detect_step(self.model, images.prepare)
     short_side = self.config.data.short_side
@@ -154,7 +166,7 @@ class InstanceTask:
     )
 
     def evaluate(variables: Variables) -> InstanceScores:
-      state = AveragePrecisionState.empty(len(self.classes.names))
+      state = nothing
       for indices, sizes, detections in map(jax.device_get, results(variables)):
         for place, index in enumerate(indices.tolist()):
           if index < 0:  # padding of the last batch

@@ -64,15 +64,24 @@ class SemanticTask:
 
   @staticmethod
   def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
-    """Returns the sections `augment`, `loss` and, for images, `crf`."""
+    """Returns the sections `augment`, `loss` and, for images, `crf`.
+
+    Keys:
+      augment.crop: size of the crops that are trained on, as data.size; () is data.size itself.
+      loss.balance: "median" weighs each class by median frequency / frequency (SegNet).
+      loss.class_weights: one weight per class; () for none.
+      loss.border_weight: w0 of U-Net's weight map, 10 in the paper; 0 is off.
+      loss.border_sigma: sigma of U-Net's weight map, in pixels.
+      crf.train: whether a dense CRF is the last layer of the network, trained with it.
+    """
     sections = {
-      "augment": {"crop": (), **augment.arguments()},  # () is data.size
+      "augment": {"crop": (), **augment.arguments()},
       "loss": {
         **losses.arguments(),
-        "balance": "none",  # or "median": classes weigh median frequency / frequency
-        "class_weights": (),  # or one number per class
-        "border_weight": 0.0,  # w0 of U-Net's weight map; 10 in the paper, 0 is off
-        "border_sigma": 5.0,  # and its sigma, in pixels
+        "balance": "none",
+        "class_weights": (),
+        "border_weight": 0.0,
+        "border_sigma": 5.0,
       },
     }
     if network.ndim == 2:
@@ -80,8 +89,8 @@ class SemanticTask:
       params = params_to_dict(DenseCRF().params)
       del params["compatibility"]
       sections["crf"] = {
-        "train": False,  # puts a dense CRF behind the network, trained with it
-        "train_bandwidths": False,  # and not its weights and compatibility alone
+        "train": False,
+        "train_bandwidths": False,
         **params,
       }
     return sections
