@@ -1,5 +1,6 @@
 """Files of a data set: reading them, naming the one at fault, noticing that one changed."""
 
+import codecs
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +8,21 @@ from pathlib import Path
 
 from jseg.types import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# The longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
+_MARKS = (
+  (codecs.BOM_UTF32_LE, "UTF-32"),
+  (codecs.BOM_UTF32_BE, "UTF-32"),
+  (codecs.BOM_UTF16_LE, "UTF-16"),
+  (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
 
 class FileError(InputError):
   """One file, what is wrong with it, what to do about it.
 
   Attributes:
-    kind: short name of the kind of problem, for grouping: unreadable, depth, size, values,
-      partner, layout.
+    kind: short name of the kind of problem, for grouping: unreadable, missing, depth, size, values,
+      partner, layout, unused.
     file: path of the file.
     problem: what is wrong.
     fix: the remedy.
@@ -38,6 +44,37 @@ def read_bytes(path: Path) -> bytes:
   except OSError as error:
     reason = error.strerror or str(error)
     raise FileError("unreadable", path, reason, "Check the path and its permissions") from error
+
+
+def read_text(path: Path) -> str:
+  """Text of a file in UTF-8, with or without a byte order mark.
+
+  Raises:
+    FileError: the file can't be read, or is in another encoding, which is named.
+  """
+  content = read_bytes(path)
+  try:
+    if encoding := marked_encoding(content):
+      raise FileError("encoding", path, f"is encoded in {encoding}", "Save it again as UTF-8")
+    return content.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise FileError(
+      "encoding",
+      path,
+      f"is not encoded in UTF-8: byte {content[error.start]:#x} at {error.start} is none of its; "
+      "perhaps in Windows-1252 or Latin-1",
+      "Save it again as UTF-8",
+    ) from None
+
+
+def marked_encoding(content: bytes) -> str | None:
+  """Which other encoding than UTF-8 a text is plainly in, by its mark or its zero bytes, if any."""
+  for mark, name in _MARKS:
+    if content.startswith(mark):
+      return name
+  # JSON and lists of names begin with a character of ASCII.
+  zeros = [byte == 0 for byte in content[:2]]
+  return {(False, True): "UTF-16-LE", (True, False): "UTF-16-BE"}.get(tuple(zeros))
 
 
 def fingerprint(files: Iterable[tuple[str, Path]], extra: str) -> str:

@@ -109,6 +109,7 @@ def pair_source(
   classes: ClassInfo,
   splits: Mapping[str, Sequence[FilePair]],
   problems: Sequence[FileError] = (),
+  notes: Sequence[FileError] = (),
 ) -> ListedSource:
   """Makes a source of file pairs, with the fingerprint of their contents."""
 
@@ -124,6 +125,7 @@ def pair_source(
     splits=splits,
     make_fingerprint=digest,
     problems=problems,
+    notes=notes,
     has_objects=classes.instance,
   )
 

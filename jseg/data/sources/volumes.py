@@ -19,7 +19,8 @@ from typing import cast
 
 import numpy as np
 
-from jseg.data.files import NIFTI_SUFFIXES, FileError, masks
+from jseg.data.files import FileError, masks
+from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from jseg.data.files.nifti import (
   Volume,
   import_nibabel,
@@ -29,8 +30,9 @@ from jseg.data.files.nifti import (
   size_text,
 )
 from jseg.data.sources.base import Example, ListedSource
-from jseg.data.sources.folder import holds_volumes, paired_folder
+from jseg.data.sources.folder import holds, paired_folder
 from jseg.data.sources.pairs import FilePair
+from jseg.types import InputError
 
 
 def volumes_source(
@@ -48,13 +50,15 @@ def volumes_source(
   """
   tasks = ("semantic", "semantic3d")
   source = paired_folder(root, fractions, seed, NIFTI_SUFFIXES, VolumePair, tasks)
+  if not any(source.splits.values()) and holds(root, IMAGE_SUFFIXES):
+    raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
   return dataclasses.replace(source, problems=problems, ndim=3)
 
 
 def matches(root: Path) -> bool:
   """Whether a folder is laid out like this."""
-  return holds_volumes(root)
+  return holds(root, NIFTI_SUFFIXES)
 
 
 class VolumePair(FilePair[Volume, Volume]):
