@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
+from jseg.data.files.instances import Objects
 from jseg.types import IGNORE
 
 _MOST_PROBLEMS = 20  # shown of each kind
@@ -41,6 +42,20 @@ class SplitReport:
   images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   most: int = 0
 
+  def add_pixels(self, counts: np.ndarray) -> None:
+    """Adds a mask: int64 [256], its pixels of each train id."""
+    self.pixels += counts
+    self.images_with += counts > 0
+
+  def add_objects(self, objects: Objects, k: int) -> None:
+    """Adds the objects of an image; k is the number of classes."""
+    counts = np.bincount(objects.classes[~objects.crowd], minlength=k)
+    if not self.objects.size:
+      self.objects, self.images_with_objects = np.zeros((2, k), np.int64)
+    self.objects += counts
+    self.images_with_objects += counts > 0
+    self.most = max(self.most, len(objects))
+
 
 @dataclasses.dataclass
 class Report:
@@ -50,8 +65,8 @@ class Report:
     root: the folder.
     classes: classes of the data set.
     splits: contents of each split.
-    problems: all that must be mended before training.
-    notes: what training will do without.
+    problems: errors: all that must be mended before training.
+    notes: warnings: what training will do without, or reads otherwise than may be expected.
   """
 
   root: Path

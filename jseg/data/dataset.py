@@ -120,6 +120,13 @@ class Dataset:
     more = [(n - slots, images) for part in parts for n, images in part if n > slots]
     return sum(images for _, images in more), sum(n * images for n, images in more)
 
+  def object_counts(self, split: str) -> tuple[int, int]:
+    """(objects to be learned, crowds) in a split."""
+    parts, metadata = self._parts(split), self._builder.info.metadata
+    total = sum(n * images for part in parts for n, images in metadata[OBJECTS_PER_IMAGE][part])
+    crowds = sum(metadata["crowds"][part] for part in parts)
+    return total - crowds, crowds
+
   def pixel_counts(self, split: str) -> np.ndarray:
     """Pixels of each class in a split: int64 [k]. Void is not counted."""
     return self._total("pixel_counts", split)

@@ -2,11 +2,15 @@
 
 import codecs
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from jseg.types import InputError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 # The longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
 _MARKS = (
@@ -31,6 +35,16 @@ class FileError(InputError):
   def __init__(self, kind: str, file: Path | str, problem: str, fix: str):
     super().__init__(f"{file}: {problem}. {fix}")
     self.kind, self.file, self.problem, self.fix = kind, str(file), problem, fix
+
+
+def attempt(
+  function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> tuple[Result | None, list[FileError]]:
+  """Calls a function: returns (its result, []), or (None, [the problem])."""
+  try:
+    return function(*args, **kwargs), []
+  except FileError as problem:
+    return None, [problem]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -73,8 +87,9 @@ def marked_encoding(content: bytes) -> str | None:
     if content.startswith(mark):
       return name
   # JSON and lists of names begin with a character of ASCII.
-  zeros = [byte == 0 for byte in content[:2]]
-  return {(False, True): "UTF-16-LE", (True, False): "UTF-16-BE"}.get(tuple(zeros))
+  if len(content) < 2 or (content[0] == 0) == (content[1] == 0):
+    return None
+  return "UTF-16-BE" if content[0] == 0 else "UTF-16-LE"
 
 
 def fingerprint(files: Iterable[tuple[str, Path]], extra: str) -> str:

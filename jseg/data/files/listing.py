@@ -80,6 +80,11 @@ def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
   return listing
 
 
+def list_if_there(folder: Path, suffixes: Collection[str]) -> Listing:
+  """Lists the files of a folder as `list_files` does, and nothing if there is no such folder."""
+  return list_files(folder, suffixes) if folder.is_dir() else Listing({}, [], [])
+
+
 def split_suffix(name: str, suffixes: Collection[str]) -> tuple[str, str]:
   """Splits a file's name into (stem, suffix); the suffix is "" if it is none of these.
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from jseg.data.files import FileError
-from jseg.data.files.classes import ClassInfo
+from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.images import encode_png
 from jseg.data.files.instances import Objects
 from jseg.types import InputError
@@ -39,6 +39,9 @@ class Example:
     counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
     objects: the objects of the image one by one, if the data set has them.
     notes: what was left out of the example, and why.
+    traits: what is unusual about its files; `jseg.data.survey` has the list and what it says of
+      many.
+    colors: color of each index of an indexed mask that was read by its indices.
   """
 
   image: bytes | np.ndarray
@@ -47,6 +50,8 @@ class Example:
   counts: np.ndarray
   objects: Objects | None = None
   notes: tuple[FileError, ...] = ()
+  traits: frozenset[str] = frozenset()
+  colors: Mapping[int, Color] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def from_arrays(

@@ -64,12 +64,13 @@ def matches(root: Path) -> bool:
 class VolumePair(FilePair[Volume, Volume]):
   """A volume and its mask; see `FilePair`."""
 
-  def make_example(self, image: Volume, raw: Volume) -> Example:
-    """Joins a volume, which it normalizes, and its mask. Raises FileError."""
-    label = self.make_label(raw)
-    counts = np.bincount(label.ravel(), minlength=256)
+  def make_example(self, image: Volume, raw: Volume, label: masks.Label) -> Example:
+    """Joins a volume, which it normalizes, and its mask."""
+    del raw
+    counts = np.bincount(label.ids.ravel(), minlength=256)
     # Half precision resolves a thousandth of a standard deviation, far below any scanner's noise.
-    return Example(normalize_volume(image.array).astype(np.float16), label, image.size, counts)
+    array = normalize_volume(image.array).astype(np.float16)
+    return Example(array, label.ids, image.size, counts)
 
   def read_image(self) -> Volume:
     """Reads the image. Raises FileError."""
@@ -93,19 +94,13 @@ class VolumePair(FilePair[Volume, Volume]):
       problem = f"its affine places it {off:.3g} voxels away from its image {self.image}"
       raise FileError("size", self.mask, problem, f"{fix}, or give it the image's affine")
 
-  def make_label(self, raw: Volume) -> np.ndarray:
-    """Translates a raw mask to train ids: uint8 [d h w]. Raises FileError."""
-    if (broken := raw.array % 1 != 0).any():
-      raise FileError(
-        "values",
-        self.mask,
-        f"value {raw.array[broken][0]:g} is no whole number ({broken.sum()} voxels are not)",
-        "A mask holds class values: resample masks by nearest neighbor",
-      )
+  def make_label(self, raw: Volume) -> masks.Label:
+    """Translates a raw mask to train ids. Raises FileError."""
+    values = masks.whole_numbers(raw.array, self.mask, raw.step)
     # `make_label` takes three axes for colors.
-    flat = raw.array.reshape(len(raw.array), -1).astype(np.int32)
-    label = masks.make_label(flat, self.classes, self.table, self.mask)
-    return label.reshape(raw.size)
+    flat = np.clip(values, -1, 2**30).reshape(len(values), -1).astype(np.int32)
+    label = masks.make_label(masks.RawMask(flat), self.classes, self.table, self.mask)
+    return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
 
 
 def _odd_channels(source: ListedSource) -> list[FileError]:
