@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     resize_and_pad,
     train_iterator,
   )
+  from jseg.data.repair import repair_folder
   from jseg.data.sheet import contact_sheet
   from jseg.data.sources.base import Example, Item, ListedSource, Source
 
@@ -48,6 +49,7 @@ __all__ = [
   "objects_from_detections",
   "read_image",
   "read_volume",
+  "repair_folder",
   "resize_and_pad",
   "train_iterator",
   "voc_colormap",
@@ -66,6 +68,7 @@ _HOMES = {
   "files.instances": ("Objects",),
   "sources.base": ("Example", "Item", "ListedSource", "Source"),
   "files.nifti": ("flatten_volume", "read_volume", "write_mask"),
+  "repair": ("repair_folder",),
   "pipeline": ("as_channels", "check_canvas", "eval_batches", "resize_and_pad", "train_iterator"),
 }
 

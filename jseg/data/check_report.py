@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -41,6 +42,20 @@ class SplitReport:
   objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   most: int = 0
+
+  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+    """Plain values for JSON, given the names of the classes."""
+    counts = {"pixels": self.pixels, "masks_with": self.images_with, "objects": self.objects}
+    return {
+      "images": self.count,
+      "sizes": [{"size": list(size), "images": n} for size, n in self.sizes.most_common()],
+      "void_pixels": int(self.pixels[IGNORE]),
+      **{
+        key: dict(zip(names, count[: len(names)].tolist(), strict=True))
+        for key, count in counts.items()
+        if count.size
+      },
+    }
 
   def add_pixels(self, counts: np.ndarray) -> None:
     """Adds a mask: int64 [256], its pixels of each train id."""
@@ -80,6 +95,21 @@ class Report:
     """Nothing is wrong: `load` will prepare this folder."""
     return not self.problems
 
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values for JSON: contents of each split, and problems with their severity."""
+    findings = [("error", problem) for problem in self.problems]
+    findings += [("warning", note) for note in self.notes]
+    names = self.classes.names
+    return {
+      "root": str(self.root),
+      "ok": self.ok,
+      "errors": len(self.problems),
+      "warnings": len(self.notes),
+      "classes": list(names),
+      "splits": {split: contents.to_dict(names) for split, contents in self.splits.items()},
+      "problems": [problem.to_dict(severity) for severity, problem in findings],
+    }
+
   def table(self) -> RenderableType:
     """Counts, class shares and problems, for a rich console."""
     tables = [_splits_table(self)]
@@ -91,7 +121,7 @@ class Report:
 
 
 def _splits_table(report: Report) -> Table:
-  table = Table(title=str(report.root), title_justify="left")
+  table = Table(title=Text(str(report.root)), title_justify="left")
   volumes = any(len(size) == 3 for contents in report.splits.values() for size in contents.sizes)
   axes = f"sizes (width x height{' x depth' if volumes else ''})"
   for column in ("split", "images", axes, "void"):
@@ -141,10 +171,11 @@ def _objects_table(report: Report) -> Table:
 
 def _problem_lines(report: Report) -> Iterator[Text]:
   yield from _listed(report.notes, "yellow", "!")
-  if report.ok:
+  yield from _listed(report.problems, "red", "✗")
+  if report.ok and report.notes:
+    yield Text(f"No errors; {len(report.notes)} warning(s).", "green")
+  elif report.ok:
     yield Text("No problems found.", "green")
-  else:
-    yield from _listed(report.problems, "red", "✗")
 
 
 def _listed(problems: Sequence[FileError], color: str, sign: str) -> Iterator[Text]:

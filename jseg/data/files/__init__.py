@@ -12,8 +12,12 @@ from jseg.types import InputError
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+_UTF8_MARK = "UTF-8 with a mark"
+_UTF8_FIX = "Save it again as UTF-8; jseg check-data --fix does where the encoding is certain"
+_CODECS = {_UTF8_MARK: "utf-8-sig"}
 # The longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
 _MARKS = (
+  (codecs.BOM_UTF8, _UTF8_MARK),
   (codecs.BOM_UTF32_LE, "UTF-32"),
   (codecs.BOM_UTF32_BE, "UTF-32"),
   (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -35,6 +39,11 @@ class FileError(InputError):
   def __init__(self, kind: str, file: Path | str, problem: str, fix: str):
     super().__init__(f"{file}: {problem}. {fix}")
     self.kind, self.file, self.problem, self.fix = kind, str(file), problem, fix
+
+  def to_dict(self, severity: str) -> dict[str, str]:
+    """Plain values for JSON; `severity` is "error" or "warning"."""
+    fields = {"kind": self.kind, "file": self.file, "problem": self.problem, "fix": self.fix}
+    return {"severity": severity, **fields}
 
 
 def attempt(
@@ -66,29 +75,42 @@ def read_text(path: Path) -> str:
   Raises:
     FileError: the file can't be read, or is in another encoding, which is named.
   """
-  content = read_bytes(path)
+  text, encoding = decode_text(read_bytes(path), path)
+  if encoding not in ("", _UTF8_MARK):
+    raise FileError("encoding", path, f"is encoded in {encoding}", _UTF8_FIX)
+  return text
+
+
+def decode_text(content: bytes, where: Path) -> tuple[str, str]:
+  """Decodes text whose encoding is certain.
+
+  Returns:
+    (the text, "" for plain UTF-8 or else the name of its encoding).
+
+  Raises:
+    FileError: it can't be said in which encoding it is.
+  """
+  encoding = _marked_encoding(content)
   try:
-    if encoding := marked_encoding(content):
-      raise FileError("encoding", path, f"is encoded in {encoding}", "Save it again as UTF-8")
-    return content.decode("utf-8-sig")
+    return content.decode(_CODECS.get(encoding, encoding or "utf-8")), encoding
   except UnicodeDecodeError as error:
     raise FileError(
       "encoding",
-      path,
-      f"is not encoded in UTF-8: byte {content[error.start]:#x} at {error.start} is none of its; "
+      where,
+      f"is not encoded in {encoding or 'UTF-8'} (byte {content[error.start]:#x} at {error.start}); "
       "perhaps in Windows-1252 or Latin-1",
-      "Save it again as UTF-8",
+      _UTF8_FIX,
     ) from None
 
 
-def marked_encoding(content: bytes) -> str | None:
-  """Which other encoding than UTF-8 a text is plainly in, by its mark or its zero bytes, if any."""
+def _marked_encoding(content: bytes) -> str:
+  """Which encoding a text has by its mark, or by the zero bytes around its first character."""
   for mark, name in _MARKS:
     if content.startswith(mark):
       return name
   # JSON and lists of names begin with a character of ASCII.
   if len(content) < 2 or (content[0] == 0) == (content[1] == 0):
-    return None
+    return ""
   return "UTF-16-BE" if content[0] == 0 else "UTF-16-LE"
 
 

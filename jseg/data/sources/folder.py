@@ -7,6 +7,7 @@ ROOT/{train,val,test}/masks/NAME.png     ROOT/masks/NAME.png    (split at random
 NAME may have folders in front, the same below images and below masks.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,24 @@ _LAYOUT = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What kind of files a folder in the layout above holds.
+
+  Attributes:
+    suffixes: what names of files end in.
+    make_pair: the kind of `FilePair` they make.
+    tasks: see `ClassInfo.load`.
+  """
+
+  suffixes: Sequence[str]
+  make_pair: Callable[..., FilePair]
+  tasks: Sequence[str]
+
+
+IMAGES = Layout(IMAGE_SUFFIXES, ImagePair, ("semantic", "instance"))
+
+
 def folder_source(
   root: str | Path, fractions: Mapping[str, float] | None = None, seed: int = 0
 ) -> ListedSource:
@@ -45,7 +64,7 @@ def folder_source(
   Raises:
     InputError: the folder, its classes or its layout are missing.
   """
-  source = paired_folder(root, fractions, seed, IMAGE_SUFFIXES, ImagePair, ("semantic", "instance"))
+  source = read_folder(root, IMAGES, None, fractions, seed)
   if not any(source.splits.values()) and holds(root, NIFTI_SUFFIXES):
     raise InputError(f'{root} holds volumes: give "volumes" as data.name instead of "folder"')
   return source
@@ -64,23 +83,21 @@ def holds(root: str | Path, suffixes: Sequence[str]) -> bool:
   return any(holds_any(root / split / "images", suffixes) for split in ("", *SPLITS))
 
 
-def paired_folder(
+def read_folder(
   root: str | Path,
-  fractions: Mapping[str, float] | None,
-  seed: int,
-  suffixes: Sequence[str],
-  make_pair: Callable[..., FilePair],
-  tasks: Sequence[str],
+  layout: Layout,
+  classes: ClassInfo | None = None,
+  fractions: Mapping[str, float] | None = None,
+  seed: int = 0,
 ) -> ListedSource:
   """Reads a folder in the layout above.
 
   Args:
     root: the folder.
+    layout: what kind of files it holds.
+    classes: its classes, if they aren't to be read from its classes.json.
     fractions: shares of the splits; see `folder_source`.
     seed: seed of the random split.
-    suffixes: what names of files end in.
-    make_pair: the kind of `FilePair` to make.
-    tasks: see `ClassInfo.load`.
 
   Raises:
     InputError: see `folder_source`.
@@ -89,37 +106,36 @@ def paired_folder(
   if not any((root / s).is_dir() for s in SPLITS) and not (root / "images").is_dir():
     inside = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise InputError(f"{root} holds no data set ({inside} found). {_LAYOUT}")
-  classes = ClassInfo.load(root / "classes.json", tasks)
+  classes = classes or ClassInfo.load(root / "classes.json", layout.tasks)
   if classes.instance and classes.mask_values is not None:
     raise InputError(
       f"{root / 'classes.json'}: mask_values are for classes, but these masks hold instance ids; "
       "leave mask_values out"
     )
-  plain = not any((root / split).is_dir() for split in SPLITS)
-  if plain:
-    pairs, problems, notes = _find_pairs(root, classes, suffixes, make_pair)
+  if not any((root / split).is_dir() for split in SPLITS):
+    pairs, problems, notes = _find_pairs(root, classes, layout)
     splits = split_at_random(pairs, fractions or {"train": 0.8, "val": 0.2}, seed) if pairs else {}
     return pair_source(root, classes, splits, problems, notes)
   if fractions:
     raise InputError(f"fractions: {root} has its own splits; leave fractions out")
-  splits, problems, notes = {}, *_stray_folders(root, suffixes)
+  splits, problems, notes = {}, *_stray_folders(root, layout.suffixes)
   for split in SPLITS:
     if (root / split).is_dir():
-      splits[split], wrong, unused = _find_pairs(root / split, classes, suffixes, make_pair)
+      splits[split], wrong, unused = _find_pairs(root / split, classes, layout)
       problems += wrong
       notes += unused
   return pair_source(root, classes, splits, problems, notes)
 
 
 def _find_pairs(
-  folder: Path, classes: ClassInfo, suffixes: Sequence[str], make_pair: Callable[..., FilePair]
+  folder: Path, classes: ClassInfo, layout: Layout
 ) -> tuple[list[FilePair], list[FileError], list[FileError]]:
   """Pairs the files of `folder`/images and `folder`/masks by name.
 
   Returns:
     (pairs, problems such as files without partner, notes on what isn't used).
   """
-  images, masks = (_list(folder / kind, suffixes) for kind in ("images", "masks"))
+  images, masks = (_list(folder / kind, layout.suffixes) for kind in ("images", "masks"))
   lone = sorted(images.files.keys() ^ masks.files.keys())
   problems = [*images.problems, *masks.problems]
   known = {problem.file for problem in problems}
@@ -137,10 +153,10 @@ def _find_pairs(
       fix = f"If it is {kind.files[meant]}, give both the same name; else remove this file"
     problems.append(FileError("partner", file, f"has no {other} of the same name", fix))
   if not images.files and not masks.files and not known:
-    problems.append(_empty(folder, suffixes))
+    problems.append(_empty(folder, layout.suffixes))
   table = classes.table()
   pairs = [
-    make_pair(name, path, masks.files[name], classes, table)
+    layout.make_pair(name, path, masks.files[name], classes, table)
     for name, path in images.files.items()
     if name in masks.files
   ]

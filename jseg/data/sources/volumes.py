@@ -30,7 +30,7 @@ from jseg.data.files.nifti import (
   size_text,
 )
 from jseg.data.sources.base import Example, ListedSource
-from jseg.data.sources.folder import holds, paired_folder
+from jseg.data.sources.folder import Layout, holds, read_folder
 from jseg.data.sources.pairs import FilePair
 from jseg.types import InputError
 
@@ -48,8 +48,7 @@ def volumes_source(
   Raises:
     InputError: the folder, its classes or its layout are missing, or nibabel is.
   """
-  tasks = ("semantic", "semantic3d")
-  source = paired_folder(root, fractions, seed, NIFTI_SUFFIXES, VolumePair, tasks)
+  source = read_folder(root, VOLUMES, None, fractions, seed)
   if not any(source.splits.values()) and holds(root, IMAGE_SUFFIXES):
     raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
@@ -101,6 +100,9 @@ class VolumePair(FilePair[Volume, Volume]):
     flat = np.clip(values, -1, 2**30).reshape(len(values), -1).astype(np.int32)
     label = masks.make_label(masks.RawMask(flat), self.classes, self.table, self.mask)
     return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
+
+
+VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"))
 
 
 def _odd_channels(source: ListedSource) -> list[FileError]:
