@@ -131,18 +131,23 @@ def _copy_pair(pair: FilePair, home: Path, root: Path, repairs: Repairs) -> None
 def _repair_pair(pair: ImagePair) -> tuple[bytes | None, bytes | None, str]:
   """(the image upright as PNG, the mask as PNG, what was done to it); None stays as it is."""
   image, raw = attempt(pair.read_image)[0], attempt(pair.read_mask)[0]
-  if image is None or raw is None:
+  if image is None or raw is None or (raw.turned and not image.rotated):
     return None, None, ""
   shape = raw.values.shape
   fits = shape[:2] == image.size
   turn = not fits and image.rotated and not raw.turned and shape[1::-1] == image.size
-  numbers, what = (None, "") if not (fits or turn) else _repair_mask(pair, raw, turn)
-  upright = image.rotated and (fits or numbers is not None)
-  return image.data if upright else None, None if numbers is None else encode_png(numbers), what
+  if not fits and not turn:
+    return None, None, ""
+  numbers, what = _repair_mask(pair, raw, image.orientation if turn else 1)
+  # Where a mask fits either way, which way it was drawn is not certain.
+  certain = numbers is not None if turn else raw.turned or not image.hides_rotation
+  upright = image.data if image.rotated and certain else None
+  return upright, None if numbers is None else encode_png(numbers), what
 
 
-def _repair_mask(pair: ImagePair, raw: RawMask, turn: bool) -> tuple[np.ndarray | None, str]:
+def _repair_mask(pair: ImagePair, raw: RawMask, orientation: int) -> tuple[np.ndarray | None, str]:
   """(the mask's numbers, what was done), or None if nothing needs to be, or nothing is certain."""
+  turn = orientation > 1
   colored = raw.values.ndim == 3 or (raw.palette is not None and pair.classes.by_color)
   # What an index means, or whether 0 is white, is certain only if classes.json says so.
   odd_depth = raw.depth != 8 and raw.palette is None
@@ -152,7 +157,7 @@ def _repair_mask(pair: ImagePair, raw: RawMask, turn: bool) -> tuple[np.ndarray 
   if numbers is None:
     return None, ""
   if turn:
-    numbers = _turned(numbers, pair.image)
+    numbers = _turned(numbers, orientation)
   done = ["EXIF's turn is applied"] if turn or raw.turned else []
   done += ["colors become class numbers"] if colored else []
   done += ["saved with 8 or 16 bits"] if odd_depth else []
@@ -180,10 +185,8 @@ def _numbers(pair: ImagePair, raw: RawMask) -> np.ndarray | None:
   return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
-def _turned(numbers: np.ndarray, image: Path) -> np.ndarray:
-  """Turns an array as EXIF turns an image."""
-  with Image.open(image) as opened:
-    orientation = opened.getexif()[0x0112]
+def _turned(numbers: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns an array as EXIF's orientation turns an image."""
   mask = Image.fromarray(numbers)
   mask.getexif()[0x0112] = orientation
   return np.asarray(ImageOps.exif_transpose(mask))

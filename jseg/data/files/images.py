@@ -20,12 +20,22 @@ class CanonicalImage:
   Attributes:
     data: encoded bytes; the file's own, if they were canonical already.
     size: (height, width), upright.
-    rotated: an EXIF orientation was applied.
+    orientation: EXIF's orientation, which was applied; 1 if there is none.
   """
 
   data: bytes
   size: tuple[int, int]
-  rotated: bool
+  orientation: int = 1
+
+  @property
+  def rotated(self) -> bool:
+    """Whether an EXIF orientation was applied."""
+    return self.orientation > 1
+
+  @property
+  def hides_rotation(self) -> bool:
+    """Whether it was, and left the size what it was, so that masks fit either way."""
+    return self.rotated and (self.orientation < 5 or self.size[0] == self.size[1])
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -81,7 +91,7 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     FileError: the image is damaged, deeper than 8 bits, or refused by `open_checked`.
   """
   opened = open_checked(data, where)
-  image, turned = opened.image, opened.turned
+  image, orientation = opened.image, opened.orientation
   if image.mode[0] in "IF" or opened.depth > 8:
     depth = max(16, opened.depth) if image.mode[0] in "IF" else opened.depth
     raise FileError(
@@ -96,10 +106,10 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     and image.mode in ("L", "RGB")
     and opened.depth == 8
     and "transparency" not in image.info
-    and not turned
+    and orientation == 1
   )
   if keep:
-    return CanonicalImage(data, (image.height, image.width), turned)
+    return CanonicalImage(data, (image.height, image.width), orientation)
   gray = image.mode in ("1", "L", "LA", "La")
   if gray:
     array = np.asarray(image.convert("LA").getchannel(0))
@@ -110,4 +120,4 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     except ValueError:
       problem = f"its colors are stored as {image.mode}, which isn't read"
       raise FileError("depth", where, problem, "Save it as RGB") from None
-  return CanonicalImage(encode_png(array), (image.height, image.width), turned)
+  return CanonicalImage(encode_png(array), (image.height, image.width), orientation)

@@ -92,7 +92,7 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   alpha = array[..., -1] if image.mode in ("RGBA", "LA", "PA") else None
   transparent = alpha is not None and bool((alpha != alpha.flat[0]).any())
   if image.mode in ("RGB", "RGBA", "RGBX"):
-    return RawMask(array[..., :3], turned=opened.turned, transparent=transparent)
+    return RawMask(array[..., :3], turned=opened.orientation > 1, transparent=transparent)
   if alpha is not None:
     array = array[..., 0]
   values, shown = _numbers(array, opened, where)
@@ -100,7 +100,7 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   if image.mode in ("P", "PA"):
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     depth = 1 if len(palette) == 2 else depth
-  return RawMask(values, depth, palette, shown, opened.turned, transparent)
+  return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
 
 
 def _numbers(

@@ -38,7 +38,7 @@ class Opened:
 
   Attributes:
     image: the image, upright, as Pillow decodes it.
-    turned: an EXIF orientation was applied.
+    orientation: EXIF's orientation, which was applied; 1 if there is none.
     depth: bits per channel as stored; Pillow itself truncates 16-bit color without a word.
     maximum: of a gray PGM, the sample that is white; else None.
     white_is_zero: of a gray TIFF, that 0 is white (MinIsWhite); Pillow inverts up to 8 bits.
@@ -46,7 +46,7 @@ class Opened:
   """
 
   image: Image.Image
-  turned: bool
+  orientation: int
   depth: int
   maximum: int | None = None
   white_is_zero: bool = False
@@ -67,11 +67,12 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
   try:
     image: Any = Image.open(io.BytesIO(data))
     _check_limit(image, where)
-    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
     tile = image.tile[0].args if image.format == "PPM" and image.tile else None
     image.load()
     _check_frames(image, where)
-    upright = ImageOps.exif_transpose(image) if turned else image
+    upright = ImageOps.exif_transpose(image) if orientation > 1 else image
   except InputError:
     raise
   except Exception as error:  # Pillow raises whatever a damaged file happens to break.
@@ -81,7 +82,7 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
   tags = getattr(image, "tag_v2", {})
   return Opened(
     image=upright,
-    turned=turned,
+    orientation=orientation,
     depth=_depth(image, data, tile),
     maximum=tile[1] if isinstance(tile, tuple) and len(tile) == 2 and image.mode in "LI" else None,
     white_is_zero=image.format == "TIFF" and tags.get(262) == 0 and image.mode != "P",

@@ -133,9 +133,12 @@ class ImagePair(FilePair[CanonicalImage, RawMask]):
 
   def make_example(self, image: CanonicalImage, raw: RawMask, label: Label) -> Example:
     """Joins an image and its mask, which have the same size."""
-    turned = {(True, False): {"turned"}, (False, True): {"mask_turned"}}
-    traits = label.traits | turned.get((image.rotated, raw.turned), set())
-    return make_example(image, dataclasses.replace(label, traits=traits), self.classes)
+    traits = set(label.traits)
+    if image.hides_rotation and not raw.turned:
+      traits.add("turned")
+    if raw.turned and not image.rotated:
+      traits.add("mask_turned")
+    return make_example(image, dataclasses.replace(label, traits=frozenset(traits)), self.classes)
 
 
 def pair_source(
