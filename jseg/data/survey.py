@@ -74,9 +74,10 @@ class Survey:
       return []
     if split.startswith("train"):
       found = self._nothing_to_learn(split)
+    elif split == "test" or self._has_objects:  # perhaps to be predicted only
+      found = None
     else:
-      pixels = contents.pixels[: len(self._classes.names)]
-      found = no_label(split, pixels) if self._has_labels and split != "test" else None
+      found = self._nothing_to_measure(split)
     return [found] if found else []
 
   def notes(self) -> list[FileError]:
@@ -90,7 +91,7 @@ class Survey:
         continue
       if split.startswith("train"):
         notes += self._absent(split)
-      elif found := self._nothing_to_learn(split):
+      elif found := self._nothing_to_measure(split):
         notes.append(found)
     return notes
 
@@ -99,6 +100,13 @@ class Survey:
     if self._has_objects:
       return no_object(split, int(contents.objects.sum()), contents.crowds)
     return one_class(split, contents.pixels[: len(names)], names) if self._has_labels else None
+
+  def _nothing_to_measure(self, split: str) -> FileError | None:
+    contents = self._splits[split]
+    if self._has_objects:
+      return no_object(split, int(contents.objects.sum()), contents.crowds)
+    pixels = contents.pixels[: len(self._classes.names)]
+    return no_label(split, pixels) if self._has_labels else None
 
   def _absent(self, split: str) -> list[FileError]:
     """Classes that training will never see."""
