@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jseg.data.builder import OBJECTS_PER_IMAGE, prepare
+from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.instances import Objects
@@ -82,6 +83,11 @@ class Dataset:
   def has_objects(self) -> bool:
     """Whether its examples have objects one by one."""
     return "objects" in self._builder.info.features
+
+  @property
+  def notes(self) -> list[FileError]:
+    """What is to be known before training; the same as `jseg check-data` warns of."""
+    return [FileError(*note) for note in self._builder.info.metadata["notes"]]
 
   def source(self, split: str) -> Examples:
     """Gives random access to a split, or to several joined as in "train+val".

@@ -115,9 +115,5 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     array = np.asarray(image.convert("LA").getchannel(0))
   else:
     alpha = "transparency" in image.info  # Pillow warns when a palette's alpha is not spelled out
-    try:
-      array = np.asarray((image.convert("RGBA") if alpha else image).convert("RGB"))
-    except ValueError:
-      problem = f"its colors are stored as {image.mode}, which isn't read"
-      raise FileError("depth", where, problem, "Save it as RGB") from None
+    array = np.asarray((image.convert("RGBA") if alpha else image).convert("RGB"))
   return CanonicalImage(encode_png(array), (image.height, image.width), orientation)

@@ -13,8 +13,8 @@ from PIL import Image
 from jseg.data.files import FileError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-# What Pillow recognizes but leaves to a program that may not be there, or that holds no pictures.
-_NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# What Pillow recognizes but leaves to a program that may not be there, or is about to drop.
+_NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
 _CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 _MOST_NAMES = 5  # that a message lists
 

@@ -33,7 +33,7 @@ class RawMask:
     values: int32 [h w] of numbers, indices of an indexed file among them, or uint8 [h w 3] of
       colors.
     depth: bits of a number as stored.
-    palette: uint8 [n 3], colors of an indexed file; else None.
+    palette: uint8 [256 3], colors of an indexed file; else None.
     shown: int32 [h w], the numbers as they are shown, where 0 is white (TIFF's MinIsWhite, PBM);
       else None.
     turned: an EXIF orientation was applied.
@@ -96,10 +96,18 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   if alpha is not None:
     array = array[..., 0]
   values, shown = _numbers(array, opened, where)
-  palette, depth = None, opened.depth
+  palette, depth = None, 1 if opened.maximum == 1 else opened.depth
   if image.mode in ("P", "PA"):
-    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    depth = 1 if len(palette) == 2 else depth
+    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    depth = 1 if len(colors) == 2 else depth
+    palette = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
+    palette[: len(colors)] = colors
+  if image.format == "GIF" and palette is not None:
+    # Programs renumber the indices of a GIF by the colors that occur, and write gray in this way.
+    colors = palette[values]
+    if (colors != colors[..., :1]).any():
+      return RawMask(colors, turned=opened.orientation > 1)
+    values, palette, depth = colors[..., 0].astype(np.int32), None, 8
   return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
 
 
@@ -230,7 +238,7 @@ def _stretch_bit(values: np.ndarray, raw: RawMask, classes: ClassInfo) -> np.nda
     return values
   low, high = min(classes.values), 255 if 255 in classes.values else max(classes.values)
   white = values == 1
-  if raw.palette is not None and len(raw.palette) > 1:
+  if raw.palette is not None:
     brightness = raw.palette[:2].astype(int).sum(-1)
     white = values == int(brightness[1] >= brightness[0])
   return np.where(white, high, low)
@@ -257,11 +265,9 @@ def _unknown_values(
 
 
 def _colors_used(raw: RawMask) -> dict[int, Color]:
-  """Color of each index that occurs; indices beyond the palette are black, as viewers have it."""
+  """Color of each index that occurs."""
   assert raw.palette is not None
-  colors = np.zeros((256, 3), np.uint8)
-  colors[: len(raw.palette)] = raw.palette
-  return {i: tuple(colors[i].tolist()) for i in np.unique(raw.values).tolist()}
+  return {i: tuple(raw.palette[i].tolist()) for i in np.unique(raw.values).tolist()}
 
 
 def _ids_of_indices(raw: RawMask, classes: ClassInfo, where: Path | str) -> tuple[np.ndarray, bool]:
