@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from jseg.data.files import FileError, attempt, decode_text, read_bytes
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import encode_png
-from jseg.data.files.listing import counted
+from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, counted, split_suffix
 from jseg.data.files.masks import RawMask
 from jseg.data.sources.base import existing_folder
 from jseg.data.sources.folder import IMAGES, read_folder
@@ -81,11 +81,13 @@ def repair_folder(root: str | Path, out: str | Path) -> Repairs:
     classes_file = _copy_classes(root, repairs)
     layout = VOLUMES if holds_volumes(root) else IMAGES
     source = read_folder(root, layout, ClassInfo.load(classes_file, layout.tasks))
+    doubled = {_stem(Path(problem.file)) for problem in source.problems if problem.kind == "twice"}
     for split, items in source.splits.items():
       home = root / split if (root / split).is_dir() else root
       for item in items:
         assert isinstance(item, FilePair)
-        _copy_pair(item, home, root, repairs)
+        certain = not doubled & {_stem(item.image), _stem(item.mask)}
+        _copy_pair(item, home, root, repairs, certain=certain)
     for problem in source.problems:
       path = Path(problem.file)
       if path.is_file() and path.is_relative_to(root):
@@ -112,11 +114,17 @@ def _copy_classes(root: Path, repairs: Repairs) -> Path:
   return repairs.out / "classes.json"
 
 
-def _copy_pair(pair: FilePair, home: Path, root: Path, repairs: Repairs) -> None:
-  """Copies both files of a pair, repaired where that is certain."""
+def _stem(path: Path) -> tuple[Path, str]:
+  """What two files of one name have in common."""
+  name = unicodedata.normalize("NFC", path.name)
+  return path.parent, split_suffix(name, (*IMAGE_SUFFIXES, *NIFTI_SUFFIXES))[0]
+
+
+def _copy_pair(pair: FilePair, home: Path, root: Path, repairs: Repairs, *, certain: bool) -> None:
+  """Copies both files of a pair, repaired if it is certain that they are one."""
   target = home.relative_to(root)
   upright, repaired, what = None, None, ""
-  if isinstance(pair, ImagePair):
+  if certain and isinstance(pair, ImagePair):
     upright, repaired, what = _repair_pair(pair)
   if upright is not None:
     _write(repairs, target / "images" / f"{pair.name}.png", upright, "EXIF's turn is applied")

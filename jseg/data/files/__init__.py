@@ -29,8 +29,8 @@ class FileError(InputError):
   """One file, what is wrong with it, what to do about it.
 
   Attributes:
-    kind: short name of the kind of problem, for grouping: unreadable, missing, depth, size, values,
-      partner, layout, unused.
+    kind: short name of the kind of problem, for grouping, such as unreadable, missing, encoding,
+      depth, size, values, partner, twice, layout, unused.
     file: path of the file.
     problem: what is wrong.
     fix: the remedy.

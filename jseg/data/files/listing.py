@@ -72,8 +72,9 @@ def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
     if stem in listing.files:
       fix = "Keep one of the two, or rename the other with its mask"
       problem = f"{listing.files[stem]} has the same name"
-      listing.problems.append(FileError("partner", path, problem, fix))
-    listing.files[stem] = path
+      listing.problems.append(FileError("twice", path, problem, fix))
+    else:
+      listing.files[stem] = path
   for why, names in unused.items():
     fix = "Nothing needs to be done if this is meant; else convert or rename them"
     listing.notes.append(FileError("unused", folder, f"{counted(names)} {why}: not used", fix))
@@ -161,10 +162,16 @@ def holds_any(folder: Path, suffixes: Collection[str]) -> bool:
 
 def likeliest_partner(name: str, others: Sequence[str]) -> str | None:
   """Which of some sorted names may have been meant by another: `b/A1` or `a1_mask` for `a1`."""
-  folded = _folded(name)
   place = bisect.bisect_left(others, name)
-  longer = [other for other in others[place : place + 1] if other.startswith(name)]
-  return next((other for other in others if _folded(other) == folded), next(iter(longer), None))
+  near = [*others[place : place + 1], *others[max(place - 1, 0) : place]]
+  same = (other for other in others if _folded(other) == _folded(name))
+  return next(same, next((other for other in near if _begins(name, other)), None))
+
+
+def _begins(one: str, other: str) -> bool:
+  """Whether one name is the other with something like `_mask` behind it."""
+  short, long = sorted((one, other), key=len)
+  return long.startswith(short) and long[len(short) : len(short) + 1] in ("_", "-", ".", " ")
 
 
 def _folded(name: str) -> str:

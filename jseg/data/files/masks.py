@@ -96,7 +96,7 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   if alpha is not None:
     array = array[..., 0]
   values, shown = _numbers(array, opened, where)
-  palette, depth = None, 1 if opened.maximum == 1 else opened.depth
+  palette, depth = None, opened.depth if opened.maximum is None else opened.maximum.bit_length()
   if image.mode in ("P", "PA"):
     colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     depth = 1 if len(colors) == 2 else depth

@@ -184,4 +184,4 @@ def _depth(image: Any, data: bytes, tile: Any) -> int:
     case "AVIF":
       at = data.find(b"av1C")
       return 8 if at < 0 or not data[at + 6] & 64 else 12 if data[at + 6] & 32 else 10
-  return 1 if image.mode == "1" else 8
+  return {"1": 1, "I": 16, "F": 32}.get(image.mode[0], 8)
