@@ -7,8 +7,6 @@ import optax
 import pytest
 from helpers.tiny import tiny_config
 
-import jseg.models
-from jseg import config as configs
 from jseg.data import ClassInfo
 from jseg.loop import initialize
 from jseg.run import Run
@@ -82,22 +80,3 @@ def test_the_same_classes_are_taken_as_they_are(trained, tmp_path, capsys):
   state, _ = initialize(state_of(other, 1), str(run.path), other)
   jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
   assert "matched by name" not in capsys.readouterr().out
-
-
-def test_axes_of_a_network_of_objects():
-  """Boxes of Mask R-CNN are four numbers a class."""
-  config = configs.default("mask_rcnn", **jseg.models.get("mask_rcnn").TINY)
-  config.data.size = (64, 64)
-  shapes = [
-    jax.eval_shape(
-      configs.make_model(config, k).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
-    )["params"]
-    for k in (3, 4)
-  ]
-  changed = [
-    (one.shape, other.shape)
-    for one, other in zip(*map(jax.tree.leaves, shapes), strict=True)
-    if one.shape != other.shape
-  ]
-  differences = {b - a for one, other in changed for a, b in zip(one, other, strict=True) if a != b}
-  assert differences == {1, 4}

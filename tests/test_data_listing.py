@@ -193,6 +193,24 @@ def test_voc_names_of_all_kinds(names, image, lines, tmp_path):
   assert all(item.load().counts[20] == 1 for item in source.splits["train"])
 
 
+@pytest.mark.parametrize(
+  ("file", "text", "classes"),
+  [
+    (
+      "labelmap.txt",
+      "# label:color_rgb:parts:actions\nbackground:0,0,0::\nmy cell:250,50,83::\n",
+      '{"classes": ["background", "my cell"], "palette": [[0, 0, 0], [250, 50, 83]]}',
+    ),
+    ("class_names.txt", "_background_\ncat\ndog", '{"classes": ["_background_", "cat", "dog"]}'),
+  ],
+)
+def test_exports_in_vocs_layout_are_not_taken_for_voc(file, text, classes, tmp_path):
+  (tmp_path / file).write_text(text)
+  with pytest.raises(InputError, match="names other classes than Pascal VOC's") as error:
+    voc(tmp_path, ["a"])
+  assert str(error.value).endswith(f"a classes.json of {classes}")
+
+
 def test_cityscapes_without_resource_forks(tmp_path):
   stem = "ulm_000000_000019"
   images = tmp_path / "leftImg8bit" / "train" / "ulm"

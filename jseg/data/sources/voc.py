@@ -1,7 +1,10 @@
 """`voc`: Pascal VOC, as its development kit unpacks."""
 
+import json
+import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from jseg.data.class_lists import VOC
 from jseg.data.files import FileError, read_text
@@ -9,6 +12,10 @@ from jseg.data.files.listing import IMAGE_SUFFIXES, Listing, list_if_there, spli
 from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import ImagePair, missing_files, pair_source
 from jseg.types import InputError
+
+# CVAT: "label:red,green,blue:parts:actions", and a comment.
+_LABELMAP = re.compile(r"\s*([^#:]+):(\d+,\d+,\d+):")
+_CLASS_NAME = re.compile(r"\s*(\S.*)")
 
 
 def matches(root: Path) -> bool:
@@ -27,7 +34,7 @@ def voc_source(root: str | Path) -> ListedSource:
     root: VOCdevkit, or one year's folder, or the folder above VOCdevkit.
 
   Raises:
-    InputError: there is no such folder.
+    InputError: there is no such folder, or it says that its classes are others.
   """
   root = existing_folder(root)
   home = _find_home(root)
@@ -36,6 +43,7 @@ def voc_source(root: str | Path) -> ListedSource:
       f"{root} holds no Pascal VOC: no SegmentationClass folder here, in VOC20*, or in "
       "VOCdevkit/VOC20*; give the unpacked VOCdevkit as root"
     )
+  _check_classes(home)
   images = list_if_there(home / "JPEGImages", IMAGE_SUFFIXES)
   splits: dict[str, list[ImagePair]] = {}
   kinds = ("SegmentationClass", "SegmentationClassAug")
@@ -61,6 +69,25 @@ def voc_source(root: str | Path) -> ListedSource:
       f"{home / 'ImageSets' / 'Segmentation'} holds no train.txt or val.txt; restore the lists"
     )
   return pair_source(home, VOC, splits, problems)
+
+
+def _check_classes(home: Path) -> None:
+  """Refuses the layout with other classes than VOC's, as CVAT and labelme export it."""
+  for name, pattern in (("labelmap.txt", _LABELMAP), ("class_names.txt", _CLASS_NAME)):
+    if not (home / name).is_file():
+      continue
+    matches = [m for line in read_text(home / name).splitlines() if (m := pattern.match(line))]
+    names = [match[1].strip() for match in matches if match[1].strip() != "__ignore__"]
+    if tuple(names) == VOC.names:
+      continue
+    content: dict[str, Any] = {"classes": names}
+    if name == "labelmap.txt":
+      content["palette"] = [[int(value) for value in match[2].split(",")] for match in matches]
+    raise InputError(
+      f"{home / name} names other classes than Pascal VOC's; make a folder of images and masks: "
+      "put the images into train/images, the PNG files of SegmentationClass into train/masks, "
+      f"likewise for val, and beside them a classes.json of {json.dumps(content)}"
+    )
 
 
 def _name(line: str, images: Listing) -> str:
