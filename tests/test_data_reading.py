@@ -249,6 +249,13 @@ def test_indices_are_numbers_without_a_palette_in_classes_json():
   assert label.colors == {0: (0, 0, 0), 2: (0, 255, 0)}
 
 
+def test_grays_of_a_gif_are_colors_where_there_is_a_palette():
+  classes = ClassInfo(tuple("abcdefgh"), voc_colormap(8), by_color=True)
+  assert voc_colormap(8)[7].tolist() == [128, 128, 128]
+  assert label_of(voc(np.array([[0, 7]]), "GIF"), classes).tolist() == [[0, 7]]
+  assert label_of(gray(np.array([[1, 2]]), "GIF")).tolist() == [[1, 2]]
+
+
 def test_where_0_is_white_the_reading_with_known_classes_counts():
   stored = tiff(np.array([[0, 1, 2]]), 8, 0)
   shown = tiff(np.array([[255, 254, 253]]), 8, 0)

@@ -107,7 +107,8 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
     colors = palette[values]
     if (colors != colors[..., :1]).any():
       return RawMask(colors, turned=opened.orientation > 1)
-    values, palette, depth = colors[..., 0].astype(np.int32), None, 8
+    values, depth = colors[..., 0].astype(np.int32), 8
+    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
   return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
 
 
