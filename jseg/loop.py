@@ -25,12 +25,13 @@ from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.report import CONSOLE, save_curves, save_samples, terminal_pictures
-from jseg.run import Run, load_model, write_json
+from jseg.run import Run, write_json
 from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
 from jseg.weights import read_tensors, source_variables, transfer
+from jseg.weights.class_order import match_classes, reorder_classes
 
 Pictures = Sequence[Sequence[Any]]
 """Rows of image, truth and prediction, each uint8 [h w 3]."""
@@ -243,7 +244,7 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
   """
   unused: list[str] = []
   if pathlib.Path(path).expanduser().is_dir():
-    source, what = load_model(path)[1], "a run"
+    source, what = _variables_of_run(path, run)
   else:
     source, unused, what = source_variables(read_tensors(path), path)
   variables, report = transfer(
@@ -256,6 +257,23 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
   params = variables["params"]
   ema = jax.tree.map(jnp.copy, params) if run.config.ema else state.ema
   return dataclasses.replace(state, ema=ema, **variables), report.taken
+
+
+def _variables_of_run(path: str, run: Run) -> tuple[Variables, str]:
+  """Variables of another run, its heads in the order of this run's classes, and what was done."""
+  other = Run.open(path)
+  variables = other.restore()[1]
+  names, ours = other.classes.names, run.classes.names
+  if names == ours or len(names) != len(ours):
+    return variables, "a run"
+  order = match_classes(names, ours)
+  shape = (1, *other.config.data.size, other.config.data.channels)
+  network = configs.make_model(other.config, len(names) + 1)
+  wider = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(shape)))
+  taken = [(names[i], name) for i, name in zip(order, ours, strict=True) if names[i] != name]
+  new = "".join(f"; {name!r} begins as what was {old!r}" for old, name in taken)
+  what = f"a run; its classes are {', '.join(names)}, matched by name{new}"
+  return reorder_classes(variables, wider, order), what
 
 
 def announce(run: Run, dataset: Dataset, state: TrainState) -> None:

@@ -77,7 +77,7 @@ def root(tmp_path):
   add_pair(root / "train", "one", [[0, 1, 255]] * 4 + [[1, 1, 1]])
   save(root / "train" / "images" / "one.jpg", np.zeros((5, 3, 3)))
   add_pair(root / "train", "two", np.ones((4, 6)))
-  add_pair(root / "val", "three")
+  add_pair(root / "val", "three", [[0] * 6] * 3 + [[1] * 6])
   return root
 
 
@@ -95,7 +95,7 @@ def test_a_changed_folder_is_prepared_again(root, tmp_path, capfd):
   Image.fromarray(np.ones((4, 6), np.uint8)).save(mask)
   second = data.load("folder", root=root, data_dir=target)
   assert second.source("val")[0]["label"].min() == 1
-  assert first.source("val")[0]["label"].max() == 0
+  assert first.source("val")[0]["label"].sum() == 6
   assert prepared(target) == sorted([first.fingerprint, second.fingerprint])
 
 
@@ -123,6 +123,7 @@ def test_problems_of_the_layout_are_listed_first(root, tmp_path):
 
 
 def test_a_split_of_0_and_255_is_refused(root, tmp_path):
+  save(root / "val" / "masks" / "three.png", np.zeros((4, 6)))
   for name in ("one", "two"):
     mask = np.zeros(data.read_image(root / "train" / "images" / f"{name}.jpg").shape[:2])
     mask[0] = 255
@@ -368,7 +369,7 @@ def test_fingerprints_are_what_they_were(tmp_path):
 
 def test_prepared_folders_are_called_what_they_were(shapes, tmp_path):
   path = shapes._builder.data_path
-  assert [*path.parts[-3::2]] == ["jseg_shapes", "1.2.0"]
+  assert [*path.parts[-3::2]] == ["jseg_shapes", "1.3.0"]
   assert path.parts[-2] == shapes.fingerprint
   fields = dict(data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)._builder.info.features)
   assert (tmp_path / "jseg_tfds").is_dir()

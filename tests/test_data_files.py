@@ -29,7 +29,7 @@ def encoded(array, kind="PNG", mode=None, **options):
 
 
 def label_of(data, classes=ABC):
-  return make_label(read_mask(data, "m.png"), classes, classes.table(), "m.png")
+  return make_label(read_mask(data, "m.png"), classes, classes.table(), "m.png").ids
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_instances_are_kept_beside_the_label(tmp_path):
   mask = np.array([[0, 300, 2], [255, 0, 300]], np.uint16)
   example = pair(tmp_path, encoded(RGB[:2, :3]), encoded(mask), classes).load()
   objects = example.objects
-  assert read_mask(example.label, "x").tolist() == [[0, 1, 1], [255, 0, 1]]
+  assert read_mask(example.label, "x").values.tolist() == [[0, 1, 1], [255, 0, 1]]
   masks = [objects.mask(i).astype(int).tolist() for i in range(len(objects))]
   assert masks == [[[0, 0, 1], [0, 0, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 0]]]
   assert objects.boxes.tolist() == [[0, 2, 1, 3], [0, 1, 2, 3], [1, 0, 2, 1]]

@@ -248,7 +248,7 @@ def test_the_check_counts_and_shows(root, tmp_path):
   mask[:, 2:, 1] = 1  # the front half of the middle slice
   add_pair(root / "val", "seven", mask=mask)
   report = data.check_folder(root)
-  assert report.ok
+  assert [problem.kind for problem in report.problems] == ["one class"]  # of the training split
   assert report.splits["train"].sizes == {(3, 4, 5): 2}
   assert report.splits["train"].pixels[:2].tolist() == [120, 0]
   assert report.splits["val"].pixels[:2].tolist() == [50, 10]
@@ -276,7 +276,8 @@ def prepared(tmp_path_factory):
   rng = np.random.default_rng(0)
   for i, size in enumerate([(5, 4, 3), (3, 6, 2), (5, 4, 3)]):
     add_pair(root / "train", f"{i}", rng.normal(size=(*size, 2)), np.full(size, i % 2, np.uint8))
-  add_pair(root / "val", "v", rng.normal(size=(2, 2, 2, 2)))
+  mask = np.arange(8, dtype=np.uint8).reshape(2, 2, 2) // 7
+  add_pair(root / "val", "v", rng.normal(size=(2, 2, 2, 2)), mask)
   return root, base / "out", data.load("volumes", root=root, data_dir=base / "out")
 
 

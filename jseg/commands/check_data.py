@@ -1,7 +1,10 @@
 """`jseg check-data`: looks through a data set for mistakes."""
 
 import argparse
+import json
 import pathlib
+
+from rich.text import Text
 
 from jseg import data
 from jseg.report import CONSOLE
@@ -10,14 +13,32 @@ from jseg.types import InputError
 HELP = "look through a folder of images and masks for mistakes"
 EXAMPLES = """\
   jseg check-data data/camvid
-  jseg check-data data/camvid --sheet overlays.png"""
+  jseg check-data data/camvid --sheet overlays.png
+  jseg check-data data/camvid --json > report.json
+  jseg check-data data/camvid --fix data/camvid_fixed
+exit status: 0 if training will take the data, warnings or not; 1 for errors, and with --strict
+for warnings too"""
+
+_SHEET = pathlib.Path("contact_sheet.png")
+_KINDS = ("images", "masks", "JPEGImages", "SegmentationClass", "leftImg8bit", "gtFine")
+_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds PATH and --sheet."""
+  """Adds PATH, --sheet, --json, --strict and --fix."""
   parser.add_argument("path", type=pathlib.Path, help="root of the data set")
   parser.add_argument(
-    "--sheet", type=pathlib.Path, default="contact_sheet.png", help="PNG of overlays to write"
+    "--sheet",
+    type=pathlib.Path,
+    help=f"picture of overlays to write (default: {_SHEET}, or none with --json)",
+  )
+  parser.add_argument("--json", action="store_true", help="print the report as JSON, for scripts")
+  parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
+  parser.add_argument(
+    "--fix",
+    type=pathlib.Path,
+    metavar="OUT",
+    help="write a copy to the new folder OUT, repaired where that is certain, and check it",
   )
 
 
@@ -25,11 +46,51 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the report and writes the overlays.
 
   Raises:
-    InputError: the data set has problems.
+    InputError: the data set has errors, or with --strict warnings.
   """
-  report = data.check_folder(arguments.path)
-  CONSOLE.print(report.table())
-  if data.contact_sheet(arguments.path, arguments.sheet):
-    CONSOLE.print(f"overlays: {arguments.sheet}")
+  sheet = arguments.sheet or (None if arguments.json else _SHEET)
+  if sheet is not None:
+    _check_sheet(sheet, arguments.path)
+  root, repairs = arguments.path, None
+  try:
+    if arguments.fix is not None:
+      root, repairs = arguments.fix, data.repair_folder(root, arguments.fix)
+    report = data.check_folder(root)
+  except InputError as error:
+    if arguments.json:
+      problem = {"severity": "error", "file": str(root), "problem": str(error)}
+      failed = {"root": str(root), "ok": False, "errors": 1, "warnings": 0}
+      print(json.dumps({**failed, "problems": [problem]}, indent=2))
+    raise
+  if arguments.json:
+    fixed = {"fixed": repairs.to_dict()} if repairs else {}
+    print(json.dumps({**report.to_dict(), **fixed}, indent=2))
+  else:
+    for line in repairs.lines() if repairs else ():
+      CONSOLE.print(Text(line))
+    CONSOLE.print(report.table())
+  if sheet is not None and data.contact_sheet(root, sheet) and not arguments.json:
+    CONSOLE.print(Text(f"overlays: {sheet}"))
   if not report.ok:
-    raise InputError(f"{arguments.path} has problems; see above")
+    raise InputError(f"{root} has {len(report.problems)} problem(s); see above")
+  if arguments.strict and report.notes:
+    raise InputError(f"{root} has {len(report.notes)} warning(s); see above")
+
+
+def _check_sheet(sheet: pathlib.Path, root: pathlib.Path) -> None:
+  """Raises InputError if the picture can't be written, or would become a file of the data set."""
+  if sheet.suffix.lower() not in _SHEET_SUFFIXES:
+    raise InputError(f"--sheet: {sheet} must end in {', '.join(_SHEET_SUFFIXES)}")
+  kinds = [root / split / kind for split in ("", "train", "val", "test") for kind in _KINDS]
+  if any(sheet.resolve().is_relative_to(kind.resolve()) for kind in kinds):
+    raise InputError(f"--sheet: {sheet} is among the data set's own files; name another place")
+  was_there = sheet.exists()
+  try:
+    with sheet.open("ab"):
+      pass
+  except OSError as error:
+    raise InputError(
+      f"--sheet: {sheet} can't be written ({error.strerror}); name a file in a folder that is there"
+    ) from None
+  if not was_there:
+    sheet.unlink()

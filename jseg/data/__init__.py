@@ -7,10 +7,11 @@ if TYPE_CHECKING:
   from jseg.data.check import check_folder
   from jseg.data.dataset import Dataset, Examples, load
   from jseg.data.detections import find_keypoints, objects_from_detections
-  from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError
+  from jseg.data.files import FileError
   from jseg.data.files.classes import ClassInfo, voc_colormap
   from jseg.data.files.images import read_image
   from jseg.data.files.instances import Objects
+  from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Listing, list_files
   from jseg.data.files.nifti import flatten_volume, read_volume, write_mask
   from jseg.data.pipeline import (
     as_channels,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     resize_and_pad,
     train_iterator,
   )
+  from jseg.data.repair import repair_folder
   from jseg.data.sheet import contact_sheet
   from jseg.data.sources.base import Example, Item, ListedSource, Source
 
@@ -32,6 +34,7 @@ __all__ = [
   "FileError",
   "Item",
   "ListedSource",
+  "Listing",
   "Objects",
   "Source",
   "as_channels",
@@ -41,10 +44,12 @@ __all__ = [
   "eval_batches",
   "find_keypoints",
   "flatten_volume",
+  "list_files",
   "load",
   "objects_from_detections",
   "read_image",
   "read_volume",
+  "repair_folder",
   "resize_and_pad",
   "train_iterator",
   "voc_colormap",
@@ -56,12 +61,14 @@ _HOMES = {
   "detections": ("find_keypoints", "objects_from_detections"),
   "check": ("check_folder",),
   "sheet": ("contact_sheet",),
-  "files": ("FileError", "IMAGE_SUFFIXES", "NIFTI_SUFFIXES"),
+  "files": ("FileError",),
+  "files.listing": ("IMAGE_SUFFIXES", "NIFTI_SUFFIXES", "Listing", "list_files"),
   "files.classes": ("ClassInfo", "voc_colormap"),
   "files.images": ("read_image",),
   "files.instances": ("Objects",),
   "sources.base": ("Example", "Item", "ListedSource", "Source"),
   "files.nifti": ("flatten_volume", "read_volume", "write_mask"),
+  "repair": ("repair_folder",),
   "pipeline": ("as_channels", "check_canvas", "eval_batches", "resize_and_pad", "train_iterator"),
 }
 

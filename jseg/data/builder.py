@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import track
 
 from jseg.data.files import FileError
-from jseg.data.files.masks import check_binary
 from jseg.data.sources.base import Example, Item, Source
+from jseg.data.survey import Survey
 from jseg.types import IGNORE, InputError
 
 OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-_MOST_NOTES = 5  # notes of a split that are printed in full
+_MOST_NOTES = 5  # objects left out that a note names
 _READ_AHEAD = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
 
 
@@ -41,9 +41,7 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
   Raises:
     InputError: the data are wrong, or cannot be written; nothing half-made stays behind.
   """
-  if source.problems:
-    more = f"\n... and {len(source.problems) - 5} more" if len(source.problems) > 5 else ""
-    raise InputError("\n".join(map(str, source.problems[:5])) + more)
+  _refuse(source.problems)
   fingerprint = source.fingerprint()
   if not _FINGERPRINT.fullmatch(fingerprint):
     fingerprint = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
@@ -53,6 +51,7 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
     if not builder.is_prepared():
       _write(builder)
       builder = Builder(source, name, fingerprint, data_dir)
+  _tell(builder.info.metadata["notes"])
   return builder, fingerprint
 
 
@@ -64,12 +63,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   """
 
   name = "jseg"  # of each builder: that of its data set
-  VERSION = tfds.core.Version("1.2.0")  # of the canonical form: raise it when reading changes
+  VERSION = tfds.core.Version("1.3.0")  # of the canonical form: raise it when reading changes
 
   def __init__(
     self, source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike | None
   ):
     self._source = source
+    self._survey = Survey(source)
     self.name = f"jseg_{name}"
     super().__init__(config=tfds.core.BuilderConfig(name=fingerprint), data_dir=data_dir)
 
@@ -87,6 +87,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       "pixel_counts": {},
       "pixels_where_present": {},
       OBJECTS_PER_IMAGE: {},
+      "crowds": {},
+      "notes": [],
     }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -106,14 +108,19 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     console = Console(stderr=True)
     loaded = _load_all(items, _READ_AHEAD[self._source.ndim])
     examples = track(loaded, f"Preparing {split}", len(items), console=console)
+    left_out: list[FileError] = []
     for i, example in enumerate(examples):
       statistics.add(example)
+      self._survey.add(split, f"{split}/{items[i].name}", example)
+      left_out += example.notes
       yield i, _record(example, items[i].name)
-    if statistics.notes:
-      _print_notes(console, split, statistics.notes)
-    check_binary(statistics.counts, classes, f"split {split}")
+    _refuse(self._survey.refusals(split))
     for key, value in statistics.metadata(len(classes.names)).items():
       self.info.metadata[key][split] = value
+    notes = _left_out(split, left_out) + self._survey.obstacles(split)
+    if split == [*self._source.splits][-1]:
+      notes += [*self._source.notes, *self._survey.notes()]
+    self.info.metadata["notes"] += [[n.kind, n.file, n.problem, n.fix] for n in notes]
 
   def _log_download_bytes(self) -> None:
     """Silenced: we show our own progress bar."""
@@ -127,15 +134,14 @@ class SplitStatistics:
 
   Attributes:
     counts: int64 [256], pixels of each train id.
-    notes: what was left out of the examples.
   """
 
   def __init__(self, ndim: int):
     self.counts = np.zeros(256, np.int64)
-    self.notes: list[FileError] = []
     self._where_present = np.zeros(256, np.int64)
     self._largest = np.zeros(ndim, np.int64)
     self._objects_per_image: collections.Counter[int] = collections.Counter()
+    self._crowds = 0
 
   def add(self, example: Example) -> None:
     """Adds an example."""
@@ -145,7 +151,7 @@ class SplitStatistics:
     self._largest = np.maximum(self._largest, example.size)
     if example.objects is not None:
       self._objects_per_image[len(example.objects)] += 1
-    self.notes += example.notes
+      self._crowds += int(example.objects.crowd.sum())
 
   def metadata(self, num_classes: int) -> dict[str, Any]:
     """Everything by its key in the metadata."""
@@ -154,6 +160,7 @@ class SplitStatistics:
       "pixel_counts": self.counts[:num_classes].tolist(),
       "pixels_where_present": self._where_present[:num_classes].tolist(),
       OBJECTS_PER_IMAGE: sorted(self._objects_per_image.items()),
+      "crowds": self._crowds,
     }
 
 
@@ -198,10 +205,30 @@ def _record(example: Example, name: str) -> dict[str, Any]:
   return record
 
 
-def _print_notes(console: Console, split: str, notes: Sequence[FileError]) -> None:
-  console.print(f"{split}: left out {len(notes)} object(s), such as", style="yellow")
-  for note in notes[:_MOST_NOTES]:
-    console.print(f"  {note.file}: {note.problem}", highlight=False, soft_wrap=True)
+def _refuse(problems: Sequence[FileError]) -> None:
+  """Raises the first problems, if there are any."""
+  if problems:
+    more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
+    raise InputError("\n".join(map(str, problems[:5])) + more)
+
+
+def _left_out(split: str, notes: Sequence[FileError]) -> list[FileError]:
+  """What was left out of a split's examples, as one note."""
+  if not notes:
+    return []
+  kinds = collections.Counter(note.kind for note in notes)
+  counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+  such = "; ".join(f"{note.file}: {note.problem}" for note in notes[:_MOST_NOTES])
+  problem = f"left out {len(notes)} object(s) ({counts}), such as {such}"
+  return [FileError("left out", split, problem, "jseg check-data lists all of them")]
+
+
+def _tell(notes: Sequence[Sequence[str]]) -> None:
+  """Prints what is to be known before training; every time, not only at preparation."""
+  console = Console(stderr=True)
+  for note in notes:
+    text = str(FileError(*note))
+    console.print(f"! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _write(builder: Builder) -> None:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
+from jseg.data.files.instances import Objects
 from jseg.types import IGNORE
 
 _MOST_PROBLEMS = 20  # shown of each kind
@@ -41,6 +43,34 @@ class SplitReport:
   images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   most: int = 0
 
+  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+    """Plain values for JSON, given the names of the classes."""
+    counts = {"pixels": self.pixels, "masks_with": self.images_with, "objects": self.objects}
+    return {
+      "images": self.count,
+      "sizes": [{"size": list(size), "images": n} for size, n in self.sizes.most_common()],
+      "void_pixels": int(self.pixels[IGNORE]),
+      **{
+        key: dict(zip(names, count[: len(names)].tolist(), strict=True))
+        for key, count in counts.items()
+        if count.size
+      },
+    }
+
+  def add_pixels(self, counts: np.ndarray) -> None:
+    """Adds a mask: int64 [256], its pixels of each train id."""
+    self.pixels += counts
+    self.images_with += counts > 0
+
+  def add_objects(self, objects: Objects, k: int) -> None:
+    """Adds the objects of an image; k is the number of classes."""
+    counts = np.bincount(objects.classes[~objects.crowd], minlength=k)
+    if not self.objects.size:
+      self.objects, self.images_with_objects = np.zeros((2, k), np.int64)
+    self.objects += counts
+    self.images_with_objects += counts > 0
+    self.most = max(self.most, len(objects))
+
 
 @dataclasses.dataclass
 class Report:
@@ -50,8 +80,8 @@ class Report:
     root: the folder.
     classes: classes of the data set.
     splits: contents of each split.
-    problems: all that must be mended before training.
-    notes: what training will do without.
+    problems: errors: all that must be mended before training.
+    notes: warnings: what training will do without, or reads otherwise than may be expected.
   """
 
   root: Path
@@ -65,6 +95,21 @@ class Report:
     """Nothing is wrong: `load` will prepare this folder."""
     return not self.problems
 
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values for JSON: contents of each split, and problems with their severity."""
+    findings = [("error", problem) for problem in self.problems]
+    findings += [("warning", note) for note in self.notes]
+    names = self.classes.names
+    return {
+      "root": str(self.root),
+      "ok": self.ok,
+      "errors": len(self.problems),
+      "warnings": len(self.notes),
+      "classes": list(names),
+      "splits": {split: contents.to_dict(names) for split, contents in self.splits.items()},
+      "problems": [problem.to_dict(severity) for severity, problem in findings],
+    }
+
   def table(self) -> RenderableType:
     """Counts, class shares and problems, for a rich console."""
     tables = [_splits_table(self)]
@@ -76,7 +121,7 @@ class Report:
 
 
 def _splits_table(report: Report) -> Table:
-  table = Table(title=str(report.root), title_justify="left")
+  table = Table(title=Text(str(report.root)), title_justify="left")
   volumes = any(len(size) == 3 for contents in report.splits.values() for size in contents.sizes)
   axes = f"sizes (width x height{' x depth' if volumes else ''})"
   for column in ("split", "images", axes, "void"):
@@ -126,10 +171,11 @@ def _objects_table(report: Report) -> Table:
 
 def _problem_lines(report: Report) -> Iterator[Text]:
   yield from _listed(report.notes, "yellow", "!")
-  if report.ok:
+  yield from _listed(report.problems, "red", "✗")
+  if report.ok and report.notes:
+    yield Text(f"No errors; {len(report.notes)} warning(s).", "green")
+  elif report.ok:
     yield Text("No problems found.", "green")
-  else:
-    yield from _listed(report.problems, "red", "✗")
 
 
 def _listed(problems: Sequence[FileError], color: str, sign: str) -> Iterator[Text]:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jseg.data.builder import OBJECTS_PER_IMAGE, prepare
+from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.instances import Objects
@@ -83,6 +84,11 @@ class Dataset:
     """Whether its examples have objects one by one."""
     return "objects" in self._builder.info.features
 
+  @property
+  def notes(self) -> list[FileError]:
+    """What is to be known before training; the same as `jseg check-data` warns of."""
+    return [FileError(*note) for note in self._builder.info.metadata["notes"]]
+
   def source(self, split: str) -> Examples:
     """Gives random access to a split, or to several joined as in "train+val".
 
@@ -119,6 +125,13 @@ class Dataset:
     parts = [self._builder.info.metadata[OBJECTS_PER_IMAGE][part] for part in self._parts(split)]
     more = [(n - slots, images) for part in parts for n, images in part if n > slots]
     return sum(images for _, images in more), sum(n * images for n, images in more)
+
+  def object_counts(self, split: str) -> tuple[int, int]:
+    """(objects to be learned, crowds) in a split."""
+    parts, metadata = self._parts(split), self._builder.info.metadata
+    total = sum(n * images for part in parts for n, images in metadata[OBJECTS_PER_IMAGE][part])
+    crowds = sum(metadata["crowds"][part] for part in parts)
+    return total - crowds, crowds
 
   def pixel_counts(self, split: str) -> np.ndarray:
     """Pixels of each class in a split: int64 [k]. Void is not counted."""

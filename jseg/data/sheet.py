@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jseg.arithmetic import evenly_spaced
-from jseg.data.check import attempt
+from jseg.data.files import attempt
 from jseg.data.files.classes import ClassInfo, voc_colormap
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.nifti import flatten_volume

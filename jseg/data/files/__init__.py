@@ -1,22 +1,36 @@
 """Files of a data set: reading them, naming the one at fault, noticing that one changed."""
 
+import codecs
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from jseg.types import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_UTF8_MARK = "UTF-8 with a mark"
+_UTF8_FIX = "Save it again as UTF-8; jseg check-data --fix does where the encoding is certain"
+_CODECS = {_UTF8_MARK: "utf-8-sig"}
+# The longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
+_MARKS = (
+  (codecs.BOM_UTF8, _UTF8_MARK),
+  (codecs.BOM_UTF32_LE, "UTF-32"),
+  (codecs.BOM_UTF32_BE, "UTF-32"),
+  (codecs.BOM_UTF16_LE, "UTF-16"),
+  (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
 
 class FileError(InputError):
   """One file, what is wrong with it, what to do about it.
 
   Attributes:
-    kind: short name of the kind of problem, for grouping: unreadable, depth, size, values,
-      partner, layout.
+    kind: short name of the kind of problem, for grouping, such as unreadable, missing, encoding,
+      depth, size, values, partner, twice, layout, unused.
     file: path of the file.
     problem: what is wrong.
     fix: the remedy.
@@ -25,6 +39,21 @@ class FileError(InputError):
   def __init__(self, kind: str, file: Path | str, problem: str, fix: str):
     super().__init__(f"{file}: {problem}. {fix}")
     self.kind, self.file, self.problem, self.fix = kind, str(file), problem, fix
+
+  def to_dict(self, severity: str) -> dict[str, str]:
+    """Plain values for JSON; `severity` is "error" or "warning"."""
+    fields = {"kind": self.kind, "file": self.file, "problem": self.problem, "fix": self.fix}
+    return {"severity": severity, **fields}
+
+
+def attempt(
+  function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> tuple[Result | None, list[FileError]]:
+  """Calls a function: returns (its result, []), or (None, [the problem])."""
+  try:
+    return function(*args, **kwargs), []
+  except FileError as problem:
+    return None, [problem]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -38,6 +67,51 @@ def read_bytes(path: Path) -> bytes:
   except OSError as error:
     reason = error.strerror or str(error)
     raise FileError("unreadable", path, reason, "Check the path and its permissions") from error
+
+
+def read_text(path: Path) -> str:
+  """Text of a file in UTF-8, with or without a byte order mark.
+
+  Raises:
+    FileError: the file can't be read, or is in another encoding, which is named.
+  """
+  text, encoding = decode_text(read_bytes(path), path)
+  if encoding not in ("", _UTF8_MARK):
+    raise FileError("encoding", path, f"is encoded in {encoding}", _UTF8_FIX)
+  return text
+
+
+def decode_text(content: bytes, where: Path) -> tuple[str, str]:
+  """Decodes text whose encoding is certain.
+
+  Returns:
+    (the text, "" for plain UTF-8 or else the name of its encoding).
+
+  Raises:
+    FileError: it can't be said in which encoding it is.
+  """
+  encoding = _marked_encoding(content)
+  try:
+    return content.decode(_CODECS.get(encoding, encoding or "utf-8")), encoding
+  except UnicodeDecodeError as error:
+    raise FileError(
+      "encoding",
+      where,
+      f"is not encoded in {encoding or 'UTF-8'} (byte {content[error.start]:#x} at {error.start}); "
+      "perhaps in Windows-1252 or Latin-1",
+      _UTF8_FIX,
+    ) from None
+
+
+def _marked_encoding(content: bytes) -> str:
+  """Which encoding a text has by its mark, or by the zero bytes around its first character."""
+  for mark, name in _MARKS:
+    if content.startswith(mark):
+      return name
+  # JSON and lists of names begin with a character of ASCII.
+  if len(content) < 2 or (content[0] == 0) == (content[1] == 0):
+    return ""
+  return "UTF-16-BE" if content[0] == 0 else "UTF-16-LE"
 
 
 def fingerprint(files: Iterable[tuple[str, Path]], extra: str) -> str:

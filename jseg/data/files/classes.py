@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jseg.data.files import read_text
 from jseg.types import IGNORE, InputError
 
 Color = tuple[int, int, int]
@@ -47,6 +48,8 @@ class ClassInfo:
     ignore_label: raw mask value of void pixels, or None if every pixel has a class.
     ignore_color: color of void pixels in color masks, or None.
     mask_values: raw mask value of each class; None means 0..k-1. Of COCO's JSON, category ids.
+    by_color: indexed masks are read by their own colors, looked up in the palette, and not by their
+      indices. So it is where a classes.json gives a palette.
     instance: masks hold instance ids, 0 being the first class. Of two classes any other id is the
       second; of more, an id is 1000 times its class and a number below 1000, as in Cityscapes.
 
@@ -60,6 +63,7 @@ class ClassInfo:
   ignore_color: Color | None = None
   mask_values: tuple[int, ...] | None = None
   instance: bool = False
+  by_color: bool = False
 
   def __post_init__(self):
     names, k = self.names, len(self.names)
@@ -147,8 +151,8 @@ class ClassInfo:
     if not path.is_file():
       raise InputError(f"{path} is missing: it names the classes; the smallest one is {EXAMPLE}")
     try:
-      content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+      content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
       raise InputError(f"{path} is not valid JSON ({error}); a valid one is {EXAMPLE}") from error
     if not isinstance(content, dict) or not _is_list(content.get("classes"), str):
       raise InputError(f'{path} must hold a list of names under "classes", as in {EXAMPLE}')
@@ -172,6 +176,7 @@ class ClassInfo:
         ignore_color=None if ignore_color is None else _color("ignore_color", ignore_color),
         mask_values=None if mask_values is None else _integers("mask_values", mask_values),
         instance=task == "instance",
+        by_color=bool(content.get("palette")) and task != "instance",
       )
     except InputError as error:
       raise InputError(f"{path}: {error}") from None

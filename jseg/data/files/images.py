@@ -4,17 +4,13 @@ Preparation, `check_folder` and prediction all read through here.
 """
 
 import dataclasses
-import io
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
 from jseg.data.files import FileError, read_bytes
-
-_ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+from jseg.data.files.opening import open_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +20,22 @@ class CanonicalImage:
   Attributes:
     data: encoded bytes; the file's own, if they were canonical already.
     size: (height, width), upright.
-    rotated: an EXIF orientation was applied.
+    orientation: EXIF's orientation, which was applied; 1 if there is none.
   """
 
   data: bytes
   size: tuple[int, int]
-  rotated: bool
+  orientation: int = 1
+
+  @property
+  def rotated(self) -> bool:
+    """Whether an EXIF orientation was applied."""
+    return self.orientation > 1
+
+  @property
+  def hides_rotation(self) -> bool:
+    """Whether it was, and left the size what it was, so that masks fit either way."""
+    return self.rotated and (self.orientation < 5 or self.size[0] == self.size[1])
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -82,64 +88,32 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     where: name of the file, for messages.
 
   Raises:
-    FileError: the image is damaged, or deeper than 8 bits.
+    FileError: the image is damaged, deeper than 8 bits, or refused by `open_checked`.
   """
-  image = open_checked(data, where)
-  if image.mode[0] in "IF" or _depth(image, data) > 8:
+  opened = open_checked(data, where)
+  image, orientation = opened.image, opened.orientation
+  if image.mode[0] in "IF" or opened.depth > 8:
+    depth = max(16, opened.depth) if image.mode[0] in "IF" else opened.depth
     raise FileError(
       "depth",
       where,
-      f"{max(16, _depth(image, data))} bits per channel, but images have 8",
+      f"{depth} bits per channel, but images have 8",
       "Convert it with the scaling that suits its sensor, for instance "
       "(image.clip(low, high) - low) * 255 / (high - low) with low and high fixed for all images",
     )
-  rotated = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
   keep = (
     image.format in ("JPEG", "PNG")
     and image.mode in ("L", "RGB")
-    and _depth(image, data) == 8
+    and opened.depth == 8
     and "transparency" not in image.info
-    and not rotated
+    and orientation == 1
   )
   if keep:
-    return CanonicalImage(data, (image.height, image.width), rotated)
-  if rotated:
-    image = ImageOps.exif_transpose(image)
+    return CanonicalImage(data, (image.height, image.width), orientation)
   gray = image.mode in ("1", "L", "LA", "La")
   if gray:
     array = np.asarray(image.convert("LA").getchannel(0))
   else:
     alpha = "transparency" in image.info  # Pillow warns when a palette's alpha is not spelled out
     array = np.asarray((image.convert("RGBA") if alpha else image).convert("RGB"))
-  return CanonicalImage(encode_png(array), (image.height, image.width), rotated)
-
-
-def open_checked(data: bytes, where: Path | str) -> Image.Image:
-  """Opens and fully decodes an image or mask with Pillow.
-
-  Raises:
-    FileError: the file is damaged, no image, or has several pages.
-  """
-  try:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-  except Exception as error:  # Pillow raises whatever a damaged file happens to break.
-    raise FileError(
-      "unreadable",
-      where,
-      f"damaged or no image ({error or type(error).__name__})" if data else "the file is empty",
-      "Restore it from its origin, or remove it together with its partner",
-    ) from error
-  if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-    pages = image.n_frames  # type: ignore[attr-defined]
-    raise FileError("layout", where, f"holds {pages} pages", "Save each page as a file of its own")
-  return image
-
-
-def _depth(image: Image.Image, data: bytes) -> int:
-  """Bits per channel as stored; Pillow itself truncates 16-bit color without a word."""
-  if image.format == "PNG":
-    return data[24]
-  if image.format == "TIFF":
-    return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))  # type: ignore[attr-defined]
-  return 8
+  return CanonicalImage(encode_png(array), (image.height, image.width), orientation)

@@ -1,57 +1,193 @@
-"""Mask files: raw values or colors in, train ids out."""
+"""Mask files: raw values or colors in, train ids out.
 
+A mask holds numbers, so what counts is what is stored and not how it is shown: one bit, two or four
+are not stretched to eight, and an indexed file gives its indices, unless `ClassInfo.by_color` asks
+for their colors.
+"""
+
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image
 
 from jseg.data.files import FileError
-from jseg.data.files.classes import ClassInfo
-from jseg.data.files.images import open_checked
+from jseg.data.files.classes import ClassInfo, Color
+from jseg.data.files.opening import Opened, open_checked
 from jseg.types import IGNORE
 
 _BINARY_FIX = (
   'If 255 stands for the second class, say so in classes.json: "mask_values": [0, 255], '
   '"ignore_label": null'
 )
+# Programs that store numbers and mean them, also where they say that 0 is to be shown as white.
+_STORES_NUMBERS = ("tifffile", "imagej")
 
 
-def read_mask(data: bytes, where: Path | str) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawMask:
+  """What a mask file holds.
+
+  Attributes:
+    values: int32 [h w] of numbers, indices of an indexed file among them, or uint8 [h w 3] of
+      colors.
+    depth: bits of a number as stored.
+    palette: uint8 [256 3], colors of an indexed file; else None.
+    shown: int32 [h w], the numbers as they are shown, where 0 is white (TIFF's MinIsWhite, PBM);
+      else None.
+    turned: an EXIF orientation was applied.
+    transparent: it has an alpha channel that isn't the same everywhere; it is dropped.
+  """
+
+  values: np.ndarray
+  depth: int = 8
+  palette: np.ndarray | None = None
+  shown: np.ndarray | None = None
+  turned: bool = False
+  transparent: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Label:
+  """A mask translated to train ids.
+
+  Attributes:
+    ids: uint8 [h w], IGNORE where void.
+    values: int32 [h w], the numbers that were translated; of instance masks, the objects' ids.
+    traits: what is unusual about the file, see `jseg.data.survey`.
+    colors: color of each index that occurs in an indexed file which is read by its indices.
+  """
+
+  ids: np.ndarray
+  values: np.ndarray
+  traits: frozenset[str] = frozenset()
+  colors: Mapping[int, Color] = dataclasses.field(default_factory=dict)
+
+
+def read_mask(data: bytes, where: Path | str) -> RawMask:
   """Decodes a mask file to its raw values.
 
   Args:
     data: the file's bytes.
     where: name of the file, for messages.
 
-  Returns:
-    int32 [h w] of values (palette images give their indices), or uint8 [h w 3] of colors.
-
   Raises:
     FileError: the file is damaged or of a kind that cannot hold class values.
   """
-  image = open_checked(data, where)
-  if image.format in ("JPEG", "MPO"):
+  opened = open_checked(data, where)
+  image = opened.image
+  if _is_lossy(image, data):
     raise FileError(
       "values",
       where,
-      "a JPEG cannot be a mask: its compression changes the values at every border",
+      f"a {image.format} cannot be a mask: its compression changes the values at every border",
       "Export the masks again as PNG",
     )
-  if image.mode in ("F", "CMYK", "YCbCr", "LAB", "HSV"):
+  deep = opened.depth > 8 and image.mode not in ("I", "F") and not image.mode.startswith("I;")
+  if deep or image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"):
+    kind = f"{opened.depth} bits per channel" if deep else f"mode {image.mode}"
+    raise FileError("values", where, f"{kind} cannot hold class values", "Save it as 8-bit PNG")
+  array = np.asarray(image)
+  alpha = array[..., -1] if image.mode in ("RGBA", "LA", "PA") else None
+  transparent = alpha is not None and bool((alpha != alpha.flat[0]).any())
+  if image.mode in ("RGB", "RGBA", "RGBX"):
+    return RawMask(array[..., :3], turned=opened.orientation > 1, transparent=transparent)
+  if alpha is not None:
+    array = array[..., 0]
+  values, shown = _numbers(array, opened, where)
+  palette, depth = None, opened.depth if opened.maximum is None else opened.maximum.bit_length()
+  if image.mode in ("P", "PA"):
+    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    depth = 1 if len(colors) == 2 else depth
+    palette = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
+    palette[: len(colors)] = colors
+  if image.format == "GIF" and palette is not None:
+    # Programs renumber the indices of a GIF by the colors that occur, and write gray in this way.
+    colors = palette[values]
+    if (colors != colors[..., :1]).any():
+      return RawMask(colors, turned=opened.orientation > 1)
+    values, depth = colors[..., 0].astype(np.int32), 8
+    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+  return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
+
+
+def _numbers(
+  array: np.ndarray, opened: Opened, where: Path | str
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """The numbers of a gray image as stored and, where that differs, as shown."""
+  mode, largest = opened.image.mode, 255
+  if mode == "F":
+    array = np.clip(whole_numbers(array, where), -1, 2**30)
+  elif opened.maximum is not None:  # Pillow stretches PGM to 8 or 16 bits
+    array = np.rint(array * (opened.maximum / (255 if mode == "L" else 65535)))
+  elif mode == "1":
+    largest = 1
+  elif mode == "L" and opened.depth < 8 and opened.image.format in ("PNG", "TIFF"):
+    largest = 2**opened.depth - 1
+    array = array // (255 // largest)
+  values = array.astype(np.int32)
+  if opened.image.format == "PPM" and mode == "1":
+    return 1 - values, values
+  if not opened.white_is_zero:
+    return values, None
+  if mode not in ("1", "L"):  # what Pillow leaves as it is
+    return values, None
+  if any(name in opened.writer for name in _STORES_NUMBERS):
+    return largest - values, None
+  return largest - values, values
+
+
+def whole_numbers(array: np.ndarray, where: Path | str, step: float = 0.0) -> np.ndarray:
+  """Rounds the numbers of a label file that miss whole numbers by rounding alone.
+
+  Args:
+    array: float, any shape.
+    where: name of the file, for messages.
+    step: distance of the numbers that the file can hold, where its header scales integers.
+
+  Returns:
+    float, whole numbers.
+
+  Raises:
+    FileError: a number lies further from a whole one than half a step and a ten-thousandth.
+  """
+  whole = np.rint(array)
+  # A step as wide as the classes' distance explains nothing.
+  slack = (0.505 * step if step < 0.1 else 0) + 1e-4 * np.clip(np.abs(array), 1, 100)
+  with np.errstate(invalid="ignore"):
+    broken = ~(np.abs(array - whole) <= slack)
+  if broken.any():
+    noun = "voxels" if array.ndim == 3 else "pixels"
     raise FileError(
-      "values", where, f"mode {image.mode} cannot hold class values", "Save it as 8-bit PNG"
+      "values",
+      where,
+      f"value {array[broken][0]:g} is no whole number ({broken.sum()} {noun} are not)",
+      "A mask holds class values: resample masks by nearest neighbor",
     )
-  image = ImageOps.exif_transpose(image)
-  if image.mode in ("RGB", "RGBA"):
-    return np.asarray(image)[..., :3]
-  if image.mode in ("LA", "PA"):
-    return np.asarray(image)[..., 0].astype(np.int32)
-  return np.asarray(image).astype(np.int32)
+  return whole
 
 
-def make_label(
-  raw: np.ndarray, classes: ClassInfo, table: np.ndarray, where: Path | str
-) -> np.ndarray:
+def _is_lossy(image: Image.Image, data: bytes) -> bool:
+  """Whether a file's compression changes values."""
+  match image.format:
+    case "JPEG" | "MPO" | "AVIF":
+      return True
+    case "WEBP":
+      place = 12  # chunks follow: a name, a length, and an even number of bytes
+      while place + 8 <= len(data):
+        if data[place : place + 3] == b"VP8" and data[place : place + 4] != b"VP8X":
+          return data[place : place + 4] == b"VP8 "
+        place += 8 + (int.from_bytes(data[place + 4 : place + 8], "little") + 1) // 2 * 2
+    case "JPEG2000":
+      place = data.find(b"\xff\x52")  # COD: its last byte names the wavelet, 0 is irreversible
+      return place >= 0 and data[place + 13] == 0
+    case "TIFF":
+      return image.info.get("compression") in ("jpeg", "tiff_jpeg")
+  return False
+
+
+def make_label(raw: RawMask, classes: ClassInfo, table: np.ndarray, where: Path | str) -> Label:
   """Translates raw mask values to train ids.
 
   Args:
@@ -60,39 +196,106 @@ def make_label(
     table: int16 [65536], see `ClassInfo.table`.
     where: name of the file, for messages.
 
-  Returns:
-    uint8 [h w], IGNORE where void.
-
   Raises:
     FileError: values or colors occur that no class has, with their pixel counts.
   """
-  if raw.ndim == 3 and classes.instance:
+  values, traits = raw.values, {"transparent"} if raw.transparent else set()
+  if values.ndim == 3 and classes.instance:
     raise FileError(
       "values",
       where,
       "a color image cannot be a mask of instance ids",
       "Save the ids in one channel of 8 or 16 bits, as PNG",
     )
-  if raw.ndim == 3:
-    return _label_from_colors(raw, classes, where)
+  if values.ndim == 3:
+    return Label(_label_from_colors(values, classes, where), values[..., 0], frozenset(traits))
+  if raw.shown is not None:
+    traits.add("white_is_zero")
+    values = raw.shown if _known(raw.shown, table) or not _known(values, table) else values
+  if raw.palette is not None and classes.by_color:
+    numbers, reordered = _ids_of_indices(raw, classes, where)
+    traits |= {"reordered"} if reordered else set()
+    return Label(numbers[values], values, frozenset(traits))
+  values = _stretch_bit(values, raw, classes)
+  ids = table[np.where((values < 0) | (values >= table.size), 0, values)]
+  if not _known(values, table):
+    raise _unknown_values(values, classes, table, where)
+  colors = {} if raw.palette is None else _colors_used(raw)
+  return Label(ids.astype(np.uint8), values, frozenset(traits), colors)
+
+
+def _known(values: np.ndarray, table: np.ndarray) -> bool:
+  """Whether all numbers are those of classes or of void."""
+  low, high = values.min(), values.max()
+  return low >= 0 and high < table.size and bool((table[values] >= 0).all())
+
+
+def _stretch_bit(values: np.ndarray, raw: RawMask, classes: ClassInfo) -> np.ndarray:
+  """Makes the bit of a one-bit mask 0 and 255, or what else the two classes have, if 1 is none."""
+  meant = classes.instance or 1 in (*classes.values, classes.ignore_label)
+  if raw.depth != 1 or meant or raw.values.max(initial=0) > 1:
+    return values
+  if 255 not in classes.values and len(classes.values) != 2:
+    return values
+  low, high = min(classes.values), 255 if 255 in classes.values else max(classes.values)
+  white = values == 1
+  if raw.palette is not None:
+    brightness = raw.palette[:2].astype(int).sum(-1)
+    white = values == int(brightness[1] >= brightness[0])
+  return np.where(white, high, low)
+
+
+def _unknown_values(
+  raw: np.ndarray, classes: ClassInfo, table: np.ndarray, where: Path | str
+) -> FileError:
   outside = (raw < 0) | (raw >= table.size)
-  ids = table[np.where(outside, 0, raw)]
-  unknown = outside | (ids < 0)
-  if unknown.any():
-    values, counts = np.unique(raw[unknown], return_counts=True)
-    found = set(np.unique(raw).tolist())
-    fix = "Add the missing class to classes.json, or give such pixels the ignore value"
-    if classes.ignore_label is not None:
-      fix += f" {classes.ignore_label}"
-    if found <= {0, 255} and len(classes.names) == 2:
-      fix = _BINARY_FIX
+  unknown = outside | (table[np.where(outside, 0, raw)] < 0)
+  values, counts = np.unique(raw[unknown], return_counts=True)
+  found = set(np.unique(raw).tolist())
+  fix = "Add the missing class to classes.json, or give such pixels the ignore value"
+  if classes.ignore_label is not None:
+    fix += f" {classes.ignore_label}"
+  if found <= {0, 255} and len(classes.names) == 2:
+    fix = _BINARY_FIX
+  return FileError(
+    "values",
+    where,
+    f"{_listing('value', values.tolist(), counts)} of no class; {_describe(classes)}",
+    fix,
+  )
+
+
+def _colors_used(raw: RawMask) -> dict[int, Color]:
+  """Color of each index that occurs."""
+  assert raw.palette is not None
+  return {i: tuple(raw.palette[i].tolist()) for i in np.unique(raw.values).tolist()}
+
+
+def _ids_of_indices(raw: RawMask, classes: ClassInfo, where: Path | str) -> tuple[np.ndarray, bool]:
+  """Train id of each index by its color, uint8 [256], and whether any differs from its index."""
+  known = {tuple(color): i for i, color in enumerate(classes.palette.tolist())}
+  if classes.ignore_color is not None:
+    known[classes.ignore_color] = IGNORE
+  ids, unknown = np.zeros(256, np.uint8), []
+  used = _colors_used(raw)
+  for index, color in used.items():
+    if color in known:
+      ids[index] = known[color]
+    elif index == classes.ignore_label:
+      ids[index] = IGNORE
+    else:
+      unknown.append((index, color))
+  if unknown:
+    listed = ", ".join(f"{color} (index {index})" for index, color in unknown[:4])
+    more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
     raise FileError(
       "values",
       where,
-      f"{_listing('value', values.tolist(), counts)} of no class; {_describe(classes)}",
-      fix,
+      f"an indexed mask with the color {listed}{more} that the palette lacks",
+      "Add the color to classes.json, or leave palette out there if indices are class numbers",
     )
-  return ids.astype(np.uint8)
+  table = classes.table()
+  return ids, any(ids[index] != table[index] for index in used)
 
 
 def check_binary(counts: np.ndarray, classes: ClassInfo, where: Path | str) -> None:

@@ -22,12 +22,14 @@ class Volume:
   """The content of a NIfTI file in canonical orientation.
 
   Attributes:
-    array: float32 [d h w c] of an image, [d h w] of a mask; as stored, not normalized.
+    array: float32 [d h w c] of an image, float64 [d h w] of a mask; as stored, not normalized.
     affine: float [4 4], from (x, y, z) in voxels to RAS+ in millimetres.
+    step: distance of the values that the file can hold, where its header scales integers; else 0.
   """
 
   array: np.ndarray
   affine: np.ndarray
+  step: float = 0.0
 
   @property
   def size(self) -> tuple[int, int, int]:
@@ -131,7 +133,11 @@ def _read(path: Path, channels: bool) -> Volume:
   nibabel = import_nibabel()
   try:
     file = nibabel.load(path)
-    array, affine = np.asarray(file.dataobj, np.float32), file.affine
+    _check_kind(file.get_data_dtype(), path)
+    array = np.asarray(file.dataobj, np.float32 if channels else np.float64)
+    affine, scale = file.affine, file.dataobj
+  except FileError:
+    raise
   except Exception as error:  # nibabel raises whatever a damaged file happens to break.
     raise FileError(
       "unreadable",
@@ -139,6 +145,7 @@ def _read(path: Path, channels: bool) -> Volume:
       f"damaged or no NIfTI file ({error or type(error).__name__})",
       "Restore it from its origin, or remove it together with its partner",
     ) from error
+  scaled = file.get_data_dtype().kind in "iu" and (scale.slope, scale.inter) != (1, 0)
   if array.ndim == 5 and array.shape[3] == 1:  # NIfTI's vectors: the fourth axis is time
     array = array[:, :, :, 0]
   if array.ndim == 4 and array.shape[3] == 1:
@@ -152,7 +159,22 @@ def _read(path: Path, channels: bool) -> Volume:
   file = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
   array = np.asarray(file.dataobj)
   array = array.transpose(2, 1, 0, *range(3, array.ndim))
-  return Volume(array[..., None] if channels and array.ndim == 3 else array, file.affine)
+  array = array[..., None] if channels and array.ndim == 3 else array
+  return Volume(array, file.affine, abs(scale.slope) if scaled else 0.0)
+
+
+def _check_kind(dtype: np.dtype, path: Path) -> None:
+  """Refuses voxels that aren't one real number."""
+  if dtype.names is not None:
+    raise FileError(
+      "values",
+      path,
+      f"its voxels are colors ({''.join(dtype.names)}, {8 * dtype.itemsize} bits) and no numbers",
+      "Save them as a fourth axis or one gray value a voxel; of a mask, class numbers",
+    )
+  if dtype.kind not in "iuf":
+    problem = f"its voxels are of type {dtype}, which is no real number"
+    raise FileError("values", path, problem, "Save their magnitude, or another real number")
 
 
 def normalize_volume(image: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from jseg.data.files import FileError
-from jseg.data.files.classes import ClassInfo
+from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.images import encode_png
 from jseg.data.files.instances import Objects
 from jseg.types import InputError
@@ -39,6 +39,9 @@ class Example:
     counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
     objects: the objects of the image one by one, if the data set has them.
     notes: what was left out of the example, and why.
+    traits: what is unusual about its files; `jseg.data.survey` has the list and what it says of
+      many.
+    colors: color of each index of an indexed mask that was read by its indices.
   """
 
   image: bytes | np.ndarray
@@ -47,6 +50,8 @@ class Example:
   counts: np.ndarray
   objects: Objects | None = None
   notes: tuple[FileError, ...] = ()
+  traits: frozenset[str] = frozenset()
+  colors: Mapping[int, Color] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def from_arrays(
@@ -100,6 +105,7 @@ class Source(Protocol):
     splits: the items of each split, in order.
     problems: what is wrong with the files as a whole, such as missing partners; a source with
       problems can be checked, not prepared.
+    notes: what is to be told before training, such as files that aren't used.
     has_objects: whether its examples have `objects`.
     has_labels: whether its examples have a `label`.
     ndim: 2 for images, 3 for volumes.
@@ -108,6 +114,7 @@ class Source(Protocol):
   classes: ClassInfo
   splits: Mapping[str, Sequence[Item]]
   problems: Sequence[FileError] = ()
+  notes: Sequence[FileError] = ()
   has_objects: bool = False
   has_labels: bool = True
   ndim: int = 2
@@ -125,6 +132,7 @@ class ListedSource:
     splits: the items of each split, in order.
     make_fingerprint: computes the fingerprint, which may take reading all files.
     problems: what is wrong with the files as a whole.
+    notes: what is to be told before training.
     has_objects: whether its examples have `objects`.
     has_labels: whether its examples have a `label`.
     ndim: 2 for images, 3 for volumes.
@@ -134,6 +142,7 @@ class ListedSource:
   splits: Mapping[str, Sequence[Item]]
   make_fingerprint: Callable[[], str]
   problems: Sequence[FileError] = ()
+  notes: Sequence[FileError] = ()
   has_objects: bool = False
   has_labels: bool = True
   ndim: int = 2

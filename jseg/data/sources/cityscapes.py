@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jseg.data.class_lists import CITYSCAPES
+from jseg.data.files import FileError
+from jseg.data.files.listing import list_if_there
 from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import ImagePair, missing_files, pair_source
 from jseg.types import IGNORE, InputError
@@ -34,16 +36,20 @@ def cityscapes_source(root: str | Path) -> ListedSource:
   unmapped = table[:_CITYSCAPES_IDS] < 0
   table[:_CITYSCAPES_IDS][unmapped] = IGNORE
   splits: dict[str, list[ImagePair]] = {}
+  problems: list[FileError] = []
   for split in ("train", "val"):
-    images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
-    if images:
+    folder = root / "leftImg8bit" / split
+    listing = list_if_there(folder, ["_leftimg8bit.png"])
+    if listing.files:
+      images = listing.files.values()
       splits[split] = [_cityscapes_pair(root, split, image, table) for image in images]
+      problems += listing.problems
   if not splits:
     raise InputError(
       f"{root} holds no Cityscapes: no leftImg8bit/train/CITY/*_leftImg8bit.png; unpack "
       "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there"
     )
-  problems = missing_files(itertools.chain(*splits.values()))
+  problems += missing_files(itertools.chain(*splits.values()))
   return pair_source(root, CITYSCAPES, splits, problems)
 
 

@@ -3,13 +3,25 @@
 ROOT/classes.json                        ROOT/classes.json
 ROOT/{train,val,test}/images/NAME.ext    ROOT/images/NAME.ext
 ROOT/{train,val,test}/masks/NAME.png     ROOT/masks/NAME.png    (split at random)
+
+NAME may have folders in front, the same below images and below masks.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from jseg.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, FileError
+from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
+from jseg.data.files.listing import (
+  IMAGE_SUFFIXES,
+  NIFTI_SUFFIXES,
+  Listing,
+  holds_any,
+  likeliest_partner,
+  list_files,
+  usual_suffixes,
+)
 from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import SPLITS, FilePair, ImagePair, pair_source, split_at_random
 from jseg.types import InputError
@@ -18,6 +30,24 @@ _LAYOUT = (
   "Expected ROOT/classes.json with ROOT/train/images and ROOT/train/masks (likewise val, test), "
   "or ROOT/images and ROOT/masks, which are split at random"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What kind of files a folder in the layout above holds.
+
+  Attributes:
+    suffixes: what names of files end in.
+    make_pair: the kind of `FilePair` they make.
+    tasks: see `ClassInfo.load`.
+  """
+
+  suffixes: Sequence[str]
+  make_pair: Callable[..., FilePair]
+  tasks: Sequence[str]
+
+
+IMAGES = Layout(IMAGE_SUFFIXES, ImagePair, ("semantic", "instance"))
 
 
 def folder_source(
@@ -34,8 +64,8 @@ def folder_source(
   Raises:
     InputError: the folder, its classes or its layout are missing.
   """
-  source = paired_folder(root, fractions, seed, IMAGE_SUFFIXES, ImagePair, ("semantic", "instance"))
-  if not any(source.splits.values()) and holds_volumes(root):
+  source = read_folder(root, IMAGES, None, fractions, seed)
+  if not any(source.splits.values()) and holds(root, NIFTI_SUFFIXES):
     raise InputError(f'{root} holds volumes: give "volumes" as data.name instead of "folder"')
   return source
 
@@ -44,32 +74,30 @@ def matches(root: Path) -> bool:
   """Whether a folder is laid out like this."""
   images = (root / folder / "images" for folder in ("", *SPLITS))
   named = (root / "classes.json").is_file() and any(map(Path.is_dir, images))
-  return named and not holds_volumes(root)
+  return named and not holds(root, NIFTI_SUFFIXES)
 
 
-def holds_volumes(root: str | Path) -> bool:
-  """Whether the images of a folder are NIfTI files."""
-  patterns = [f"{split}images/*{end}" for split in ("", "*/") for end in NIFTI_SUFFIXES]
-  return any(any(Path(root).expanduser().glob(pattern)) for pattern in patterns)
+def holds(root: str | Path, suffixes: Sequence[str]) -> bool:
+  """Whether a folder in this layout has images that end like this."""
+  root = Path(root).expanduser()
+  return any(holds_any(root / split / "images", suffixes) for split in ("", *SPLITS))
 
 
-def paired_folder(
+def read_folder(
   root: str | Path,
-  fractions: Mapping[str, float] | None,
-  seed: int,
-  suffixes: Sequence[str],
-  make_pair: Callable[..., FilePair],
-  tasks: Sequence[str],
+  layout: Layout,
+  classes: ClassInfo | None = None,
+  fractions: Mapping[str, float] | None = None,
+  seed: int = 0,
 ) -> ListedSource:
   """Reads a folder in the layout above.
 
   Args:
     root: the folder.
+    layout: what kind of files it holds.
+    classes: its classes, if they aren't to be read from its classes.json.
     fractions: shares of the splits; see `folder_source`.
     seed: seed of the random split.
-    suffixes: what names of files end in.
-    make_pair: the kind of `FilePair` to make.
-    tasks: see `ClassInfo.load`.
 
   Raises:
     InputError: see `folder_source`.
@@ -78,66 +106,90 @@ def paired_folder(
   if not any((root / s).is_dir() for s in SPLITS) and not (root / "images").is_dir():
     inside = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     raise InputError(f"{root} holds no data set ({inside} found). {_LAYOUT}")
-  classes = ClassInfo.load(root / "classes.json", tasks)
+  classes = classes or ClassInfo.load(root / "classes.json", layout.tasks)
   if classes.instance and classes.mask_values is not None:
     raise InputError(
       f"{root / 'classes.json'}: mask_values are for classes, but these masks hold instance ids; "
       "leave mask_values out"
     )
-  plain = not any((root / split).is_dir() for split in SPLITS)
-  if plain:
-    pairs, problems = _find_pairs(root, classes, suffixes, make_pair)
+  if not any((root / split).is_dir() for split in SPLITS):
+    pairs, problems, notes = _find_pairs(root, classes, layout)
     splits = split_at_random(pairs, fractions or {"train": 0.8, "val": 0.2}, seed) if pairs else {}
-  else:
-    if fractions:
-      raise InputError(f"fractions: {root} has its own splits; leave fractions out")
-    splits, problems = {}, _stray_splits(root)
-    for split in SPLITS:
-      if (root / split).is_dir():
-        splits[split], found = _find_pairs(root / split, classes, suffixes, make_pair)
-        problems += found
-  return pair_source(root, classes, splits, problems)
+    return pair_source(root, classes, splits, problems, notes)
+  if fractions:
+    raise InputError(f"fractions: {root} has its own splits; leave fractions out")
+  splits, problems, notes = {}, *_stray_folders(root, layout.suffixes)
+  for split in SPLITS:
+    if (root / split).is_dir():
+      splits[split], wrong, unused = _find_pairs(root / split, classes, layout)
+      problems += wrong
+      notes += unused
+  return pair_source(root, classes, splits, problems, notes)
 
 
 def _find_pairs(
-  folder: Path, classes: ClassInfo, suffixes: Sequence[str], make_pair: Callable[..., FilePair]
-) -> tuple[list[FilePair], list[FileError]]:
-  """Pairs the files of `folder`/images and `folder`/masks by stem; lists those without partner."""
-  problems: list[FileError] = []
-  images, masks = (_by_stem(folder / kind, suffixes, problems) for kind in ("images", "masks"))
-  for stem in sorted(images.keys() ^ masks.keys()):
-    lone = images.get(stem) or masks[stem]
-    other = "mask" if stem in images else "image"
-    fix = f"Put it at {folder / (other + 's') / stem}.*, or remove this file"
-    problems.append(FileError("partner", lone, f"has no {other} of the same name", fix))
-  if not images and not masks:
-    problems.append(FileError("layout", folder, "is empty", f"{_LAYOUT}; or remove the folder"))
+  folder: Path, classes: ClassInfo, layout: Layout
+) -> tuple[list[FilePair], list[FileError], list[FileError]]:
+  """Pairs the files of `folder`/images and `folder`/masks by name.
+
+  Returns:
+    (pairs, problems such as files without partner, notes on what isn't used).
+  """
+  images, masks = (_list(folder / kind, layout.suffixes) for kind in ("images", "masks"))
+  lone = sorted(images.files.keys() ^ masks.files.keys())
+  problems = [*images.problems, *masks.problems]
+  known = {problem.file for problem in problems}
+  lone_names = {
+    "mask": [name for name in lone if name not in images.files],
+    "image": [name for name in lone if name in images.files],
+  }
+  for name in lone:
+    file, other = (
+      (images.files[name], "mask") if name in images.files else (masks.files[name], "image")
+    )
+    fix = f"Put it at {folder / (other + 's') / name}.*, or remove this file"
+    if (meant := likeliest_partner(name, lone_names[other])) is not None:
+      kind = masks if other == "mask" else images
+      fix = f"If it is {kind.files[meant]}, give both the same name; else remove this file"
+    problems.append(FileError("partner", file, f"has no {other} of the same name", fix))
+  if not images.files and not masks.files and not known:
+    problems.append(_empty(folder, layout.suffixes))
   table = classes.table()
-  both = sorted(images.keys() & masks.keys())
-  return [make_pair(stem, images[stem], masks[stem], classes, table) for stem in both], problems
+  pairs = [
+    layout.make_pair(name, path, masks.files[name], classes, table)
+    for name, path in images.files.items()
+    if name in masks.files
+  ]
+  return pairs, problems, [*images.notes, *masks.notes]
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str], problems: list[FileError]) -> dict[str, Path]:
-  files: dict[str, Path] = {}
+def _list(folder: Path, suffixes: Sequence[str]) -> Listing:
+  """The files of a folder; if that can't be, an empty listing that says why."""
   if not folder.is_dir():
-    problems.append(FileError("layout", folder, "is missing", _LAYOUT))
-    return files
-  for path in sorted(folder.iterdir()):
-    suffix = next((s for s in suffixes if path.name.lower().endswith(s)), None)
-    if suffix is None or path.name.startswith("."):
-      continue
-    stem = path.name[: -len(suffix)]
-    if stem in files:
-      fix = "Keep one of the two, or rename the other with its mask"
-      problems.append(FileError("partner", path, f"{files[stem]} has the same name", fix))
-    files[stem] = path
-  return files
+    return Listing({}, [FileError("layout", folder, "is missing", _LAYOUT)], [])
+  try:
+    return list_files(folder, suffixes)
+  except FileError as error:
+    return Listing({}, [error], [])
 
 
-def _stray_splits(root: Path) -> list[FileError]:
-  """Lists folders that look like splits but are not called so."""
-  return [
+def _empty(folder: Path, suffixes: Sequence[str]) -> FileError:
+  kinds = usual_suffixes(suffixes)
+  fix = f"Put files that end in {kinds} into its images and masks, or remove the folder"
+  return FileError("layout", folder, "is empty", fix)
+
+
+def _stray_folders(root: Path, suffixes: Sequence[str]) -> tuple[list[FileError], list[FileError]]:
+  """Folders that look like splits but are not called so, and those that splits make void."""
+  problems = [
     FileError("layout", path, "is not a known split", "Call splits train, val and test")
     for path in sorted(root.iterdir())
-    if path.name not in SPLITS and (path / "images").is_dir()
+    if path.name not in SPLITS and (path / "images").is_dir() and not path.name.startswith(".")
   ]
+  fix = "Move its files into one of the splits if they are to be used"
+  notes = [
+    FileError("unused", root / kind, "isn't used, because there are folders of splits", fix)
+    for kind in ("images", "masks")
+    if holds_any(root / kind, suffixes)
+  ]
+  return problems, notes

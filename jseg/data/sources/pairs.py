@@ -7,11 +7,11 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jseg.data.files import FileError, fingerprint, read_bytes
+from jseg.data.files import FileError, attempt, fingerprint, read_bytes
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, canonical_image, encode_png
 from jseg.data.files.instances import objects_from_ids
-from jseg.data.files.masks import make_label, read_mask
+from jseg.data.files.masks import Label, RawMask, make_label, read_mask
 from jseg.data.sources.base import Example, Item, ListedSource
 from jseg.types import IGNORE, InputError
 
@@ -29,6 +29,23 @@ class Sized(Protocol):
 Image = TypeVar("Image", bound=Sized)
 Mask = TypeVar("Mask")
 AnyItem = TypeVar("AnyItem", bound=Item)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examination:
+  """All that can be said of a pair of files.
+
+  Attributes:
+    example: the example; None if there are problems.
+    problems: what is wrong with either file or with both together.
+    size: size of the image, or None if it can't be read.
+    label: the mask, or None if it can't be read.
+  """
+
+  example: Example | None
+  problems: Sequence[FileError]
+  size: tuple[int, ...] | None
+  label: Label | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +72,24 @@ class FilePair(Generic[Image, Mask]):
     Raises:
       FileError: naming the file at fault.
     """
-    image, raw = self.read_image(), self.read_mask()
-    self.check(image, raw)
-    return self.make_example(image, raw)
+    found = self.examine()
+    if found.example is None:
+      raise found.problems[0]
+    return found.example
+
+  def examine(self) -> Examination:
+    """Reads both files as `load` does; one problem hides no other."""
+    image, problems = attempt(self.read_image)
+    raw, found = attempt(self.read_mask)
+    problems += found
+    if image is not None and raw is not None:
+      problems += attempt(self.check, image, raw)[1]
+    label, found = (None, []) if raw is None else attempt(self.make_label, raw)
+    problems += found
+    example = None
+    if not problems and image is not None and raw is not None and label is not None:
+      example = self.make_example(image, raw, label)
+    return Examination(example, problems, None if image is None else image.size, label)
 
   def read_image(self) -> Image:
     """Reads the image. Raises FileError."""
@@ -71,37 +103,42 @@ class FilePair(Generic[Image, Mask]):
     """Raises FileError if an image and its raw mask do not cover each other."""
     raise NotImplementedError
 
-  def make_label(self, raw: Mask) -> np.ndarray:
-    """Translates a raw mask to train ids: uint8 [h w] or [d h w]. Raises FileError."""
+  def make_label(self, raw: Mask) -> Label:
+    """Translates a raw mask to train ids. Raises FileError."""
     raise NotImplementedError
 
-  def make_example(self, image: Image, raw: Mask) -> Example:
-    """Joins an image and its raw mask, which cover each other. Raises FileError."""
+  def make_example(self, image: Image, raw: Mask, label: Label) -> Example:
+    """Joins an image and its mask, which cover each other."""
     raise NotImplementedError
 
 
-class ImagePair(FilePair[CanonicalImage, np.ndarray]):
+class ImagePair(FilePair[CanonicalImage, RawMask]):
   """An image file and its mask file; see `FilePair`."""
 
   def read_image(self) -> CanonicalImage:
     """Reads the image. Raises FileError."""
     return canonical_image(read_bytes(self.image), self.image)
 
-  def read_mask(self) -> np.ndarray:
-    """Reads the mask's raw values: int32 [h w] or uint8 [h w 3]. Raises FileError."""
+  def read_mask(self) -> RawMask:
+    """Reads the mask's raw values. Raises FileError."""
     return read_mask(read_bytes(self.mask), self.mask)
 
-  def check(self, image: CanonicalImage, raw: np.ndarray) -> None:
+  def check(self, image: CanonicalImage, raw: RawMask) -> None:
     """Raises FileError if an image and its raw mask do not cover each other."""
-    check_sizes(image, self.image, raw, self.mask)
+    check_sizes(image, self.image, raw.values.shape, self.mask)
 
-  def make_label(self, raw: np.ndarray) -> np.ndarray:
-    """Translates a raw mask to train ids: uint8 [h w]. Raises FileError."""
+  def make_label(self, raw: RawMask) -> Label:
+    """Translates a raw mask to train ids. Raises FileError."""
     return make_label(raw, self.classes, self.table, self.mask)
 
-  def make_example(self, image: CanonicalImage, raw: np.ndarray) -> Example:
-    """Joins an image and its raw mask, which have the same size. Raises FileError."""
-    return make_example(image, raw, self.classes, self.table, self.mask)
+  def make_example(self, image: CanonicalImage, raw: RawMask, label: Label) -> Example:
+    """Joins an image and its mask, which have the same size."""
+    traits = set(label.traits)
+    if image.hides_rotation and not raw.turned:
+      traits.add("turned")
+    if raw.turned and not image.rotated:
+      traits.add("mask_turned")
+    return make_example(image, dataclasses.replace(label, traits=frozenset(traits)), self.classes)
 
 
 def pair_source(
@@ -109,6 +146,7 @@ def pair_source(
   classes: ClassInfo,
   splits: Mapping[str, Sequence[FilePair]],
   problems: Sequence[FileError] = (),
+  notes: Sequence[FileError] = (),
 ) -> ListedSource:
   """Makes a source of file pairs, with the fingerprint of their contents."""
 
@@ -116,14 +154,16 @@ def pair_source(
     files = {p for pairs in splits.values() for pair in pairs for p in (pair.image, pair.mask)}
     named = ((path.relative_to(root).as_posix(), path) for path in files)
     members = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
+    by_color = " by color" if classes.by_color else ""
     table = next(pair.table for pairs in splits.values() for pair in pairs).tobytes()
-    return fingerprint(named, f"{classes.to_json()} {members} {table.hex()}")
+    return fingerprint(named, f"{classes.to_json()} {members} {table.hex()}{by_color}")
 
   return ListedSource(
     classes=classes,
     splits=splits,
     make_fingerprint=digest,
     problems=problems,
+    notes=notes,
     has_objects=classes.instance,
   )
 
@@ -172,42 +212,38 @@ def missing_files(pairs: Iterable[FilePair]) -> list[FileError]:
 
 
 def check_sizes(
-  image: CanonicalImage, image_name: Path | str, raw: np.ndarray, mask_name: Path | str
+  image: CanonicalImage, image_name: Path | str, shape: tuple[int, ...], mask_name: Path | str
 ) -> None:
-  """Raises FileError if an image and its raw mask do not cover each other."""
-  if raw.shape[:2] == image.size:
+  """Raises FileError if an image and its mask, an array of this shape, do not cover each other."""
+  if shape[:2] == image.size:
     return
-  turned = image.rotated and raw.shape[1::-1] == image.size
+  turned = image.rotated and shape[1::-1] == image.size
   fix = (
     "The image's EXIF rotation was applied; rotate the mask in the same way"
     if turned
     else "Save the mask at the size of its image (resize by nearest neighbor)"
   )
-  sizes = f"{_size(raw.shape)}, but its image {image_name} is {_size(image.size)}"
+  sizes = f"{_size(shape)}, but its image {image_name} is {_size(image.size)}"
   raise FileError("size", mask_name, sizes, fix)
 
 
-def make_example(
-  image: CanonicalImage,
-  raw: np.ndarray,
-  classes: ClassInfo,
-  table: np.ndarray,
-  where: Path | str,
-) -> Example:
-  """Joins an image and a raw mask of the same size to an example.
-
-  Raises:
-    FileError: see `make_label`.
-  """
-  label = make_label(raw, classes, table, where)
-  counts = np.bincount(label.ravel(), minlength=256)
-  objects = None
+def make_example(image: CanonicalImage, label: Label, classes: ClassInfo) -> Example:
+  """Joins an image and a label of the same size to an example."""
+  ids, objects = label.ids, None
   if classes.instance:
-    is_object = (label > 0) & (label < IGNORE)
+    is_object = (ids > 0) & (ids < IGNORE)
     # Void may hide objects. Where there are several classes, it can't be said of which.
-    void = label == IGNORE if len(classes.names) == 2 else None
-    objects = objects_from_ids(np.where(is_object, raw, 0), classes.category, void)
-  return Example(image.data, encode_png(label), image.size, counts, objects)
+    void = ids == IGNORE if len(classes.names) == 2 else None
+    objects = objects_from_ids(np.where(is_object, label.values, 0), classes.category, void)
+  return Example(
+    image=image.data,
+    label=encode_png(ids),
+    size=image.size,
+    counts=np.bincount(ids.ravel(), minlength=256),
+    objects=objects,
+    traits=label.traits,
+    colors=label.colors,
+  )
 
 
 def _size(shape: tuple[int, ...]) -> str:

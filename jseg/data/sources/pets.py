@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jseg.data.files import read_text
 from jseg.data.files.classes import ClassInfo
+from jseg.data.files.listing import IMAGE_SUFFIXES, list_if_there
 from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import ImagePair, missing_files, pair_source, split_at_random
 from jseg.types import InputError
@@ -49,15 +51,16 @@ def oxford_iiit_pet_source(root: str | Path | None = None, seed: int = 0) -> Lis
       f"annotations.tar.gz of {_PET_URL} there, or leave root out to download them"
     )
   table = PET.table()
+  images, masks = (list_if_there(f, IMAGE_SUFFIXES) for f in (root / "images", lists / "trimaps"))
   listed: dict[str, list[ImagePair]] = {}
   for stem in ("trainval", "test"):
-    lines = (lists / f"{stem}.txt").read_text().splitlines()
+    lines = read_text(lists / f"{stem}.txt").splitlines()
     names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
     listed[stem] = [
       ImagePair(
         name=name,
-        image=root / "images" / f"{name}.jpg",
-        mask=lists / "trimaps" / f"{name}.png",
+        image=images.files.get(name, root / "images" / f"{name}.jpg"),
+        mask=masks.files.get(name, lists / "trimaps" / f"{name}.png"),
         classes=PET,
         table=table,
       )
@@ -65,7 +68,8 @@ def oxford_iiit_pet_source(root: str | Path | None = None, seed: int = 0) -> Lis
     ]
   splits = split_at_random(listed["trainval"], {"train": 0.9, "val": 0.1}, seed)
   splits["test"] = listed["test"]
-  problems = missing_files(itertools.chain(*splits.values()))
+  problems = [*images.problems, *masks.problems]
+  problems += missing_files(itertools.chain(*splits.values()))
   return pair_source(root, PET, splits, problems)
 
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import canonical_image, encode_png
 from jseg.data.files.instances import Annotation, make_objects
-from jseg.data.files.masks import read_mask
+from jseg.data.files.masks import make_label, read_mask
 from jseg.data.sources.base import Example, ListedSource
 from jseg.data.sources.pairs import check_sizes, make_example
 from jseg.types import IGNORE, InputError
@@ -169,8 +169,9 @@ class TfdsItem:
       where += f" ({_text(record[self.fields['name']])})"
     image = canonical_image(_encoded(record[self.fields["image"]]), where)
     raw = read_mask(_encoded(record[self.fields["label"]]), f"{where} mask")
-    check_sizes(image, where, raw, f"{where} mask")
-    return make_example(image, raw, self.classes, self.table, f"{where} mask")
+    check_sizes(image, where, raw.values.shape, f"{where} mask")
+    label = make_label(raw, self.classes, self.table, f"{where} mask")
+    return make_example(image, label, self.classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +200,13 @@ class TfdsObjects:
     if "mask" in fields:
       masks = [np.squeeze(np.asarray(mask), -1) > 0 for mask in entries[fields["mask"]]]
     else:
-      colors = read_mask(_encoded(record[fields["label"]]), f"{where} mask").astype(np.int32)
+      raw = read_mask(_encoded(record[fields["label"]]), f"{where} mask")
+      colors = raw.values.astype(np.int32)
       ids = colors @ np.array([1, 256, 65536]) if colors.ndim == 3 else colors
       masks = [ids == number for number in entries[fields["id"]]]
     annotations = []
     for mask, kind, many in zip(masks, kinds.tolist(), crowd, strict=True):
-      check_sizes(image, where, mask, f"{where} mask")
+      check_sizes(image, where, mask.shape, f"{where} mask")
       if kind in self.values:
         annotations.append(Annotation(mask, self.values[kind], bool(many)))
     return Example(

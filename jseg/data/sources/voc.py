@@ -1,12 +1,21 @@
 """`voc`: Pascal VOC, as its development kit unpacks."""
 
+import json
+import re
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 from jseg.data.class_lists import VOC
-from jseg.data.files import FileError
+from jseg.data.files import FileError, read_text
+from jseg.data.files.listing import IMAGE_SUFFIXES, Listing, list_if_there, split_suffix
 from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import ImagePair, missing_files, pair_source
 from jseg.types import InputError
+
+# CVAT: "label:red,green,blue:parts:actions", and a comment.
+_LABELMAP = re.compile(r"\s*([^#:]+):(\d+,\d+,\d+):")
+_CLASS_NAME = re.compile(r"\s*(\S.*)")
 
 
 def matches(root: Path) -> bool:
@@ -25,7 +34,7 @@ def voc_source(root: str | Path) -> ListedSource:
     root: VOCdevkit, or one year's folder, or the folder above VOCdevkit.
 
   Raises:
-    InputError: there is no such folder.
+    InputError: there is no such folder, or it says that its classes are others.
   """
   root = existing_folder(root)
   home = _find_home(root)
@@ -34,30 +43,24 @@ def voc_source(root: str | Path) -> ListedSource:
       f"{root} holds no Pascal VOC: no SegmentationClass folder here, in VOC20*, or in "
       "VOCdevkit/VOC20*; give the unpacked VOCdevkit as root"
     )
-  table = VOC.table()
+  _check_classes(home)
+  images = list_if_there(home / "JPEGImages", IMAGE_SUFFIXES)
   splits: dict[str, list[ImagePair]] = {}
-  problems: list[FileError] = []
+  kinds = ("SegmentationClass", "SegmentationClassAug")
+  listings = {kind: list_if_there(home / kind, IMAGE_SUFFIXES) for kind in kinds}
+  problems = [*images.problems, *(each for kind in kinds for each in listings[kind].problems)]
   lists = {"train": "train", "val": "val", "test": "test"}
   lists |= {"train_aug": "train_aug", "trainaug": "train_aug"}
   for stem, split in lists.items():
     path = home / "ImageSets" / "Segmentation" / f"{stem}.txt"
-    masks = home / ("SegmentationClassAug" if split == "train_aug" else "SegmentationClass")
-    if not path.is_file() or not masks.is_dir():
+    folder = home / ("SegmentationClassAug" if split == "train_aug" else "SegmentationClass")
+    if not path.is_file() or not folder.is_dir():
       continue
-    # The SBD lists of the field hold pairs of paths instead of names.
-    names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
-    if split == "test" and not any((masks / f"{name}.png").is_file() for name in names):
+    masks = listings[folder.name]
+    names = [_name(line.strip(), images) for line in read_text(path).splitlines() if line.strip()]
+    if split == "test" and not any(name in masks.files for name in names):
       continue
-    splits[split] = [
-      ImagePair(
-        name=name,
-        image=home / "JPEGImages" / f"{name}.jpg",
-        mask=masks / f"{name}.png",
-        classes=VOC,
-        table=table,
-      )
-      for name in names
-    ]
+    splits[split] = [_make_pair(name, images, masks, home, folder) for name in names]
     if not names:
       problems.append(FileError("layout", path, "lists no image", "Restore the list"))
     problems += missing_files(splits[split])
@@ -66,6 +69,48 @@ def voc_source(root: str | Path) -> ListedSource:
       f"{home / 'ImageSets' / 'Segmentation'} holds no train.txt or val.txt; restore the lists"
     )
   return pair_source(home, VOC, splits, problems)
+
+
+def _check_classes(home: Path) -> None:
+  """Refuses the layout with other classes than VOC's, as CVAT and labelme export it."""
+  for name, pattern in (("labelmap.txt", _LABELMAP), ("class_names.txt", _CLASS_NAME)):
+    if not (home / name).is_file():
+      continue
+    matches = [m for line in read_text(home / name).splitlines() if (m := pattern.match(line))]
+    names = [match[1].strip() for match in matches if match[1].strip() != "__ignore__"]
+    if tuple(names) == VOC.names:
+      continue
+    content: dict[str, Any] = {"classes": names}
+    if name == "labelmap.txt":
+      content["palette"] = [[int(value) for value in match[2].split(",")] for match in matches]
+    raise InputError(
+      f"{home / name} names other classes than Pascal VOC's; make a folder of images and masks: "
+      "put the images into train/images, the PNG files of SegmentationClass into train/masks, "
+      f"likewise for val, and beside them a classes.json of {json.dumps(content)}"
+    )
+
+
+def _name(line: str, images: Listing) -> str:
+  """Name of the image in a line of a list: a name, or a pair of paths as in the lists of SBD."""
+  line = unicodedata.normalize("NFC", line)
+  first, last = line.split()[0], line.split()[-1]
+  # Names may have blanks and dots, so that only the images tell which part of a line is one.
+  paths = [split_suffix(part, IMAGE_SUFFIXES)[0] for part in (line, first)]
+  names = [line, *paths, *(path.rpartition("/")[2] for path in paths)]
+  if last in ("1", "0", "-1"):  # lists of a class say whether it is in the image
+    names += [line.removesuffix(last).rstrip()]
+  likely = names[-1] if "/" in line else line
+  return next((name for name in names if name in images.files), likely)
+
+
+def _make_pair(name: str, images: Listing, masks: Listing, home: Path, folder: Path) -> ImagePair:
+  return ImagePair(
+    name=name,
+    image=images.files.get(name, home / "JPEGImages" / f"{name}.jpg"),
+    mask=masks.files.get(name, folder / f"{name}.png"),
+    classes=VOC,
+    table=VOC.table(),
+  )
 
 
 def _find_home(root: Path) -> Path | None:

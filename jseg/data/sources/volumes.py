@@ -19,7 +19,8 @@ from typing import cast
 
 import numpy as np
 
-from jseg.data.files import NIFTI_SUFFIXES, FileError, masks
+from jseg.data.files import FileError, masks
+from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from jseg.data.files.nifti import (
   Volume,
   import_nibabel,
@@ -29,8 +30,9 @@ from jseg.data.files.nifti import (
   size_text,
 )
 from jseg.data.sources.base import Example, ListedSource
-from jseg.data.sources.folder import holds_volumes, paired_folder
+from jseg.data.sources.folder import Layout, holds, read_folder
 from jseg.data.sources.pairs import FilePair
+from jseg.types import InputError
 
 
 def volumes_source(
@@ -46,26 +48,28 @@ def volumes_source(
   Raises:
     InputError: the folder, its classes or its layout are missing, or nibabel is.
   """
-  tasks = ("semantic", "semantic3d")
-  source = paired_folder(root, fractions, seed, NIFTI_SUFFIXES, VolumePair, tasks)
+  source = read_folder(root, VOLUMES, None, fractions, seed)
+  if not any(source.splits.values()) and holds(root, IMAGE_SUFFIXES):
+    raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
   return dataclasses.replace(source, problems=problems, ndim=3)
 
 
 def matches(root: Path) -> bool:
   """Whether a folder is laid out like this."""
-  return holds_volumes(root)
+  return holds(root, NIFTI_SUFFIXES)
 
 
 class VolumePair(FilePair[Volume, Volume]):
   """A volume and its mask; see `FilePair`."""
 
-  def make_example(self, image: Volume, raw: Volume) -> Example:
-    """Joins a volume, which it normalizes, and its mask. Raises FileError."""
-    label = self.make_label(raw)
-    counts = np.bincount(label.ravel(), minlength=256)
+  def make_example(self, image: Volume, raw: Volume, label: masks.Label) -> Example:
+    """Joins a volume, which it normalizes, and its mask."""
+    del raw
+    counts = np.bincount(label.ids.ravel(), minlength=256)
     # Half precision resolves a thousandth of a standard deviation, far below any scanner's noise.
-    return Example(normalize_volume(image.array).astype(np.float16), label, image.size, counts)
+    array = normalize_volume(image.array).astype(np.float16)
+    return Example(array, label.ids, image.size, counts)
 
   def read_image(self) -> Volume:
     """Reads the image. Raises FileError."""
@@ -89,19 +93,16 @@ class VolumePair(FilePair[Volume, Volume]):
       problem = f"its affine places it {off:.3g} voxels away from its image {self.image}"
       raise FileError("size", self.mask, problem, f"{fix}, or give it the image's affine")
 
-  def make_label(self, raw: Volume) -> np.ndarray:
-    """Translates a raw mask to train ids: uint8 [d h w]. Raises FileError."""
-    if (broken := raw.array % 1 != 0).any():
-      raise FileError(
-        "values",
-        self.mask,
-        f"value {raw.array[broken][0]:g} is no whole number ({broken.sum()} voxels are not)",
-        "A mask holds class values: resample masks by nearest neighbor",
-      )
+  def make_label(self, raw: Volume) -> masks.Label:
+    """Translates a raw mask to train ids. Raises FileError."""
+    values = masks.whole_numbers(raw.array, self.mask, raw.step)
     # `make_label` takes three axes for colors.
-    flat = raw.array.reshape(len(raw.array), -1).astype(np.int32)
-    label = masks.make_label(flat, self.classes, self.table, self.mask)
-    return label.reshape(raw.size)
+    flat = np.clip(values, -1, 2**30).reshape(len(values), -1).astype(np.int32)
+    label = masks.make_label(masks.RawMask(flat), self.classes, self.table, self.mask)
+    return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
+
+
+VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"))
 
 
 def _odd_channels(source: ListedSource) -> list[FileError]:

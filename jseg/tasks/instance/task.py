@@ -14,7 +14,15 @@ from rich.table import Table
 
 from jseg import augment, images
 from jseg.config_values import at_least, build
-from jseg.data import IMAGE_SUFFIXES, ClassInfo, Dataset, objects_from_detections, read_image
+from jseg.data import (
+  IMAGE_SUFFIXES,
+  NIFTI_SUFFIXES,
+  ClassInfo,
+  Dataset,
+  objects_from_detections,
+  read_image,
+)
+from jseg.data.survey import no_object
 from jseg.losses import DETECTION_LOSSES, detection_losses
 from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.models import Network, fitting
@@ -96,7 +104,7 @@ class InstanceTask:
     """Refuses a data set without objects, and reports how many objects don't fit.
 
     Raises:
-      InputError: the data set doesn't tell objects apart.
+      InputError: the data set doesn't tell objects apart, or its training split has none.
     """
     config = self.config
     if not dataset.has_objects:
@@ -105,7 +113,10 @@ class InstanceTask:
         f"{config.data.name} hold classes only; bring instance ids, or choose from "
         f"{', '.join(fitting(task='semantic'))}"
       )
-    left_out, objects = dataset.left_out(config.data.train_split, config.data.max_objects)
+    train = config.data.train_split
+    if problem := no_object(train, *dataset.object_counts(train)):
+      raise problem
+    left_out, objects = dataset.left_out(train, config.data.max_objects)
     if objects:
       CONSOLE.print(
         f"{left_out} training images have more than data.max_objects={config.data.max_objects} "
@@ -195,7 +206,12 @@ class InstanceTask:
     return IMAGE_SUFFIXES
 
   def read(self, path: pathlib.Path) -> np.ndarray:
-    """Reads an image."""
+    """Reads an image. Raises InputError if it can't be read, or is a volume."""
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+      raise InputError(
+        f"{path} is a volume (NIfTI), but {self.config.model.name} takes images; "
+        "save its slices as PNG"
+      )
     return read_image(path)
 
   def predictor(self) -> InstancePredictor:

@@ -24,6 +24,7 @@ from jseg.data import (
   read_image,
   read_volume,
 )
+from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores, host_confusion
 from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
@@ -130,7 +131,8 @@ class SemanticTask:
 
     Raises:
       InputError: volumes for a network of images or the reverse, volumes that the canvas can't
-        hold, objects without labels, or not one class weight per class.
+        hold, objects without labels, masks that teach or measure nothing, or not one class weight
+        per class.
     """
     config, network = self.config, self.config.model.name
     kinds = {2: "images", 3: "volumes"}
@@ -145,8 +147,12 @@ class SemanticTask:
         f"model.name: {network} learns the class of every pixel, but {config.data.name} "
         "tells objects only; choose mask_rcnn, or bring masks of classes"
       )
+    train, validation = config.data.train_split, config.data.eval_split
+    problem = one_class(train, dataset.pixel_counts(train), dataset.classes.names)
+    if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
+      raise problem
     if dataset.ndim == 3:
-      for split in (config.data.train_split, config.data.eval_split):
+      for split in (train, validation):
         check_canvas(dataset.max_size(split), tuple(config.data.size))
     weights = config.loss.class_weights
     if weights and len(weights) != len(dataset.classes.names):
@@ -258,9 +264,23 @@ class SemanticTask:
     return NIFTI_SUFFIXES if self.model.ndim == 3 else IMAGE_SUFFIXES
 
   def read(self, path: pathlib.Path) -> np.ndarray:
-    """Reads an image, or a NIfTI volume."""
-    volume = path.name.lower().endswith(tuple(NIFTI_SUFFIXES))
-    return read_volume(path) if volume else read_image(path)
+    """Reads an image, or for a network of volumes a NIfTI volume.
+
+    Raises:
+      InputError: it can't be read, or is of the other kind.
+    """
+    network, is_volume = self.config.model.name, path.name.lower().endswith(NIFTI_SUFFIXES)
+    if is_volume and self.model.ndim == 2:
+      raise InputError(
+        f"{path} is a volume (NIfTI), but {network} takes images; use a run of a network of "
+        f"volumes ({', '.join(fitting(task='semantic', ndim=3))}), or save its slices as PNG"
+      )
+    if not is_volume and self.model.ndim == 3:
+      raise InputError(
+        f"{path} is no volume, but {network} takes volumes as NIfTI ({', '.join(NIFTI_SUFFIXES)}); "
+        "convert it, or use a run of a network of images"
+      )
+    return read_volume(path) if is_volume else read_image(path)
 
   def predictor(
     self, *, tile: bool = False, margin: int | None = None, crf: CrfParams | None = None

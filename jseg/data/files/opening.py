@@ -1,0 +1,187 @@
+"""Opening of image and mask files with Pillow: intact, of one frame, upright, of known depth."""
+
+import dataclasses
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, TiffImagePlugin
+
+from jseg.data.files import FileError
+from jseg.types import InputError
+
+_ORIENTATION = 0x0112
+_BITS, _SAMPLES, _EXTRA_SAMPLES, _SUBFILE = 258, 277, 338, 254  # tags of TIFF
+# Their first image is the picture; the others are previews, layers, or other sizes of it.
+_FIRST_COUNTS = ("MPO", "PSD", "ICO", "ICNS")
+_RESTORE = "Restore it from its origin, or remove it together with its partner"
+# What files hold that often bear the name of an image: (where, first bytes, what, what to do).
+_OTHERS = (
+  (0, b"version https://git-lfs", "a Git LFS pointer, not the file", "Fetch it with git lfs pull"),
+  (4, b"ftyphei", "a HEIC photo", "Convert it to JPEG or PNG"),
+  (4, b"ftypmif1", "a HEIF photo", "Convert it to JPEG or PNG"),
+  (128, b"DICM", "a DICOM file", "Convert it to PNG with a window that suits, or to NIfTI"),
+  (344, b"n+1\0", "a NIfTI volume", "Name it .nii, and use a network of volumes"),
+  (0, b"%PDF", "a PDF", "Export its pages as PNG"),
+  (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
+)
+# Pillow's own limit can't be told from damage, and no setting changes it; see `_check_limit`.
+Image.MAX_IMAGE_PIXELS = None
+LIMIT_VARIABLE = "JSEG_MAX_IMAGE_PIXELS"
+_LIMIT = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A decoded file.
+
+  Attributes:
+    image: the image, upright, as Pillow decodes it.
+    orientation: EXIF's orientation, which was applied; 1 if there is none.
+    depth: bits per channel as stored; Pillow itself truncates 16-bit color without a word.
+    maximum: of a gray PGM, the sample that is white; else None.
+    white_is_zero: of a gray TIFF, that 0 is white (MinIsWhite); Pillow inverts up to 8 bits.
+    writer: of a TIFF, the names of the programs in it, in lower case.
+  """
+
+  image: Image.Image
+  orientation: int
+  depth: int
+  maximum: int | None = None
+  white_is_zero: bool = False
+  writer: str = ""
+
+
+def open_checked(data: bytes, where: Path | str) -> Opened:
+  """Opens and fully decodes an image or mask.
+
+  Args:
+    data: the file's bytes, in any format that Pillow reads.
+    where: name of the file, for messages.
+
+  Raises:
+    FileError: the file is damaged, no image, larger than the limit, or has several frames, or
+      bands beside red, green, blue and alpha.
+  """
+  try:
+    image: Any = Image.open(io.BytesIO(data))
+    _check_limit(image, where)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    tile = image.tile[0].args if image.format == "PPM" and image.tile else None
+    image.load()
+    _check_frames(image, where)
+    upright = ImageOps.exif_transpose(image) if orientation > 1 else image
+  except InputError:
+    raise
+  except Exception as error:  # Pillow raises whatever a damaged file happens to break.
+    raise _unreadable(data, where, error) from error
+  _check_bands(image, where)
+  upright.format = image.format
+  tags = getattr(image, "tag_v2", {})
+  return Opened(
+    image=upright,
+    orientation=orientation,
+    depth=_depth(image, data, tile),
+    maximum=tile[1] if isinstance(tile, tuple) and len(tile) == 2 and image.mode in "LI" else None,
+    white_is_zero=image.format == "TIFF" and tags.get(262) == 0 and image.mode != "P",
+    writer=f"{tags.get(305, '')} {tags.get(270, '')}".lower(),
+  )
+
+
+def _check_limit(image: Image.Image, where: Path | str) -> None:
+  given, pixels = os.environ.get(LIMIT_VARIABLE, ""), image.width * image.height
+  if given and not given.isdecimal():
+    raise InputError(f"{LIMIT_VARIABLE}: {given!r} must be a number of pixels")
+  limit = int(given or _LIMIT)
+  if pixels > limit:
+    raise FileError(
+      "size",
+      where,
+      f"{image.width} wide x {image.height} high are {pixels:,} pixels, and the limit is {limit:,}",
+      f"Cut or shrink it, or set {LIMIT_VARIABLE} in the environment; it needs "
+      f"{pixels * 3 / 1e9:.1f} GB of memory and more",
+    )
+
+
+def _check_frames(image: Any, where: Path | str) -> None:
+  """Refuses animations and stacks: which frame belongs to the mask can't be known."""
+  frames = 1 if image.format in _FIRST_COUNTS else getattr(image, "n_frames", 1)
+  if frames > 1 and image.format == "TIFF":
+    smaller = 0
+    for page in range(1, frames):
+      image.seek(page)
+      smaller += bool(image.tag_v2.get(_SUBFILE, 0) & 5)  # a reduced copy, or a transparency mask
+    frames -= smaller
+    image.seek(0)
+    image.load()
+  if frames > 1:
+    noun = "page" if image.format == "TIFF" else "frame"
+    fix = f"Save each {noun} as a file of its own, or the one that is meant"
+    raise FileError("layout", where, f"holds {frames} {noun}s", fix)
+
+
+def _check_bands(image: Any, where: Path | str) -> None:
+  """Refuses bands that Pillow drops, such as near infrared as the fourth."""
+  if image.format != "TIFF":
+    return
+  extra = image.tag_v2.get(_EXTRA_SAMPLES, ())
+  if 0 in (extra if isinstance(extra, tuple) else (extra,)):
+    bands, used = image.tag_v2.get(_SAMPLES, 0), len(image.getbands())
+    raise FileError(
+      "layout",
+      where,
+      f"has {bands} bands, of which {used} would be used",
+      "Save the bands that the network is to see as an RGB or a gray image",
+    )
+
+
+def _unreadable(data: bytes, where: Path | str, error: Exception) -> FileError:
+  if not data:
+    return FileError("unreadable", where, "the file is empty", _RESTORE)
+  for place, start, what, fix in _OTHERS:
+    if data[place : place + len(start)] == start:
+      return FileError("unreadable", where, f"is {what}", fix)
+  if data[:4] in (b"II*\0", b"MM\0*") and (text := _tiff_layout(data)):
+    fix = "Save it as a TIFF or PNG of 8 bits with 1 or 3 channels"
+    return FileError(
+      "layout", where, f"is damaged, or a TIFF of a kind that isn't read: {text}", fix
+    )
+  reason = " ".join(str(error).split()) or type(error).__name__
+  if isinstance(error, Image.UnidentifiedImageError):
+    reason = f"it begins with {data[:8]!r}"
+  return FileError("unreadable", where, f"damaged or no image ({reason})", _RESTORE)
+
+
+def _tiff_layout(data: bytes) -> str:
+  """Bands and bits of a TIFF that Pillow can't decode; "" if not even they can be read."""
+  try:
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    stream = io.BytesIO(data)
+    stream.seek(tags.next)
+    tags.load(stream)
+    bits = tags.get(_BITS, (1,))
+    return f"{tags.get(_SAMPLES, 1)} band(s) of {', '.join(map(str, {*bits}))} bits"
+  except Exception:  # Anything may be broken in a damaged file.
+    return ""
+
+
+def _depth(image: Any, data: bytes, tile: Any) -> int:
+  """Bits per channel as stored."""
+  match image.format:
+    case "PNG":
+      return data[24]
+    case "TIFF":
+      return max(image.tag_v2.get(_BITS, (1,)))
+    case "PPM" if isinstance(tile, tuple) and image.mode == "RGB":
+      return 16 if tile[1] > 255 else 8
+    case "SGI":
+      return 8 * data[3]
+    case "JPEG2000":
+      at = data.find(b"\xff\x4f\xff\x51")  # SIZ: the bits of the first component follow at 42
+      return (data[at + 42] & 127) + 1 if at >= 0 else 8
+    case "AVIF":
+      at = data.find(b"av1C")
+      return 8 if at < 0 or not data[at + 6] & 64 else 12 if data[at + 6] & 32 else 10
+  return {"1": 1, "I": 16, "F": 32}.get(image.mode[0], 8)
