@@ -4,8 +4,10 @@ Process 0 alone looks at the run directory and writes it. What it finds wrong is
 that none waits for another that has ended.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -125,6 +127,25 @@ def everywhere(condition: bool) -> bool:
   if jax.process_count() == 1:
     return condition
   return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+@contextlib.contextmanager
+def lost_processes() -> Iterator[None]:
+  """Ends this process, and says what to do, where a step failed because another one was lost."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    reason = str(error).strip().splitlines()[0]
+    print(
+      f"error: process {jax.process_index()} can't go on: another process of the run was lost, or "
+      f"the network between them ({reason}). Start the same command on all hosts again: the run "
+      "goes on from its last checkpoint",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)  # JAX's own end would wait for the lost one, and then abort
 
 
 def _broadcast(text: str) -> str:

@@ -5,12 +5,11 @@ import collections
 import logging
 import pathlib
 
-import jax
-
 from jseg import config as configs
-from jseg import recipes
+from jseg import hosts, recipes
 from jseg.commands.common import use_cpu_cores
 from jseg.loop import train
+from jseg.report import CONSOLE
 
 HELP = "train a network; the same command again goes on where the last checkpoint ends"
 EXAMPLES = """\
@@ -19,7 +18,9 @@ EXAMPLES = """\
   jseg train --config=paper/fcn:fcn16s --config.data.root=VOCdevkit --workdir=runs/fcn16s
   jseg train --config=my_recipe.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
 
-On several hosts, start it on each with --distributed."""
+On several hosts, start the same command on each; see docs/several_hosts.md:
+  jseg train --config=... --workdir=SHARED/runs/a --distributed
+  jseg train ... --coordinator=10.0.0.1:8476 --num-processes=2 --process-id=0"""
 
 _PREFIX = "--config."
 
@@ -39,8 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=pathlib.Path,
     help="the run directory (default: runs/RECIPE)",
   )
-  parser.add_argument(
-    "--distributed", action="store_true", help="take part in a run on several hosts"
+  group = parser.add_argument_group(
+    "several hosts", "One process per host trains a part of every batch. All share --workdir."
+  )
+  group.add_argument(
+    "--distributed",
+    action="store_true",
+    help="join the others, found through SLURM, MPI, Kubernetes, a TPU slice, or "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+  )
+  group.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="join the others through this address of process 0"
+  )
+  group.add_argument("--num-processes", metavar="N", type=int, help="number of processes")
+  group.add_argument(
+    "--process-id", metavar="I", type=int, help="number of this process, from 0 to N - 1"
   )
 
 
@@ -67,15 +81,19 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def run(arguments: argparse.Namespace) -> None:
   """Trains."""
+  logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
+  given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+  several = arguments.distributed or any(value is not None for value in given)
+  if several:  # before anything looks for devices
+    hosts.connect(*given)
+    CONSOLE.quiet = not hosts.is_first()
   config = recipes.read(arguments.config)
   changes = configs.parse_changes(arguments.overrides, _PREFIX, config)
   config = configs.change(config, changes)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
-  if arguments.distributed:
-    jax.distributed.initialize()
-  else:
+  if not several:
     use_cpu_cores(config.data.batch_size)
-  train(config, arguments.workdir or default_workdir(arguments.config))
+  with hosts.lost_processes():
+    train(config, arguments.workdir or default_workdir(arguments.config))
 
 
 def default_workdir(recipe: str) -> pathlib.Path:

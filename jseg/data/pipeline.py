@@ -46,7 +46,7 @@ def train_iterator(
 
   The stream of examples depends on source and seed alone. Each process takes its part of every
   global batch, all parts of one size and in the order of the processes, so that global batch i is
-  the same for any number of processes. The iterator's `get_state` and `set_state` resume it exactly.
+  the same for any number of processes. `get_state` and `set_state` of the iterator resume it.
 
   Args:
     source: random access to examples: `image` uint8 [h w c], `label` uint8 [h w]; of volumes,
