@@ -15,7 +15,7 @@ import optax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
 from jseg.run import Files, Run
 from jseg.tasks import Task
 from jseg.types import InputError

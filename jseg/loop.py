@@ -15,16 +15,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from rich.text import Text
 
 from jseg import config as configs
 from jseg import data, tasks
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
+from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
-from jseg.report import CONSOLE, save_curves, save_samples, terminal_pictures
+from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Run, load_model, write_json
 from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, replicate, shard
@@ -261,11 +263,12 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
   parameters = sum(p.size for p in jax.tree.leaves(state.params))
   splits = (config.data.train_split, config.data.eval_split)
   sizes = [len(dataset.source(split)) for split in splits]
-  CONSOLE.print(
-    f"[bold]{config.model.name}[/bold], {parameters:,} parameters, on {config.data.name}: "
+  about = (
+    f", {parameters:,} parameters, on {config.data.name}: "
     f"{sizes[0]:,} training and {sizes[1]:,} validation images, {len(run.classes.names)} classes; "
     f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
   )
+  CONSOLE.print(Text.assemble((config.model.name, "bold"), about))
 
 
 class Validation:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jseg.arithmetic import evenly_spaced
+from jseg.console import progress
 from jseg.crf import CrfParams, params_from_dict, params_to_dict
 from jseg.metrics import ConfusionState, host_confusion, none_if_nan
 from jseg.predict import Segmenter
-from jseg.report import progress
 from jseg.run import Run, write_json
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import InputError

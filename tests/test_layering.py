@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "jseg"
 RANKS = {
   "types": 0,
   "arithmetic": 0,
+  "console": 0,
   "parameters": 0,
   "lookup": 1,
   "config_values": 1,

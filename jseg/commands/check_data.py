@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from jseg import data
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
 from jseg.types import InputError
 
 HELP = "look through a folder of images and masks for mistakes"

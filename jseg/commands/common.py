@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jseg import config as configs
+from jseg import console
 from jseg.crf import CrfParams, parse_params
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
@@ -40,7 +41,7 @@ def run_or_exit(run: Callable[[], object]) -> None:
     run()
   except InputError as error:
     sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind
-    sys.exit(f"error: {error}")
+    console.end(str(error))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import argparse
 from rich.table import Table
 
 from jseg import models
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
 
 HELP = "list the networks"
 EXAMPLES = "  jseg models"

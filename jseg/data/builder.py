@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.progress import track
 
+from jseg.console import ERRORS, progress
 from jseg.data.files import FileError
 from jseg.data.files.masks import check_binary
 from jseg.data.sources.base import Example, Item, Source
@@ -103,14 +102,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
     items, classes = self._source.splits[split], self._source.classes
     statistics = SplitStatistics(self._source.ndim)
-    console = Console(stderr=True)
     loaded = _load_all(items, _READ_AHEAD[self._source.ndim])
-    examples = track(loaded, f"Preparing {split}", len(items), console=console)
+    examples = progress(loaded, f"Preparing {split}", len(items), ERRORS, transient=False)
     for i, example in enumerate(examples):
       statistics.add(example)
       yield i, _record(example, items[i].name)
     if statistics.notes:
-      _print_notes(console, split, statistics.notes)
+      _print_notes(split, statistics.notes)
     check_binary(statistics.counts, classes, f"split {split}")
     for key, value in statistics.metadata(len(classes.names)).items():
       self.info.metadata[key][split] = value
@@ -198,10 +196,10 @@ def _record(example: Example, name: str) -> dict[str, Any]:
   return record
 
 
-def _print_notes(console: Console, split: str, notes: Sequence[FileError]) -> None:
-  console.print(f"{split}: left out {len(notes)} object(s), such as", style="yellow")
+def _print_notes(split: str, notes: Sequence[FileError]) -> None:
+  ERRORS.print(f"{split}: left out {len(notes)} object(s), such as", style="yellow")
   for note in notes[:_MOST_NOTES]:
-    console.print(f"  {note.file}: {note.problem}", highlight=False, soft_wrap=True)
+    ERRORS.print(f"  {note.file}: {note.problem}", highlight=False, soft_wrap=True)
 
 
 def _write(builder: Builder) -> None:

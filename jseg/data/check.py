@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from jseg.console import ERRORS, progress
 from jseg.data.check_report import Report, SplitReport
 from jseg.data.files import FileError
 from jseg.data.files.masks import check_binary
@@ -36,8 +35,7 @@ def check_folder(root: str | os.PathLike) -> Report:
   report = Report(Path(root), source.classes, {}, list(source.problems))
   for split, items in source.splits.items():
     report.splits[split] = contents = SplitReport(len(items))
-    console = Console(stderr=True)
-    for item in track(items, f"Checking {split}", console=console, transient=True):
+    for item in progress(items, f"Checking {split}", len(items), ERRORS):
       _check_item(item, source, contents, report)
     _, found = attempt(check_binary, contents.pixels, source.classes, f"split {split}")
     report.problems += found

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from jseg import augment, images
 from jseg.config_values import at_least, build
+from jseg.console import CONSOLE
 from jseg.data import IMAGE_SUFFIXES, ClassInfo, Dataset, objects_from_detections, read_image
 from jseg.losses import DETECTION_LOSSES, detection_losses
 from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.models import Network, fitting
-from jseg.report import CONSOLE, draw_objects
+from jseg.report import draw_objects
 from jseg.step import Forward, Losses
 from jseg.tasks.base import LossFn, Serving, check_size
 from jseg.tasks.batches import make_results, training_batches

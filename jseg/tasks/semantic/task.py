@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jseg import augment, images, losses, metrics
 from jseg.config_values import at_least, build
+from jseg.console import progress
 from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
 from jseg.data import (
   IMAGE_SUFFIXES,
@@ -27,7 +28,7 @@ from jseg.data import (
 from jseg.metrics import ConfusionState, SemanticScores, host_confusion
 from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
-from jseg.report import VOID_COLOR, colorize, progress, save_confusion_plot
+from jseg.report import VOID_COLOR, colorize, save_confusion_plot
 from jseg.step import Forward
 from jseg.tasks.base import LossFn, Serving, check_size
 from jseg.tasks.batches import make_results, training_batches
