@@ -29,6 +29,7 @@ from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
 from jseg.models import Network
+from jseg.outputs import write_text
 from jseg.types import InputError, Variables
 
 
@@ -321,7 +322,7 @@ class Run:
 
 def write_json(path: pathlib.Path, values: Any) -> None:
   """Writes a JSON file as a whole or not at all."""
-  configs.write_text(path, json.dumps(values, indent=2) + "\n")
+  write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def load_model(

@@ -3,9 +3,8 @@
 import argparse
 import contextlib
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,38 +109,3 @@ def open_run(arguments: argparse.Namespace) -> Run:
   run = Run.open(arguments.run_directory, changes(arguments))
   use_compilation_cache(run.config)
   return run
-
-
-def input_files(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> list[pathlib.Path]:
-  """Returns files, and those of folders that have one of the suffixes.
-
-  Raises:
-    InputError: there is no such file, or two of them have the same stem.
-  """
-  files: list[pathlib.Path] = []
-  for path in paths:
-    if path.is_dir():
-      found = sorted(p for p in path.iterdir() if p.name.lower().endswith(tuple(suffixes)))
-      if not found:
-        raise InputError(f"{path} holds no file of {', '.join(sorted(suffixes))}")
-      files += found
-    elif path.is_file():
-      files.append(path)
-    else:
-      raise InputError(f"there is no file or folder {path}")
-  # Outputs are named by the stem, and one must not overwrite another.
-  stems: dict[str, pathlib.Path] = {}
-  for file in files:
-    name = stem(file)
-    if name in stems:
-      raise InputError(
-        f"{stems[name]} and {file} would be written to the same name, {name}; "
-        "predict them in two calls with two --out folders"
-      )
-    stems[name] = file
-  return files
-
-
-def stem(path: pathlib.Path) -> str:
-  """Returns a file's name without its suffix, `.nii.gz` being one."""
-  return path.name.removesuffix(".gz").rpartition(".")[0] or path.name

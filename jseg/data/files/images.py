@@ -5,16 +5,23 @@ Preparation, `check_folder` and prediction all read through here.
 
 import dataclasses
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from jseg.data.files import FileError, read_bytes
+from jseg.types import InputError
 
 _ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _SAMPLES, _EXTRA_SAMPLES = 258, 277, 338
+# Pillow's own limit can't be told from damage, and no setting changes it.
+Image.MAX_IMAGE_PIXELS = None
+LIMIT_VARIABLE = "JSEG_MAX_IMAGE_PIXELS"
+_LIMIT = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +129,10 @@ def open_checked(data: bytes, where: Path | str) -> Image.Image:
   """
   try:
     image = Image.open(io.BytesIO(data))
+    _check_limit(image, where)
     image.load()
+  except InputError:
+    raise
   except Exception as error:  # Pillow raises whatever a damaged file happens to break.
     raise FileError(
       "unreadable",
@@ -130,10 +140,34 @@ def open_checked(data: bytes, where: Path | str) -> Image.Image:
       f"damaged or no image ({error or type(error).__name__})" if data else "the file is empty",
       "Restore it from its origin, or remove it together with its partner",
     ) from error
-  if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-    pages = image.n_frames  # type: ignore[attr-defined]
-    raise FileError("layout", where, f"holds {pages} pages", "Save each page as a file of its own")
+  _check_parts(image, where)
   return image
+
+
+def _check_limit(image: Image.Image, where: Path | str) -> None:
+  given, pixels = os.environ.get(LIMIT_VARIABLE, ""), image.width * image.height
+  if given and not given.isdecimal():
+    raise InputError(f"{LIMIT_VARIABLE}: {given!r} must be a number of pixels")
+  if pixels > (limit := int(given or _LIMIT)):
+    raise FileError(
+      "size",
+      where,
+      f"{image.width} wide x {image.height} high are {pixels:,} pixels, and the limit is {limit:,}",
+      f"Cut or shrink it, or set {LIMIT_VARIABLE} in the environment",
+    )
+
+
+def _check_parts(image: Any, where: Path | str) -> None:
+  """Refuses several frames or pages, and bands that Pillow would drop."""
+  frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+  if frames > 1:
+    noun = "page" if image.format == "TIFF" else "frame"
+    fix = f"Save each {noun} as a file of its own, or the one that is meant"
+    raise FileError("layout", where, f"holds {frames} {noun}s", fix)
+  if image.format == "TIFF" and 0 in image.tag_v2.get(_EXTRA_SAMPLES, ()):
+    bands, used = image.tag_v2.get(_SAMPLES, 0), len(image.getbands())
+    fix = "Save the bands that the network is to see as an RGB or a gray image"
+    raise FileError("layout", where, f"has {bands} bands, of which {used} would be used", fix)
 
 
 def _depth(image: Image.Image, data: bytes) -> int:

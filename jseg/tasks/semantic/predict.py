@@ -115,11 +115,10 @@ class SemanticPrediction:
     """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{stem}.png", out / f"{stem}_overlay.png", out / f"{stem}_legend.png"]
+    paths = [out / name for name in output_names(stem, self.mask.ndim)]
     if self.mask.ndim == 3:
       if like is None:
         raise InputError("like: a volume's mask is written like the file it came from; give it")
-      paths[0] = out / f"{stem}.nii.gz"
       write_mask(paths[0], np.array(self.classes.values)[self.mask].astype(np.uint16), like)
     else:
       mask = Image.fromarray(self.mask, mode="P")
@@ -128,6 +127,11 @@ class SemanticPrediction:
     Image.fromarray(self.overlay()).save(paths[1])
     legend(self.shares(), self.classes.palette).save(paths[2])
     return paths
+
+
+def output_names(stem: str, ndim: int) -> list[str]:
+  """Returns the names of the files that a prediction of this stem is saved to, the mask's first."""
+  return [stem + (".nii.gz" if ndim == 3 else ".png"), f"{stem}_overlay.png", f"{stem}_legend.png"]
 
 
 class SemanticPredictor:
