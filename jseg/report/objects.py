@@ -39,7 +39,7 @@ def draw_objects(
   height, width = image.shape[:2]
   scale = longest / max(height, width)
   shape = max(1, round(width * scale)), max(1, round(height * scale))
-  colors = np.broadcast_to(image, (height, width, 3)).astype(np.uint8)
+  colors = np.broadcast_to(image, (height, width, 3)).astype(np.uint8, copy=False)
   method = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX
   canvas = np.array(Image.fromarray(colors).resize(shape, method))
   if objects is None:
