@@ -6,12 +6,13 @@ their characters is taken for markup, commands the terminal, or ends the program
 
 import sys
 from collections.abc import Iterable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import track
 from rich.segment import Segment
+from rich.text import Text
 
 _T = TypeVar("_T")
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -35,6 +36,11 @@ def printable(text: str, encoding: str = "utf-8") -> str:
   return text.translate(_COMMANDS).encode(encoding, "replace").decode(encoding)
 
 
+def one_line(text: str) -> str:
+  """Returns printable text without ends of lines, to be drawn in a picture."""
+  return " ".join(printable(text).split())
+
+
 class PlainConsole(Console):
   """Rich's console, but a string is printed as it is: style comes from arguments and `Text`.
 
@@ -44,6 +50,10 @@ class PlainConsole(Console):
 
   def __init__(self, *, stderr: bool = False):
     super().__init__(stderr=stderr, markup=False, emoji=False)
+
+  def render_str(self, text: str, **options: Any) -> Text:
+    """Makes a `Text` of a string: of what the terminal can show, so that its width is right."""
+    return super().render_str(printable(text, self.encoding), **options)
 
   def render(
     self, renderable: RenderableType, options: ConsoleOptions | None = None

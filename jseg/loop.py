@@ -26,6 +26,7 @@ from jseg.data import Dataset, Source
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
+from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Run, load_model, write_json
 from jseg.state import TrainState, create_train_state
@@ -169,9 +170,14 @@ def check_devices(config: ConfigDict) -> None:
 
 
 def use_compilation_cache(config: ConfigDict) -> None:
-  """Enables JAX's persistent compilation cache unless one is configured."""
+  """Enables JAX's persistent compilation cache unless one is configured, or it can't be written."""
   if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    folder = pathlib.Path(config.compilation_cache).expanduser()
+    try:
+      folder = pathlib.Path(config.compilation_cache).expanduser()
+      try_folder(folder, "set JAX_COMPILATION_CACHE_DIR, or --config.compilation_cache")
+    except (InputError, RuntimeError) as error:  # there is no home directory
+      CONSOLE.print(f"compiled programs are not kept: {error}", style="yellow", soft_wrap=True)
+      return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

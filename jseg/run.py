@@ -29,7 +29,7 @@ from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
 from jseg.models import Network
-from jseg.outputs import write_text
+from jseg.outputs import try_folder, unwritable, write_text
 from jseg.types import InputError, Variables
 
 
@@ -88,13 +88,17 @@ class Files:
     """Folder of evaluations."""
     return self.root / "evaluation"
 
+  def scores(self, split: str) -> pathlib.Path:
+    """Metrics of a split, JSON."""
+    return self.evaluation / f"{split}.json"
+
   def sample(self, step: int) -> pathlib.Path:
     """Sample picture of a step."""
     return self.root / "samples" / f"{step:07d}.png"
 
   def export(self, network: str) -> pathlib.Path:
-    """Exported network of this name, without suffix."""
-    return self.root / "export" / network.replace(":", "_")
+    """Exported network of this name."""
+    return self.root / "export" / f"{network.replace(':', '_')}.stablehlo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +174,7 @@ class Run:
       InputError: another run is there, or it can't be written.
     """
     run = cls(pathlib.Path(path).expanduser(), config, classes, model)
+    try_folder(run.path, "name another --workdir")
     if run.files.imported.exists():
       raise InputError(
         f"{run.path} holds imported weights and no training; to train from them, name another "
@@ -202,9 +207,7 @@ class Run:
         configs.save(self.config, self.files.config)
         self.classes.save(self.files.classes)
     except OSError as error:
-      raise InputError(
-        f"{self.path} can't be written ({error.strerror}); name another directory"
-      ) from None
+      raise unwritable(self.path, error, "name another directory") from None
 
   # What is in it.
 
@@ -299,11 +302,10 @@ class Run:
       extra: further plain values.
     """
     self.files.evaluation.mkdir(exist_ok=True)
-    path = self.files.evaluation / split
     values = scores.to_dict(self.classes.names)
     about = {"split": split, "step": step, "resolution": "original"}
-    write_json(path.with_suffix(".json"), {**about, **values, **(extra or {})})
-    self.task.save_plots(scores, path)
+    write_json(self.files.scores(split), {**about, **values, **(extra or {})})
+    self.task.save_plots(scores, self.files.evaluation / split)
 
   def pretrained(self) -> Sequence[str]:
     """Returns the names of the parameters that `init_from` filled when the run began.

@@ -38,6 +38,10 @@ def run_or_exit(run: Callable[[], object]) -> None:
   """Calls `run`; an InputError becomes one message on stderr and exit status 1."""
   try:
     run()
+  except KeyboardInterrupt:
+    sys.exit(130)  # as a shell tells that it was stopped
+  except PermissionError as error:
+    console.end(f"{error.filename}: {error.strerror}; change that, or name another place")
   except InputError as error:
     sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind
     console.end(str(error))

@@ -46,6 +46,12 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
   fingerprint = source.fingerprint()
   if not _FINGERPRINT.fullmatch(fingerprint):
     fingerprint = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+  # TFDS would make a folder that is called "~".
+  if os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR).startswith("~"):
+    raise InputError(
+      "data.data_dir: there is no home directory to keep prepared data in; name a folder, or set "
+      "TFDS_DATA_DIR"
+    )
   data_dir = os.path.expanduser(data_dir) if data_dir else None
   with _quiet():
     builder = Builder(source, name, fingerprint, data_dir)

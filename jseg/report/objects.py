@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jseg.console import one_line
 from jseg.data import Objects
 
 _CROWD = (150, 150, 150)
@@ -95,7 +96,7 @@ def _tag(
 ) -> None:
   """Writes name and score at a box, or as much of them as is in proportion to it."""
   y0, x0, y1, x1 = (float(edge) * scale for edge in objects.boxes[i])
-  name = names[int(objects.classes[i])] + (" (crowd)" if objects.crowd[i] else "")
+  name = one_line(names[int(objects.classes[i])]) + (" (crowd)" if objects.crowd[i] else "")
   score = "" if objects.scores is None else f"{100 * objects.scores[i]:.0f}"
   for text in (f"{name} {score}".strip(), score):
     left, top, right, bottom = pen.textbbox((0, 0), text, font)

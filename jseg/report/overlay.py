@@ -9,7 +9,7 @@ from PIL import Image
 
 from jseg.arithmetic import strips
 from jseg.metrics.numbers import percent
-from jseg.report.figure import make_figure
+from jseg.report.figure import make_figure, plain
 from jseg.types import IGNORE
 
 VOID_COLOR = (224, 224, 224)
@@ -63,7 +63,7 @@ def legend(shares: Mapping[str, float], palette: np.ndarray) -> Image.Image:
   figure = make_figure(3.4, 0.4 + 0.28 * len(entries))
   figure.legend(
     patches([color for _, _, color in entries]),
-    [f"{name}  {percent(share)}" for share, name, _ in entries],
+    [f"{plain(name)}  {percent(share)}" for share, name, _ in entries],
     loc="center left",
     frameon=False,
   )
