@@ -1,5 +1,6 @@
 """Files that are written: their places tried before the work, written whole or not at all."""
 
+import os
 import pathlib
 import tempfile
 from collections.abc import Collection
@@ -61,7 +62,7 @@ def unwritable(path: pathlib.Path, error: OSError, remedy: str) -> InputError:
   """
   reason = error.strerror or str(error)
   for place in (path, *path.parents):
-    if place.is_file() and (place != path or isinstance(error, FileExistsError)):
+    if os.path.isfile(place) and (place != path or isinstance(error, FileExistsError)):
       reason = f"{'it' if place == path else place} is a file and no folder"
       break
   return InputError(f"{path} can't be written ({reason}); {remedy}")
