@@ -4,11 +4,17 @@ import errno
 import os
 import pathlib
 import tempfile
+import types
 
+import jax
 import pytest
 from helpers.files import add_classes, add_pair
+from ml_collections import ConfigDict
 
 from jseg import cli
+from jseg.commands.common import run_or_exit
+from jseg.data.builder import prepare
+from jseg.loop import use_compilation_cache
 from jseg.outputs import try_file, try_folder, write_text
 from jseg.types import InputError
 
@@ -107,3 +113,49 @@ def test_the_sheet_makes_its_folder(tmp_path):
   sheet = tmp_path / "new [1]" / "sheet.png"
   cli.main(["check-data", str(tmp_path / "data"), "--sheet", str(sheet)])
   assert sheet.is_file()
+
+
+def no_home(monkeypatch):
+  def fail(_):
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.setattr(pathlib.Path, "expanduser", fail)
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+
+@pytest.mark.parametrize("cache", ["~/.cache/jseg", "/proc/nowhere/cache"])
+def test_without_a_place_for_compiled_programs_there_is_none(monkeypatch, capsys, cache):
+  if cache.startswith("~"):
+    no_home(monkeypatch)
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  before = jax.config.jax_compilation_cache_dir
+  use_compilation_cache(ConfigDict({"compilation_cache": cache}))
+  assert jax.config.jax_compilation_cache_dir == before
+  assert "compiled programs are not kept: " in capsys.readouterr().out
+
+
+def test_without_a_home_prepared_data_need_a_folder(monkeypatch, tmp_path):
+  no_home(monkeypatch)
+  monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "~/tensorflow_datasets")
+  monkeypatch.chdir(tmp_path)
+  source = types.SimpleNamespace(problems=[], fingerprint=lambda: "0" * 16)
+  with pytest.raises(InputError, match=r"data.data_dir: there is no home .*name a folder"):
+    prepare(source, "x", None)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_entered_is_named(monkeypatch):
+  def forbidden():
+    raise PermissionError(errno.EACCES, "Permission denied", "/root/photos")
+
+  with pytest.raises(SystemExit, match="error: /root/photos: Permission denied; change that"):
+    run_or_exit(forbidden)
+
+
+def test_ctrl_c_leaves_no_traceback():
+  def stop():
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as info:
+    run_or_exit(stop)
+  assert info.value.code == 130
