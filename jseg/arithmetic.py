@@ -1,5 +1,7 @@
 """Integer arithmetic that Python leaves out."""
 
+import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -18,3 +20,17 @@ def evenly_spaced(count: int, length: int) -> list[int]:
   The first images of a video would all be the same.
   """
   return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+
+
+def strips(shape: Sequence[int], pixels: int = 2**18) -> list[slice]:
+  """Cuts an image or volume into strips, so that what is computed of them stays small.
+
+  Args:
+    shape: its spatial sizes.
+    pixels: pixels that a strip has at most, if it is of more than one row or slice.
+
+  Returns:
+    Slices of the first axis, which cover it in order.
+  """
+  step = max(1, pixels // max(1, math.prod(shape[1:])))
+  return [slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]

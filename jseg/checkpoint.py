@@ -5,6 +5,7 @@ that evaluation reads; `training` (optimizer state, step); `data` (state of the 
 """
 
 import errno
+import glob
 import logging
 import math
 import pathlib
@@ -33,7 +34,7 @@ class Checkpoints:
     read_only: for evaluation: nothing is written, created or cleaned up.
 
   Raises:
-    InputError: `read_only`, and there is none.
+    InputError: `read_only`, and there is none; or its path can't hold any.
   """
 
   def __init__(
@@ -46,6 +47,10 @@ class Checkpoints:
   ):
     self.run = pathlib.Path(run).absolute()
     directory = self.run / "checkpoints"
+    if "\\" in directory.as_posix():
+      raise InputError(
+        f"{run}: checkpoints can't be kept in a folder with a backslash in its name; rename it"
+      )
     if read_only and not directory.is_dir():
       raise InputError(f"{run} has no checkpoints yet; train first, or name another run directory")
     # Orbax tells every save in ten lines; and what its tasks fail with is raised here anyway.
@@ -56,8 +61,8 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       directory,
       item_handlers={
-        "model": ocp.PyTreeCheckpointHandler(),
-        "training": ocp.PyTreeCheckpointHandler(),
+        "model": _array_handler(directory),
+        "training": _array_handler(directory),
         "data": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
@@ -255,6 +260,13 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+
+
+def _array_handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:
+  # Orbax finds the parts of an OCDBT checkpoint by a pattern that holds the path unescaped. Where
+  # that matches nothing, or another run, it is to write the format that has no parts; it reads
+  # either.
+  return ocp.PyTreeCheckpointHandler(use_ocdbt=not glob.has_magic(str(directory)))
 
 
 def _only_value(metrics: Mapping[str, float]) -> float:

@@ -22,6 +22,7 @@ import optax
 from jseg import data, models, optim, tasks
 from jseg.config_values import at_least, build, defaults_of
 from jseg.models import Network
+from jseg.outputs import write_text
 from jseg.types import InputError
 
 _Recipe = TypeVar("_Recipe")
@@ -296,13 +297,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
       yield from flatten(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file as a whole or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:

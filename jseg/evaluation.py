@@ -11,6 +11,7 @@ from jseg import tasks
 from jseg.crf import CrfParams
 from jseg.data import Dataset
 from jseg.models import Network
+from jseg.outputs import try_file
 from jseg.run import Run
 from jseg.step import replicate
 
@@ -70,7 +71,8 @@ def evaluate(
 
   Raises:
     InputError: no such run, checkpoint, split, class or metric; a change is impossible; the data
-      set has other classes than the run's; or the run's task has no such option.
+      set has other classes than the run's; the run's task has no such option; or the metrics can't
+      be written, which is tried first.
   """
   settings = dict(changes or {})
   if batch_size is not None:
@@ -84,6 +86,7 @@ def evaluate(
   else:
     opened.check_classes(dataset)
   split = split or opened.config.data.eval_split
+  try_file(opened.files.scores(split), "make it writable, or evaluate a copy of the run")
   step, variables = opened.restore(checkpoint)
   scores = task.evaluator(dataset, split)(replicate(variables))
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import export
 
 from jseg.install import install_line
+from jseg.outputs import try_file, unwritable
 from jseg.run import Run
 from jseg.types import InputError
 
@@ -62,6 +63,7 @@ def export_run(
     raise InputError(
       f"size: {size} must be {len(config.data.size)} numbers above 0, as data.size is"
     )
+  paths = _paths(pathlib.Path(out or opened.files.export(config.model.name)))
   step, variables = opened.restore(checkpoint)
 
   (batch,) = export.symbolic_shape("b")
@@ -69,9 +71,6 @@ def export_run(
   function = functools.partial(serving.function, variables)
   exported = export.export(jax.jit(function), platforms=platforms)(image)
 
-  out = (
-    pathlib.Path(out) if out else opened.files.export(config.model.name).with_suffix(".stablehlo")
-  )
   classes = opened.classes
   about = {
     "network": config.model.name,
@@ -84,11 +83,19 @@ def export_run(
     "platforms": list(exported.platforms),
     "jax": jax.__version__,
   }
-  paths = [out, out.with_suffix(".json")]
   try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(exported.serialize())
+    paths[0].write_bytes(exported.serialize())
     paths[1].write_text(json.dumps(about, indent=2) + "\n")
   except OSError as error:
-    raise InputError(f"{out} can't be written ({error.strerror}); name another --out") from None
+    raise unwritable(paths[0], error, "name another --out") from None
+  return paths
+
+
+def _paths(out: pathlib.Path) -> list[pathlib.Path]:
+  """The paths of the network and of its description. Raises InputError if one can't be written."""
+  paths = [out, out.with_suffix(".json")]
+  if out == paths[1]:
+    raise InputError(f"{out}: the description beside the network is called so; name another --out")
+  for path in paths:
+    try_file(path, "name another --out")
   return paths

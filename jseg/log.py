@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from jseg import hosts
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
 from jseg.run import Files, Run
 from jseg.tasks import Task
 from jseg.types import InputError

@@ -15,16 +15,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from rich.text import Text
 
 from jseg import config as configs
 from jseg import data, hosts, tasks
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
+from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
-from jseg.report import CONSOLE, save_curves, save_samples, terminal_pictures
+from jseg.outputs import try_folder
+from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Run, write_json
 from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, replicate, shard
@@ -171,9 +174,14 @@ def check_devices(config: ConfigDict) -> None:
 
 
 def use_compilation_cache(config: ConfigDict) -> None:
-  """Enables JAX's persistent compilation cache unless one is configured."""
+  """Enables JAX's persistent compilation cache unless one is configured, or it can't be written."""
   if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    folder = pathlib.Path(config.compilation_cache).expanduser()
+    try:
+      folder = pathlib.Path(config.compilation_cache).expanduser()
+      try_folder(folder, "set JAX_COMPILATION_CACHE_DIR, or --config.compilation_cache")
+    except (InputError, RuntimeError) as error:  # there is no home directory
+      CONSOLE.print(f"compiled programs are not kept: {error}", style="yellow", soft_wrap=True)
+      return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -282,11 +290,12 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
   parameters = sum(p.size for p in jax.tree.leaves(state.params))
   splits = (config.data.train_split, config.data.eval_split)
   sizes = [len(dataset.source(split)) for split in splits]
-  CONSOLE.print(
-    f"[bold]{config.model.name}[/bold], {parameters:,} parameters, on {config.data.name}: "
+  about = (
+    f", {parameters:,} parameters, on {config.data.name}: "
     f"{sizes[0]:,} training and {sizes[1]:,} validation images, {len(run.classes.names)} classes; "
     f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
   )
+  CONSOLE.print(Text.assemble((config.model.name, "bold"), about))
 
 
 class Validation:

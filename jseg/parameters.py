@@ -1,10 +1,12 @@
 """Parameters as a tree: their names, and programs that make them once."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 _Result = TypeVar("_Result")
 
@@ -12,6 +14,16 @@ _Result = TypeVar("_Result")
 def parameter_name(path: Any) -> str:
   """Returns the name of a parameter, "backbone/conv1/kernel", from its path in a tree of JAX."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def digest(tree: Any) -> str:
+  """Computes 16 hexadecimal digits that differ for trees of other names or values."""
+  result = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    result.update(f"{parameter_name(path)} {array.dtype} {array.shape} ".encode())
+    result.update(array.reshape(-1).view(np.uint8).data)
+  return result.hexdigest()[:16]
 
 
 def jit_once(function: Callable[..., _Result]) -> Callable[..., _Result]:

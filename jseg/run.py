@@ -29,6 +29,7 @@ from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
 from jseg.models import Network
+from jseg.outputs import try_folder, unwritable, write_text
 from jseg.types import InputError, Variables
 
 
@@ -87,13 +88,17 @@ class Files:
     """Folder of evaluations."""
     return self.root / "evaluation"
 
+  def scores(self, split: str) -> pathlib.Path:
+    """Metrics of a split, JSON."""
+    return self.evaluation / f"{split}.json"
+
   def sample(self, step: int) -> pathlib.Path:
     """Sample picture of a step."""
     return self.root / "samples" / f"{step:07d}.png"
 
   def export(self, network: str) -> pathlib.Path:
-    """Exported network of this name, without suffix."""
-    return self.root / "export" / network.replace(":", "_")
+    """Exported network of this name."""
+    return self.root / "export" / f"{network.replace(':', '_')}.stablehlo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +183,7 @@ class Run:
 
   def _begin(self) -> None:
     """Checks that the directory is free or holds this run, and writes what describes it."""
+    try_folder(self.path, "name another --workdir")
     if self.files.imported.exists():
       raise InputError(
         f"{self.path} holds imported weights and no training; to train from them, name another "
@@ -206,9 +212,7 @@ class Run:
       configs.save(self.config, self.files.config)
       self.classes.save(self.files.classes)
     except OSError as error:
-      raise InputError(
-        f"{self.path} can't be written ({error.strerror}); name another directory"
-      ) from None
+      raise unwritable(self.path, error, "name another directory") from None
 
   # What is in it.
 
@@ -303,11 +307,10 @@ class Run:
       extra: further plain values.
     """
     self.files.evaluation.mkdir(exist_ok=True)
-    path = self.files.evaluation / split
     values = scores.to_dict(self.classes.names)
     about = {"split": split, "step": step, "resolution": "original"}
-    write_json(path.with_suffix(".json"), {**about, **values, **(extra or {})})
-    self.task.save_plots(scores, path)
+    write_json(self.files.scores(split), {**about, **values, **(extra or {})})
+    self.task.save_plots(scores, self.files.evaluation / split)
 
   def pretrained(self) -> Sequence[str]:
     """Returns the names of the parameters that `init_from` filled when the run began.
@@ -326,7 +329,7 @@ class Run:
 
 def write_json(path: pathlib.Path, values: Any) -> None:
   """Writes a JSON file as a whole or not at all."""
-  configs.write_text(path, json.dumps(values, indent=2) + "\n")
+  write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def load_model(

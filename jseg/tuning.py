@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from jseg.arithmetic import evenly_spaced
+from jseg.console import progress
 from jseg.crf import CrfParams, params_from_dict, params_to_dict
 from jseg.metrics import ConfusionState, host_confusion, none_if_nan
+from jseg.outputs import try_file
 from jseg.predict import Segmenter
-from jseg.report import progress
 from jseg.run import Run, write_json
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import InputError
@@ -80,7 +81,8 @@ def tune_crf(
       {"model.output_stride": 8}.
 
   Raises:
-    InputError: no such run, checkpoint, split or ranges; or the network is of volumes or objects.
+    InputError: no such run, checkpoint, split or ranges; the network is of volumes or objects; or
+      `crf.json` can't be written, which is tried first.
   """
   if ranges not in RANGES:
     raise InputError(f"there are no ranges {ranges!r}; choose from {', '.join(RANGES)}")
@@ -91,6 +93,7 @@ def tune_crf(
     raise InputError(
       f"{opened.config.model.name}: the CRF is for classes of images; there is nothing to tune"
     )
+  try_file(opened.files.crf, "make it writable, or tune a copy of the run")
   dataset = opened.dataset(root)
   split = split or opened.config.data.eval_split
   source = dataset.source(split)

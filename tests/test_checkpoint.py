@@ -50,6 +50,35 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema, freeze):
   checkpoints.close()
 
 
+@pytest.mark.parametrize("name", ["a [v2]", "sweep[lr=0.1]", "x*y?", "[!a]"])
+def test_folders_may_be_called_like_patterns(tmp_path, name):
+  # As the finished parts of another run, which a pattern would match.
+  save_all(tmp_path / "a v", {7: None}).close()
+  save_all(tmp_path / name, {10: 0.5, 20: 0.4}).close()
+  checkpoints = Checkpoints(tmp_path / name)
+  assert_equal(checkpoints.restore(make_state(0))[0], make_state(20))
+  template = {"params": make_state(0).params, "batch_stats": make_state(0).batch_stats}
+  assert_equal(checkpoints.restore_model(10, template), make_state(10).variables())
+  checkpoints.close()
+
+
+def test_a_run_that_moves_is_read_and_goes_on(tmp_path):
+  # One of Orbax's two formats is written there, the other here.
+  for before, after in (("plain", "a [v2]"), ("b [v2]", "also plain")):
+    save_all(tmp_path / before, {10: None}).close()
+    (tmp_path / before).rename(tmp_path / after)
+    checkpoints = save_all(tmp_path / after, {20: None})
+    assert checkpoints.steps() == [10, 20]
+    assert_equal(checkpoints.restore(make_state(0))[0], make_state(20))
+    checkpoints.close()
+
+
+def test_a_backslash_is_refused_before_anything_is_saved(tmp_path):
+  with pytest.raises(InputError, match="a backslash in its name; rename it"):
+    Checkpoints(tmp_path / "a\\b")
+  assert not list(tmp_path.iterdir())
+
+
 def test_latest_and_best_are_kept_also_by_the_next_start(tmp_path):
   scores = {10: 0.5, 20: 0.9, 30: None, 40: 0.3, 50: None}
   checkpoints = save_all(tmp_path, scores, keep=2)

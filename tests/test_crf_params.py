@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jseg.crf import CrfParams, load_params, params_from_dict, params_to_dict, parse_params
+from jseg.crf import (
+  CrfParams,
+  dense_crf,
+  load_params,
+  params_from_dict,
+  params_to_dict,
+  parse_params,
+)
 from jseg.crf.params import check_params, check_shapes
 from jseg.types import InputError
 
@@ -115,3 +122,17 @@ def test_traced_values_pass():
 def test_wrong_shapes(changes, match):
   with pytest.raises(InputError, match=match):
     check_shapes(CrfParams(**changes), classes=3, channels=4, ndim=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colors_of_0_to_1_are_refused_where_the_bandwidth_is_for_0_to_255(channels):
+  image = np.random.default_rng(0).random((4, 5, channels))
+  logits = np.zeros((4, 5, 2), np.float32)
+  with pytest.raises(InputError, match=r"colors lie in 0\.\S+ to 0\.\S+, .*give colors in 0..255"):
+    dense_crf(logits, image, CrfParams(iterations=1, method="exact"))
+  # Nothing is wrong with a bandwidth for such colors, with few gray levels, or with one color.
+  fine = CrfParams(iterations=1, method="exact", bilateral_sigma_rgb=5 / 255)
+  few = (image > 0.5).astype(np.uint8)
+  plain = CrfParams(iterations=1, method="exact")
+  for colors, params in ((image, fine), (few, plain), (0 * image, plain)):
+    np.testing.assert_allclose(dense_crf(logits, colors, params), 0.5, rtol=1e-5)

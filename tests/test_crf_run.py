@@ -106,7 +106,7 @@ def prediction_of(probability, image):
   classes = jseg.data.ClassInfo(("a", "b"))
   logits = np.log(np.stack([1 - probability, probability], -1)).astype(np.float32)
   mask = logits.argmax(-1).astype(np.uint8)
-  return SemanticPrediction(image, mask, classes, logits, mask.shape)
+  return SemanticPrediction(image, mask, classes, lambda: logits, mask.shape)
 
 
 def test_the_search_finds_the_best_of_its_grid():

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
+from helpers.untrained import make_run
 
-import jseg.config
 from jseg import models
 from jseg.cli import main
-from jseg.data.files.classes import ClassInfo
 from jseg.export import export_run
 from jseg.images import normalize
-from jseg.run import Run, load_model
-from jseg.state import create_train_state
+from jseg.run import load_model
 from jseg.types import InputError
 
 # Runs with nothing of this library: neither installed nor on the path.
@@ -32,22 +29,6 @@ logits = [np.asarray(function.call(images[:n])) for n in (1, 3)]
 assert not any(name.split(".")[0] in ("jseg", "flax") for name in sys.modules)
 np.savez(out, *logits)
 """
-
-
-def make_run(folder, model, **knobs):
-  """A run that was not trained: random values, but for no zeros that would hide a fault."""
-  config = tiny_config("", model, knobs)
-  classes = ClassInfo(("a", "b", "c"))
-  network = jseg.config.make_model(config, 3)
-  optimizer, _ = jseg.config.make_optimizer(config)
-  state = create_train_state(network, optimizer, jax.random.key(0), (*config.data.size, 3))
-  stats = jax.tree.map(lambda a: a + 0.1, state.batch_stats)
-  run = Run(folder, config, classes)
-  run.write()
-  checkpoints = run.checkpoints(read_only=False)
-  checkpoints.save(state.replace(batch_stats=stats), {})
-  checkpoints.close()
-  return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 import dataclasses
 import json
+import tracemalloc
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -61,6 +63,38 @@ def test_the_legend_leaves_out_what_the_image_has_not():
   orange = (np.asarray(one) == PALETTE[1]).all(-1).sum()
   assert orange == 0
   assert (np.asarray(both) == PALETTE[1]).all(-1).sum() > 50
+
+
+@pytest.mark.parametrize(
+  "name", ["$x_{", "a$b$", "$\\frac{$", "_under", "[/b]", "a\x1b[31m", "a\nb"]
+)
+def test_names_are_drawn_as_they_are(tmp_path, name):
+  # As mathematics, a name would be another or end a training.
+  assert np.asarray(report.legend({name: 1.0}, PALETTE[:1])).std() > 0
+  rows = np.zeros((1, 3, 8, 8, 3), np.uint8)
+  report.save_samples(rows, [(name, (0, 0, 0))], tmp_path / "samples.png", "step 3")
+  scores = ConfusionState(np.array([[3]])).compute()
+  report.save_confusion_plot(scores, [name], tmp_path / "confusion.png")
+  objects = dataclasses.replace(two_objects(), classes=np.array([1, 1], np.int32))
+  report.draw_objects(np.zeros((30, 40, 3), np.uint8), objects, ["none", name])
+
+
+def test_a_name_with_dollars_takes_the_room_of_its_letters():
+  wide, narrow = (report.legend({"x" * n: 1.0}, PALETTE[:1]) for n in (18, 12))
+  shown = report.legend({"$xxxx$xxxx$xxxx$xx": 1.0}, PALETTE[:1])
+  ink = lambda picture: (np.asarray(picture) < 128).any((0, 2)).sum()  # noqa: E731
+  assert ink(shown) > ink(narrow)
+  assert wide.size == shown.size
+
+
+def test_an_overlay_of_a_large_image_takes_little_more_than_itself():
+  image = np.zeros((2000, 3000, 3), np.uint8)
+  mask = np.zeros((2000, 3000), np.uint8)
+  tracemalloc.start()
+  shown = report.overlay(image, mask, PALETTE)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert shown.nbytes < peak < 2 * shown.nbytes
 
 
 def two_objects(scores=None, size=(30, 40)):

@@ -4,10 +4,9 @@ import argparse
 import json
 import pathlib
 
-from rich.text import Text
-
 from jseg import data
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
+from jseg.outputs import try_file
 from jseg.types import InputError
 
 HELP = "look through a folder of images and masks for mistakes"
@@ -20,8 +19,7 @@ exit status: 0 if training will take the data, warnings or not; 1 for errors, an
 for warnings too"""
 
 _SHEET = pathlib.Path("contact_sheet.png")
-_KINDS = ("images", "masks", "JPEGImages", "SegmentationClass", "leftImg8bit", "gtFine")
-_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +44,12 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the report and writes the overlays.
 
   Raises:
-    InputError: the data set has errors, or with --strict warnings.
+    InputError: the data set has errors, or with --strict warnings; the overlays can't be written.
   """
   sheet = arguments.sheet or (None if arguments.json else _SHEET)
   if sheet is not None:
-    _check_sheet(sheet, arguments.path)
+    _refuse_inside(sheet, arguments.path)
+    try_file(sheet, "name another --sheet", _PICTURES)
   root, repairs = arguments.path, None
   try:
     if arguments.fix is not None:
@@ -67,30 +66,18 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps({**report.to_dict(), **fixed}, indent=2))
   else:
     for line in repairs.lines() if repairs else ():
-      CONSOLE.print(Text(line))
+      CONSOLE.print(line)
     CONSOLE.print(report.table())
   if sheet is not None and data.contact_sheet(root, sheet) and not arguments.json:
-    CONSOLE.print(Text(f"overlays: {sheet}"))
+    CONSOLE.print(f"overlays: {sheet}")
   if not report.ok:
     raise InputError(f"{root} has {len(report.problems)} problem(s); see above")
   if arguments.strict and report.notes:
     raise InputError(f"{root} has {len(report.notes)} warning(s); see above")
 
 
-def _check_sheet(sheet: pathlib.Path, root: pathlib.Path) -> None:
-  """Raises InputError if the picture can't be written, or would become a file of the data set."""
-  if sheet.suffix.lower() not in _SHEET_SUFFIXES:
-    raise InputError(f"--sheet: {sheet} must end in {', '.join(_SHEET_SUFFIXES)}")
-  kinds = [root / split / kind for split in ("", "train", "val", "test") for kind in _KINDS]
-  if any(sheet.resolve().is_relative_to(kind.resolve()) for kind in kinds):
-    raise InputError(f"--sheet: {sheet} is among the data set's own files; name another place")
-  was_there = sheet.exists()
-  try:
-    with sheet.open("ab"):
-      pass
-  except OSError as error:
-    raise InputError(
-      f"--sheet: {sheet} can't be written ({error.strerror}); name a file in a folder that is there"
-    ) from None
-  if not was_there:
-    sheet.unlink()
+def _refuse_inside(sheet: pathlib.Path, root: pathlib.Path) -> None:
+  """Raises InputError if a picture would lie among the images of a data set, or replace one."""
+  folder, root = sheet.parent.resolve(), root.resolve()
+  if folder != root and root in folder.parents:
+    raise InputError(f"{sheet} would lie among the data of {root}; name another --sheet")

@@ -3,14 +3,14 @@
 import argparse
 import contextlib
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from jseg import config as configs
+from jseg import console
 from jseg.crf import CrfParams, parse_params
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
@@ -38,9 +38,13 @@ def run_or_exit(run: Callable[[], object]) -> None:
   """Calls `run`; an InputError becomes one message on stderr and exit status 1."""
   try:
     run()
+  except KeyboardInterrupt:
+    sys.exit(130)  # as a shell tells that it was stopped
+  except PermissionError as error:
+    console.end(f"{error.filename}: {error.strerror}; change that, or name another place")
   except InputError as error:
     sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind
-    sys.exit(f"error: {error}")
+    console.end(str(error))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -113,38 +117,3 @@ def open_run(arguments: argparse.Namespace) -> Run:
   run = Run.open(arguments.run_directory, changes(arguments))
   use_compilation_cache(run.config)
   return run
-
-
-def input_files(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> list[pathlib.Path]:
-  """Returns files, and those of folders that have one of the suffixes.
-
-  Raises:
-    InputError: there is no such file, or two of them have the same stem.
-  """
-  files: list[pathlib.Path] = []
-  for path in paths:
-    if path.is_dir():
-      found = sorted(p for p in path.iterdir() if p.name.lower().endswith(tuple(suffixes)))
-      if not found:
-        raise InputError(f"{path} holds no file of {', '.join(sorted(suffixes))}")
-      files += found
-    elif path.is_file():
-      files.append(path)
-    else:
-      raise InputError(f"there is no file or folder {path}")
-  # Outputs are named by the stem, and one must not overwrite another.
-  stems: dict[str, pathlib.Path] = {}
-  for file in files:
-    name = stem(file)
-    if name in stems:
-      raise InputError(
-        f"{stems[name]} and {file} would be written to the same name, {name}; "
-        "predict them in two calls with two --out folders"
-      )
-    stems[name] = file
-  return files
-
-
-def stem(path: pathlib.Path) -> str:
-  """Returns a file's name without its suffix, `.nii.gz` being one."""
-  return path.name.removesuffix(".gz").rpartition(".")[0] or path.name

@@ -13,7 +13,7 @@ from rich.table import Table
 from jseg import config as configs
 from jseg import models, recipes
 from jseg.config_help import Key, describe
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
 from jseg.types import InputError
 
 HELP = "explain every key of a network's or a recipe's configuration"

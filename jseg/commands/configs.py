@@ -8,8 +8,8 @@ from rich.table import Table
 
 from jseg import recipes
 from jseg.config import About
+from jseg.console import CONSOLE
 from jseg.install import install_line
-from jseg.report import CONSOLE
 
 HELP = "list the recipes, what they need and what they reach"
 EXAMPLES = """\

@@ -7,8 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from jseg.commands import common
+from jseg.console import CONSOLE
 from jseg.evaluation import Evaluation, evaluate
-from jseg.report import CONSOLE
 
 HELP = "measure a checkpoint on a split, at the images' original size"
 EXAMPLES = """\

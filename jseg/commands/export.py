@@ -4,8 +4,8 @@ import argparse
 import pathlib
 
 from jseg.commands import common
+from jseg.console import CONSOLE
 from jseg.export import export_run
-from jseg.report import CONSOLE
 
 HELP = "write a network with its weights as StableHLO, which runs without this library"
 EXAMPLES = """\

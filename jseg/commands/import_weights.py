@@ -5,8 +5,8 @@ import pathlib
 
 from jseg import data
 from jseg.commands import common
+from jseg.console import CONSOLE
 from jseg.import_weights import import_run
-from jseg.report import CONSOLE
 from jseg.run import Run
 
 HELP = "make a run of weights that were trained elsewhere; nothing in the file is executed"
@@ -41,4 +41,4 @@ def run(arguments: argparse.Namespace) -> None:
     f"written to {arguments.out}",
   ]
   for line in filter(None, lines):
-    CONSOLE.print(line, highlight=False, markup=False)
+    CONSOLE.print(line, highlight=False)

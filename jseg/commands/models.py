@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jseg import models
-from jseg.report import CONSOLE
+from jseg.console import CONSOLE
 
 HELP = "list the networks"
 EXAMPLES = "  jseg models"

@@ -4,14 +4,19 @@ import argparse
 import pathlib
 
 from jseg.commands import common
-from jseg.predict import Segmenter
-from jseg.report import CONSOLE, progress
+from jseg.console import CONSOLE
+from jseg.predict import Predicted, predict_files
+from jseg.types import InputError
 
 HELP = "segment images or NIfTI volumes: class indices or objects, and overlays"
 EXAMPLES = """\
   jseg predict runs/mine photo.jpg --out out
   jseg predict runs/mine photos/ --out out
-  jseg predict runs/hippocampus scans/ --out out"""
+  jseg predict runs/hippocampus scans/ --out out
+
+Stopped or failed in part, the same command goes on with what is missing."""
+
+_MOST = 50  # failures that are told; all are in the record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("images", nargs="+", type=pathlib.Path, help="image files or folders")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
   parser.add_argument(
+    "--overwrite",
+    action="store_true",
+    help="predict all again, and replace what bears the name of a result",
+  )
+  parser.add_argument(
     "--tile", action="store_true", help="cut large images into overlapping tiles, don't shrink them"
   )
   parser.add_argument("--margin", type=int, help="pixels that tiles overlap on every side")
@@ -27,21 +37,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Predicts each file and prints what was found."""
+  """Predicts the files and prints what was found, and what became of them.
+
+  Raises:
+    InputError: a file failed; the message names all that did.
+  """
   opened = common.open_run(arguments)
-  segmenter = Segmenter.from_run(
+  result = predict_files(
     opened,
-    arguments.checkpoint,
+    arguments.images,
+    arguments.out,
+    checkpoint=arguments.checkpoint,
+    changes=common.changes(arguments),
+    overwrite=arguments.overwrite,
     tile=arguments.tile,
     margin=arguments.margin,
     crf=common.crf_params(arguments, opened),
   )
-  task = segmenter.task
-  files = common.input_files(arguments.images, task.suffixes)
-  report = task.prediction_report(arguments.out)
-  for file in progress(files, "predicting", len(files)):
-    prediction = segmenter(task.read(file))
-    prediction.save(arguments.out, common.stem(file), like=file)
-    report.add(file, prediction)
-  CONSOLE.print(report.finish())
-  CONSOLE.print(f"written to {arguments.out}")
+  if result.done or result.before:
+    CONSOLE.print(result.table)
+  for note in result.inputs.notes():
+    CONSOLE.print(note, style="yellow", soft_wrap=True)
+  CONSOLE.print(summary(result))
+  CONSOLE.print(f"written to {arguments.out}", soft_wrap=True)
+  if result.failed:
+    reasons = list(result.failed.values())
+    more = [f"... and {len(reasons) - _MOST} more"] if len(reasons) > _MOST else []
+    total = len(reasons) + len(result.done) + len(result.before)
+    head = f"{len(reasons)} of {total} file(s) failed; the same command tries them again:"
+    raise InputError("\n".join([head, *reasons[:_MOST], *more]))
+
+
+def summary(result: Predicted) -> str:
+  """Returns how many files were predicted, done before, and failed."""
+  before = f", {len(result.before)} skipped because they were done" if result.before else ""
+  return f"{len(result.done)} predicted{before}, {len(result.failed)} failed"

@@ -8,8 +8,8 @@ import pathlib
 from jseg import config as configs
 from jseg import hosts, recipes
 from jseg.commands.common import use_cpu_cores
+from jseg.console import CONSOLE
 from jseg.loop import train
-from jseg.report import CONSOLE
 
 HELP = "train a network; the same command again goes on where the last checkpoint ends"
 EXAMPLES = """\

@@ -5,8 +5,8 @@ import argparse
 from rich.table import Table
 
 from jseg.commands import common
+from jseg.console import CONSOLE
 from jseg.crf import parse_params
-from jseg.report import CONSOLE
 from jseg.tuning import RANGES, tune_crf
 
 HELP = "search the parameters of the CRF that --crf then uses, over the ranges of DeepLab's papers"

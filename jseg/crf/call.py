@@ -56,7 +56,8 @@ def dense_crf(
 
   Raises:
     InputError: shapes or parameters that do not fit each other; unless traced, also logits or
-      image with NaN or +inf, and bandwidths too small for the lattice's 64-bit keys.
+      image with NaN or +inf, colors of 0 to 1 with a bandwidth for 0 to 255, and bandwidths too
+      small for the lattice's 64-bit keys.
   """
   return _marginals(logits, image, params, ndim, jax.nn.softmax)
 
@@ -138,6 +139,7 @@ def _marginals(
   check_params(params)
   _check_arrays(x, pixels, ndim)
   check_shapes(params, classes=x.shape[-1], channels=pixels.shape[-1], ndim=ndim)
+  _check_colors(pixels, params, ndim)
   dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(x.dtype), jnp.float32)
   plan = make_plan(params, ndim)
   traced = any(map(is_traced, jax.tree.leaves((x, pixels, params))))
@@ -185,6 +187,21 @@ def _check_arrays(logits: Array | np.ndarray, image: Array | np.ndarray, ndim: i
       )
   if not is_traced(image) and not np.all(np.isfinite(image)):
     raise InputError("image: it has NaN or infinite values; replace them")
+
+
+def _check_colors(image: Array | np.ndarray, params: CrfParams, ndim: int) -> None:
+  """Refuses colors of 0 to 1 with a bandwidth for 0 to 255, to which all of them are one color."""
+  sigma = params.bilateral_sigma_rgb
+  if ndim != 2 or image.shape[-1] not in (1, 3) or is_traced(image) or is_traced(sigma):
+    return
+  if not np.issubdtype(image.dtype, np.floating) or np.min(sigma) < 1:
+    return
+  lowest, highest = float(image.min()), float(image.max())
+  if 0 <= lowest < highest <= 1:
+    raise InputError(
+      f"image: its colors lie in {lowest:.3g} to {highest:.3g}, all within bilateral_sigma_rgb, "
+      f"{sigma!s}; give colors in 0..255, or divide bilateral_sigma_rgb by 255"
+    )
 
 
 def _with_arrays(params: CrfParams, dtype: jax.typing.DTypeLike) -> CrfParams:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.progress import track
 
+from jseg.console import ERRORS, progress
 from jseg.data.files import FileError
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.survey import Survey
@@ -45,6 +44,12 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
   fingerprint = source.fingerprint()
   if not _FINGERPRINT.fullmatch(fingerprint):
     fingerprint = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+  # TFDS would make a folder that is called "~".
+  if os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR).startswith("~"):
+    raise InputError(
+      "data.data_dir: there is no home directory to keep prepared data in; name a folder, or set "
+      "TFDS_DATA_DIR"
+    )
   data_dir = os.path.expanduser(data_dir) if data_dir else None
   with _quiet():
     builder = Builder(source, name, fingerprint, data_dir)
@@ -105,9 +110,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
     items, classes = self._source.splits[split], self._source.classes
     statistics = SplitStatistics(self._source.ndim)
-    console = Console(stderr=True)
     loaded = _load_all(items, _READ_AHEAD[self._source.ndim])
-    examples = track(loaded, f"Preparing {split}", len(items), console=console)
+    examples = progress(loaded, f"Preparing {split}", len(items), ERRORS, transient=False)
     left_out: list[FileError] = []
     for i, example in enumerate(examples):
       statistics.add(example)
@@ -225,10 +229,8 @@ def _left_out(split: str, notes: Sequence[FileError]) -> list[FileError]:
 
 def _tell(notes: Sequence[Sequence[str]]) -> None:
   """Prints what is to be known before training; every time, not only at preparation."""
-  console = Console(stderr=True)
   for note in notes:
-    text = str(FileError(*note))
-    console.print(f"! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    ERRORS.print(f"! {FileError(*note)}", style="yellow", soft_wrap=True)
 
 
 def _write(builder: Builder) -> None:

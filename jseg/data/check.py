@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from jseg.console import ERRORS, progress
 from jseg.data.check_report import Report, SplitReport
 from jseg.data.files import attempt
 from jseg.data.sources import recognize
@@ -36,8 +35,7 @@ def check_source(source: Source, root: str | os.PathLike) -> Report:
   survey = Survey(source)
   for split, items in source.splits.items():
     report.splits[split] = contents = SplitReport(len(items))
-    console = Console(stderr=True)
-    for item in track(items, f"Checking {split}", console=console, transient=True):
+    for item in progress(items, f"Checking {split}", len(items), ERRORS):
       example = _check_item(item, source, contents, report)
       if example is not None:
         survey.add(split, f"{split}/{item.name}", example)

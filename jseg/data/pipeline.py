@@ -216,6 +216,11 @@ def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
   Raises:
     InputError: the array is neither, or the volume has another number of channels.
   """
+  if not all(hasattr(image, name) for name in ("dtype", "ndim", "shape")):
+    raise InputError(
+      f"a {type(image).__name__} is no image; give an array, uint8 [h w 3], such as "
+      "jseg.data.read_image(path) returns"
+    )
   if image.ndim == 4:
     if image.shape[3] != channels:
       raise InputError(
@@ -226,9 +231,12 @@ def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
   if image.ndim == 2:
     image = image[..., None]
   if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.dtype != np.uint8:
+    fix = ""
+    if image.dtype != np.uint8:
+      fix = ". Bring other types to 0..255: (255 * image).round().astype(numpy.uint8) of 0..1"
     raise InputError(
       f"an image of shape {image.shape} and type {image.dtype} is none; give uint8 [h w], "
-      "[h w 3] (RGB) or [h w 4] (RGBA)"
+      f"[h w 3] (RGB) or [h w 4] (RGBA){fix}"
     )
   image = image[..., :3]
   if image.shape[2] == channels:

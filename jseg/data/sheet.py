@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jseg.arithmetic import evenly_spaced
+from jseg.console import one_line
 from jseg.data.files import attempt
 from jseg.data.files.classes import ClassInfo, voc_colormap
 from jseg.data.files.images import decode_image, decode_raw
@@ -41,7 +42,7 @@ def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
     if example is not None:
       image, label = _picture(example)
       palette = voc_colormap(IGNORE) if source.has_objects else source.classes.palette
-      tiles.append(_tile(image, label, palette, f"{split}/{item.name}"))
+      tiles.append(_tile(image, label, palette, one_line(f"{split}/{item.name}")))
   if tiles:
     _compose(tiles, None if source.has_objects else source.classes).save(path)
   return bool(tiles)
@@ -121,7 +122,7 @@ def _legend(classes: ClassInfo, width: int) -> Image.Image:
   colors = [*map(tuple, classes.palette.tolist()), None]
   entries = zip([*classes.names, "void"], colors, strict=True)
   for i, (name, color) in enumerate(entries):
-    text = f"{i} {name}" if color else name
+    text = one_line(f"{i} {name}" if color else name)
     needed = 34 + draw.textlength(text, font)
     if x and x + needed > width:
       x, y = 0, y + line

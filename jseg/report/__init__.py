@@ -1,20 +1,17 @@
 """Results for people: console, plots, overlays, sample pictures."""
 
-from jseg.report.console import CONSOLE, progress
 from jseg.report.objects import draw_objects, save_instance_map
 from jseg.report.overlay import VOID_COLOR, colorize, legend, overlay, patches
 from jseg.report.plots import save_confusion_plot, save_curves
 from jseg.report.samples import save_samples, terminal_pictures
 
 __all__ = [
-  "CONSOLE",
   "VOID_COLOR",
   "colorize",
   "draw_objects",
   "legend",
   "overlay",
   "patches",
-  "progress",
   "save_confusion_plot",
   "save_curves",
   "save_instance_map",

@@ -2,7 +2,14 @@
 
 from matplotlib.figure import Figure
 
+from jseg.console import one_line
+
 DPI = 120
+
+
+def plain(name: str) -> str:
+  """Returns a name as Matplotlib is to be given it: without mathematics between dollars."""
+  return one_line(name).replace("$", r"\$")
 
 
 def make_figure(width: float, height: float) -> Figure:

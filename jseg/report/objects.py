@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jseg.console import one_line
 from jseg.data import Objects
 
 _CROWD = (150, 150, 150)
@@ -39,7 +40,7 @@ def draw_objects(
   height, width = image.shape[:2]
   scale = longest / max(height, width)
   shape = max(1, round(width * scale)), max(1, round(height * scale))
-  colors = np.broadcast_to(image, (height, width, 3)).astype(np.uint8)
+  colors = np.broadcast_to(image, (height, width, 3)).astype(np.uint8, copy=False)
   method = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX
   canvas = np.array(Image.fromarray(colors).resize(shape, method))
   if objects is None:
@@ -95,7 +96,7 @@ def _tag(
 ) -> None:
   """Writes name and score at a box, or as much of them as is in proportion to it."""
   y0, x0, y1, x1 = (float(edge) * scale for edge in objects.boxes[i])
-  name = names[int(objects.classes[i])] + (" (crowd)" if objects.crowd[i] else "")
+  name = one_line(names[int(objects.classes[i])]) + (" (crowd)" if objects.crowd[i] else "")
   score = "" if objects.scores is None else f"{100 * objects.scores[i]:.0f}"
   for text in (f"{name} {score}".strip(), score):
     left, top, right, bottom = pen.textbbox((0, 0), text, font)

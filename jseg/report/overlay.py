@@ -7,8 +7,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Patch
 from PIL import Image
 
+from jseg.arithmetic import strips
 from jseg.metrics.numbers import percent
-from jseg.report.figure import make_figure
+from jseg.report.figure import make_figure, plain
 from jseg.types import IGNORE
 
 VOID_COLOR = (224, 224, 224)
@@ -44,9 +45,12 @@ def overlay(
   Returns:
     uint8 [h w 3].
   """
-  image = np.broadcast_to(image, (*mask.shape, 3)).astype(np.float32)
-  opacity = np.where(mask == IGNORE, 0.0, alpha)[..., None]
-  return (image * (1 - opacity) + colorize(mask, palette) * opacity).round().astype(np.uint8)
+  result = np.empty((*mask.shape, 3), np.uint8)
+  for rows in strips(mask.shape):
+    opacity = np.where(mask[rows] == IGNORE, 0.0, alpha)[..., None]
+    colors = colorize(mask[rows], palette)
+    result[rows] = (image[rows] * (1 - opacity) + colors * opacity).round()
+  return result
 
 
 def legend(shares: Mapping[str, float], palette: np.ndarray) -> Image.Image:
@@ -59,7 +63,7 @@ def legend(shares: Mapping[str, float], palette: np.ndarray) -> Image.Image:
   figure = make_figure(3.4, 0.4 + 0.28 * len(entries))
   figure.legend(
     patches([color for _, _, color in entries]),
-    [f"{name}  {percent(share)}" for share, name, _ in entries],
+    [f"{plain(name)}  {percent(share)}" for share, name, _ in entries],
     loc="center left",
     frameon=False,
   )

@@ -8,7 +8,7 @@ import numpy as np
 
 from jseg.metrics import SemanticScores
 from jseg.metrics.numbers import percent
-from jseg.report.figure import make_figure
+from jseg.report.figure import make_figure, plain
 
 
 def save_confusion_plot(scores: SemanticScores, names: Sequence[str], path: pathlib.Path) -> None:
@@ -26,6 +26,7 @@ def save_confusion_plot(scores: SemanticScores, names: Sequence[str], path: path
   figure = make_figure(side + 1, side)
   axes = figure.subplots()
   picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+  names = [plain(name) for name in names]
   axes.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
   axes.set_yticks(range(k), names)
   axes.set_xlabel("predicted")

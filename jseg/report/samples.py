@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from jseg.arithmetic import cdiv
-from jseg.report.figure import DPI, make_figure
+from jseg.report.figure import DPI, make_figure, plain
 from jseg.report.overlay import patches
 
 _CELL = (240, 384)  # pixels, bounds of the longest side of a picture
@@ -36,7 +36,7 @@ def save_samples(
   if legend:
     figure.legend(
       patches([color for _, color in legend]),
-      [name for name, _ in legend],
+      [plain(name) for name, _ in legend],
       loc="outside lower center",
       ncols=min(len(legend), 8),
       fontsize=9,

@@ -10,7 +10,6 @@ from jseg.lookup import lookup
 from jseg.models import Network
 from jseg.tasks.base import (
   Prediction,
-  PredictionReport,
   Predictor,
   Scores,
   Task,
@@ -19,7 +18,6 @@ from jseg.tasks.base import (
 
 __all__ = [
   "Prediction",
-  "PredictionReport",
   "Predictor",
   "Scores",
   "Task",

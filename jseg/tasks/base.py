@@ -67,16 +67,6 @@ class Serving:
   channels: int
 
 
-class PredictionReport(Protocol):
-  """Sums up predictions, one at a time, without keeping them."""
-
-  def add(self, file: pathlib.Path, prediction: Any) -> None:
-    """Counts the prediction of one file."""
-
-  def finish(self) -> RenderableType:
-    """Writes what belongs to the whole folder and returns a table."""
-
-
 Predictor = Callable[[Variables, np.ndarray], Prediction]
 """`(variables, image) -> prediction`, for an image of any size."""
 
@@ -92,12 +82,14 @@ class Task(Protocol):
     predict_options: names of the keyword arguments of `predictor`.
     evaluate_options: names of the keyword arguments of `extra_metrics`.
     suffixes: file name endings of the images it predicts.
+    folder_outputs: names of the files that are written for a whole folder of predictions.
   """
 
   metric: ClassVar[str]
   title: ClassVar[str]
   predict_options: ClassVar[tuple[str, ...]]
   evaluate_options: ClassVar[tuple[str, ...]]
+  folder_outputs: ClassVar[tuple[str, ...]]
 
   @property
   def config(self) -> ConfigDict:
@@ -172,8 +164,14 @@ class Task(Protocol):
   def foreign_data(num_classes: int) -> dict[str, Any]:
     """Returns keys of `data` for a run that is made of foreign weights."""
 
-  def prediction_report(self, out: pathlib.Path) -> "PredictionReport":
-    """Returns what sums up the predictions that are written to the folder `out`."""
+  def outputs(self, stem: str) -> list[str]:
+    """Returns the names of the files that a prediction's `save` writes."""
+
+  def result(self, prediction: Any, file: str) -> Any:
+    """Returns what `report` needs of one prediction, as plain values, given its file's name."""
+
+  def report(self, results: Mapping[str, Any], out: pathlib.Path) -> RenderableType:
+    """Writes what belongs to a whole folder, given all its results by name; returns a table."""
 
   def pictures(
     self, prediction: Any, example: Mapping[str, Any]

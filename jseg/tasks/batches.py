@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jseg import data
 from jseg.arithmetic import cdiv
-from jseg.report import progress
+from jseg.console import progress
 from jseg.step import shard
 from jseg.types import Batch, Variables
 

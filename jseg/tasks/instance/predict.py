@@ -83,10 +83,15 @@ class InstancePrediction:
     del like
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{stem}.png", out / f"{stem}_overlay.png"]
+    paths = [out / name for name in output_names(stem)]
     save_instance_map(self.objects, paths[0])
     Image.fromarray(self.overlay()).save(paths[1])
     return paths
+
+
+def output_names(stem: str) -> list[str]:
+  """Returns the names of the files that a prediction of this stem is saved to."""
+  return [f"{stem}.png", f"{stem}_overlay.png"]
 
 
 class InstancePredictor:

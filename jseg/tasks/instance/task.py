@@ -1,5 +1,6 @@
 """Instance segmentation: one mask per object (Mask R-CNN, He et al. 2017, arXiv:1703.06870)."""
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from jseg import augment, images
 from jseg.config_values import at_least, build
+from jseg.console import CONSOLE
 from jseg.data import (
   IMAGE_SUFFIXES,
   NIFTI_SUFFIXES,
@@ -26,12 +28,13 @@ from jseg.data.survey import no_object
 from jseg.losses import DETECTION_LOSSES, detection_losses
 from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.models import Network, fitting
-from jseg.report import CONSOLE, draw_objects
+from jseg.outputs import write_text
+from jseg.report import draw_objects
 from jseg.step import Forward, Losses
 from jseg.tasks.base import LossFn, Serving, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
-from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor
+from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor, output_names
 from jseg.types import Array, InputError, InstanceOutputs, Targets, Variables
 
 _PICTURE = 384  # pixels, longest side of a picture with objects
@@ -51,6 +54,7 @@ class InstanceTask:
   title: ClassVar[str] = "mask AP"
   predict_options: ClassVar[tuple[str, ...]] = ()
   evaluate_options: ClassVar[tuple[str, ...]] = ()
+  folder_outputs: ClassVar[tuple[str, ...]] = ("detections.json",)
 
   config: ConfigDict
   model: Network
@@ -234,9 +238,23 @@ class InstanceTask:
     del num_classes
     return {"name": "folder", "size": (1333, 1333), "short_side": 800, "eval_batch_size": 1}
 
-  def prediction_report(self, out: pathlib.Path) -> "ObjectReport":
-    """Returns the sum of predictions: objects per class, and COCO's results."""
-    return ObjectReport(self.classes, out)
+  def outputs(self, stem: str) -> list[str]:
+    """Returns the names of the map of instances and the overlay."""
+    return output_names(stem)
+
+  def result(self, prediction: InstancePrediction, file: str) -> list[dict[str, Any]]:
+    """Returns the objects as COCO's results."""
+    return coco_results([(file, prediction.objects)], self.classes.values)
+
+  def report(self, results: Mapping[str, Any], out: pathlib.Path) -> Table:
+    """Writes all objects to `detections.json`; returns the table of their numbers by class."""
+    objects = [found for result in results.values() for found in result]
+    write_text(out / self.folder_outputs[0], json.dumps(objects))
+    counts = collections.Counter(found["category_id"] for found in objects)
+    table = Table("class", "objects", title=f"{len(results)} image(s)", title_justify="left")
+    for name, value in list(zip(self.classes.names, self.classes.values, strict=True))[1:]:
+      table.add_row(name, f"{counts[value]:,}")
+    return table
 
   def pictures(
     self, prediction: InstancePrediction, example: Mapping[str, Any]
@@ -252,36 +270,6 @@ class InstanceTask:
   def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
     """Returns nothing: every object has a color of its own."""
     return ()
-
-
-class ObjectReport:
-  """Number of objects per class over predicted files, and `detections.json` as COCO's results.
-
-  Args:
-    classes: names and values of the classes.
-    out: folder that `detections.json` is written to.
-  """
-
-  def __init__(self, classes: ClassInfo, out: pathlib.Path):
-    self._classes = classes
-    self._out = out
-    self._total = np.zeros(len(classes.names), np.int64)
-    self._results: list[dict[str, Any]] = []
-    self._files = 0
-
-  def add(self, file: pathlib.Path, prediction: InstancePrediction) -> None:
-    """Counts the objects of one file."""
-    self._files += 1
-    self._total += np.bincount(prediction.classes, minlength=len(self._total))
-    self._results += coco_results([(file.name, prediction.objects)], self._classes.values)
-
-  def finish(self) -> Table:
-    """Writes `detections.json` and returns the table of counts."""
-    (self._out / "detections.json").write_text(json.dumps(self._results))
-    table = Table("class", "objects", title=f"{self._files} image(s)", title_justify="left")
-    for name, count in list(zip(self._classes.names, self._total, strict=True))[1:]:
-      table.add_row(name, f"{count:,}")
-    return table
 
 
 def _make_augment(config: ConfigDict) -> augment.Augment:

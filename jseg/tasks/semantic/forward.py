@@ -111,7 +111,7 @@ def label_at_full_size(
     canvas: static (LH, LW), at least `label_size`.
 
   Returns:
-    int32 [LH LW]; what lies outside of `label_size` means nothing.
+    uint8 [LH LW]; what lies outside of `label_size` means nothing.
   """
   height, width = canvas
   blocks = cdiv(height, _ROWS)
@@ -119,7 +119,7 @@ def label_at_full_size(
 
   def block(first: Array) -> Array:
     part = resize_to(logits, size, label_size, canvas, rows=(first, rows))
-    return jnp.argmax(part, -1).astype(jnp.int32)
+    return jnp.argmax(part, -1).astype(jnp.uint8)
 
   return jax.lax.map(block, rows * jnp.arange(blocks)).reshape(-1, width)[:height]
 
@@ -133,7 +133,7 @@ def count_example(logits: Array, size: Array, label: Array, label_size: Array) -
     prediction = jnp.argmax(logits, -1)[tuple(slice(n) for n in label.shape)]
   else:
     height, width = label.shape
-    prediction = label_at_full_size(logits, size, label_size, (height, width))
+    prediction = label_at_full_size(logits, size, label_size, (height, width)).astype(jnp.int32)
   return confusion(prediction, label, logits.shape[-1])
 
 

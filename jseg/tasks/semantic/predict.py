@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jseg import crf as dense
-from jseg.arithmetic import cdiv
+from jseg.arithmetic import cdiv, strips
 from jseg.data import ClassInfo, as_channels, flatten_volume, resize_and_pad, write_mask
 from jseg.images import prepare
 from jseg.models import Network
@@ -51,17 +51,20 @@ class SemanticPrediction:
   image: np.ndarray
   mask: np.ndarray
   classes: ClassInfo
-  _logits: Array | np.ndarray
+  _logits: Callable[[], Array | np.ndarray]
   _size: tuple[int, ...]
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
-    """float32 [... k] on the mask, summing to 1; computed when first asked for, as it is large."""
+    """float32 [... k] on the mask, summing to 1; computed when first asked for, as it is large.
+
+    Of an image in tiles, the network is run once more.
+    """
     return np.asarray(jax.nn.softmax(self._logits_at_full_size(), -1))
 
   def _logits_at_full_size(self) -> Array:
     shape = self.mask.shape
-    logits = jnp.asarray(self._logits)
+    logits = jnp.asarray(self._logits())
     if self._size != shape:
       canvas = _canvas(shape)
       logits = _resize_to(logits, np.array(self._size), np.array(shape), canvas)
@@ -79,8 +82,8 @@ class SemanticPrediction:
     if self.mask.ndim == 3:
       raise InputError(_NO_VOLUMES)
     log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), self.image, params))
-    mask = log_q.argmax(-1).astype(np.uint8)
-    return dataclasses.replace(self, mask=mask, _logits=log_q, _size=mask.shape)
+    mask = _best(log_q)
+    return dataclasses.replace(self, mask=mask, _logits=lambda: log_q, _size=mask.shape)
 
   def overlay(self, alpha: float = 0.55) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
@@ -93,7 +96,9 @@ class SemanticPrediction:
 
   def shares(self) -> dict[str, float]:
     """Returns each class's share of the pixels, by name."""
-    counts = np.bincount(self.mask.ravel(), minlength=len(self.classes.names))
+    counts = np.zeros(len(self.classes.names), np.int64)
+    for part in strips(self.mask.shape):
+      counts += np.bincount(self.mask[part].ravel(), minlength=len(counts))
     return dict(zip(self.classes.names, (counts / self.mask.size).tolist(), strict=True))
 
   def save(
@@ -115,11 +120,10 @@ class SemanticPrediction:
     """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{stem}.png", out / f"{stem}_overlay.png", out / f"{stem}_legend.png"]
+    paths = [out / name for name in output_names(stem, self.mask.ndim)]
     if self.mask.ndim == 3:
       if like is None:
         raise InputError("like: a volume's mask is written like the file it came from; give it")
-      paths[0] = out / f"{stem}.nii.gz"
       write_mask(paths[0], np.array(self.classes.values)[self.mask].astype(np.uint16), like)
     else:
       mask = Image.fromarray(self.mask, mode="P")
@@ -128,6 +132,11 @@ class SemanticPrediction:
     Image.fromarray(self.overlay()).save(paths[1])
     legend(self.shares(), self.classes.palette).save(paths[2])
     return paths
+
+
+def output_names(stem: str, ndim: int) -> list[str]:
+  """Returns the names of the files that a prediction of this stem is saved to, the mask's first."""
+  return [stem + (".nii.gz" if ndim == 3 else ".png"), f"{stem}_overlay.png", f"{stem}_legend.png"]
 
 
 class SemanticPredictor:
@@ -198,7 +207,7 @@ class SemanticPredictor:
       canvas: tuple[int, int],
     ) -> tuple[Array, Array]:
       low = logits(variables, image, size)
-      return low, label_at_full_size(low, size, full_size, canvas).astype(jnp.uint8)
+      return low, label_at_full_size(low, size, full_size, canvas)
 
     self._forward = forward
     self._forward_tile = jax.jit(logits)
@@ -225,42 +234,69 @@ class SemanticPredictor:
         f"this network takes {kinds[len(self._size)]}, not an array of shape {image.shape}"
       )
     larger = any(n > m for n, m in zip(shape, self._size, strict=True))
-    if len(shape) == 3 or (self._tile and larger):
-      segment = self._by_tiles if larger else self._padded
-      logits = segment(variables, image)
-      mask = logits.argmax(-1).astype(np.uint8)
-      return SemanticPrediction(image, mask, self._classes, logits, shape)
+    if larger and (len(shape) == 3 or self._tile):
+      return self._segment_by_tiles(variables, image)
+    if len(shape) == 3:
+      logits = self._padded(variables, image)
+      return SemanticPrediction(image, _best(logits), self._classes, lambda: logits, shape)
     canvas_image, size = resize_and_pad(image, self._size)
     low, mask = self._forward(
       variables, canvas_image, np.array(size, np.int32), np.array(shape), _canvas(shape)
     )
     mask = np.asarray(mask)[: shape[0], : shape[1]]
-    return SemanticPrediction(image, mask, self._classes, low, tuple(size))
+    return SemanticPrediction(image, mask, self._classes, lambda: low, tuple(size))
 
   def _padded(self, variables: Variables, image: np.ndarray) -> np.ndarray:
     canvas, size = resize_and_pad(image, self._size)
     logits = self._forward_tile(variables, canvas, np.array(size, np.int32))
     return np.asarray(logits)[tuple(map(slice, size))]
 
-  def _by_tiles(self, variables: Variables, image: np.ndarray) -> np.ndarray:
-    """Logits float32 [... k] of an image of any size."""
-    shape, steps, margins = image.shape[:-1], self._steps, self._margins
-    counts = [cdiv(n, step) for n, step in zip(shape, steps, strict=True)]
-    edges = [
-      (margin, (count - 1) * step + size - margin - n)
-      for n, count, step, size, margin in zip(
-        shape, counts, steps, self._size, margins, strict=True
-      )
-    ]
-    padded = np.pad(image, [*edges, (0, 0)], mode="reflect")
-    size = np.array(self._size, np.int32)
-    result = np.empty((*shape, len(self._classes.names)), np.float32)
-    for index in itertools.product(*map(range, counts)):
-      first = [i * step for i, step in zip(index, steps, strict=True)]
-      window = tuple(slice(f, f + n) for f, n in zip(first, self._size, strict=True))
-      logits = np.asarray(self._forward_tile(variables, padded[window], size))
-      target = result[tuple(slice(f, f + step) for f, step in zip(first, steps, strict=True))]
-      target[...] = logits[
-        tuple(slice(m, m + n) for m, n in zip(margins, target.shape[:-1], strict=True))
+  def _segment_by_tiles(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+    shape = image.shape[:-1]
+
+    def logits() -> np.ndarray:
+      result = np.empty((*shape, len(self._classes.names)), np.float32)
+      for place, part in self._tiles(variables, image):
+        result[place] = part
+      return result
+
+    if self._crf is not None:  # which asks for them anyway
+      whole = logits()
+      return SemanticPrediction(image, _best(whole), self._classes, lambda: whole, shape)
+    mask = np.empty(shape, np.uint8)
+    for place, part in self._tiles(variables, image):
+      mask[place] = part.argmax(-1)
+    return SemanticPrediction(image, mask, self._classes, logits, shape)
+
+  def _tiles(
+    self, variables: Variables, image: np.ndarray
+  ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Parts of an image of any size, and their logits float32 [... k]."""
+    shape, size = image.shape[:-1], np.array(self._size, np.int32)
+    starts = [range(0, n, step) for n, step in zip(shape, self._steps, strict=True)]
+    for first in itertools.product(*starts):
+      window = [
+        _mirrored(f - m, n, length)
+        for f, m, n, length in zip(first, self._margins, self._size, shape, strict=True)
       ]
-    return result
+      logits = np.asarray(self._forward_tile(variables, image[np.ix_(*window)], size))
+      place = tuple(
+        slice(f, min(f + step, n)) for f, step, n in zip(first, self._steps, shape, strict=True)
+      )
+      inner = (slice(m, m + p.stop - p.start) for m, p in zip(self._margins, place, strict=True))
+      yield place, logits[tuple(inner)]
+
+
+def _best(logits: np.ndarray) -> np.ndarray:
+  """The class of every pixel, uint8 [...], from scores [... k]."""
+  mask = np.empty(logits.shape[:-1], np.uint8)
+  for part in strips(mask.shape):
+    mask[part] = logits[part].argmax(-1)
+  return mask
+
+
+def _mirrored(first: int, count: int, length: int) -> np.ndarray:
+  """Indices of an axis from `first`, which beyond its ends run back as in a mirror."""
+  period = max(1, 2 * (length - 1))
+  index = np.arange(first, first + count) % period
+  return np.minimum(index, period - index) if length > 1 else index

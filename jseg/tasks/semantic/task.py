@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jseg import augment, images, losses, metrics
 from jseg.config_values import at_least, build
+from jseg.console import progress
 from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
 from jseg.data import (
   IMAGE_SUFFIXES,
@@ -28,12 +29,12 @@ from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores, host_confusion
 from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
-from jseg.report import VOID_COLOR, colorize, progress, save_confusion_plot
+from jseg.report import VOID_COLOR, colorize, save_confusion_plot
 from jseg.step import Forward
 from jseg.tasks.base import LossFn, Serving, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
-from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
+from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor, output_names
 from jseg.types import IGNORE, Array, InputError, Outputs, Variables
 
 # A canvas that holds VOC's images whole, and below Cityscapes' too.
@@ -58,6 +59,7 @@ class SemanticTask:
   title: ClassVar[str] = "mIoU"
   predict_options: ClassVar[tuple[str, ...]] = ("tile", "margin", "crf")
   evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
+  folder_outputs: ClassVar[tuple[str, ...]] = ()
 
   config: ConfigDict
   model: Network
@@ -311,10 +313,24 @@ class SemanticTask:
     """Returns the data set whose classes a head scores, by their number, or a folder."""
     return {"name": "folder", "size": _FOREIGN_SIZE, **_FOREIGN_DATA.get(num_classes, {})}
 
-  def prediction_report(self, out: pathlib.Path) -> "ShareReport":
-    """Returns the sum of predictions: each class's mean share of the pixels."""
+  def outputs(self, stem: str) -> list[str]:
+    """Returns the names of mask, overlay and legend."""
+    return output_names(stem, self.model.ndim)
+
+  def result(self, prediction: SemanticPrediction, file: str) -> list[float]:
+    """Returns each class's share of the pixels."""
+    del file
+    return list(prediction.shares().values())
+
+  def report(self, results: Mapping[str, Any], out: pathlib.Path) -> Table:
+    """Returns the table of each class's mean share of the pixels."""
     del out
-    return ShareReport(self.classes)
+    names, count = self.classes.names, len(results)
+    means = np.reshape(list(results.values()), (-1, len(names))).sum(0) / max(count, 1)
+    table = Table("class", "mean share", title=f"{count} image(s)", title_justify="left")
+    for name, share in zip(names, means, strict=True):
+      table.add_row(name, f"{100 * share:.1f} %")
+    return table
 
   def pictures(
     self, prediction: SemanticPrediction, example: Mapping[str, Any]
@@ -347,32 +363,6 @@ class _ImageMetrics:
     for state in self._states:
       result |= state.compute(self._names)
     return result
-
-
-class ShareReport:
-  """Each class's mean share of the pixels, over predicted files.
-
-  Args:
-    classes: names and colors of the classes.
-  """
-
-  def __init__(self, classes: ClassInfo):
-    self._classes = classes
-    self._total = np.zeros(len(classes.names))
-    self._files = 0
-
-  def add(self, file: pathlib.Path, prediction: SemanticPrediction) -> None:
-    """Counts the prediction of one file."""
-    del file
-    self._files += 1
-    self._total += list(prediction.shares().values())
-
-  def finish(self) -> Table:
-    """Returns the table of mean shares."""
-    table = Table("class", "mean share", title=f"{self._files} image(s)", title_justify="left")
-    for name, share in zip(self._classes.names, self._total / max(self._files, 1), strict=True):
-      table.add_row(name, f"{100 * share:.1f} %")
-    return table
 
 
 def _make_augment(config: ConfigDict) -> augment.Augment:

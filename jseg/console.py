@@ -1,0 +1,96 @@
+"""What is printed: text as it is, on any terminal, and progress bars.
+
+Names of classes and files are anything. All that is printed goes through here, so that none of
+their characters is taken for markup, commands the terminal, or ends the program.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeVar
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.progress import track
+from rich.segment import Segment
+from rich.text import Text
+
+_T = TypeVar("_T")
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_COMMANDS = {
+  **{i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\t\n"},
+  **{i: f"\\u{i:04x}" for i in _BIDI},
+}
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+  """Returns text without what commands a terminal, or can't be encoded.
+
+  Args:
+    text: any text.
+    encoding: the encoding it is going to be printed in.
+
+  Returns:
+    The text, with control characters and those that change the direction of writing spelled out by
+    their numbers, and a question mark for each character that the encoding lacks.
+  """
+  return text.translate(_COMMANDS).encode(encoding, "replace").decode(encoding)
+
+
+def one_line(text: str) -> str:
+  """Returns printable text without ends of lines, to be drawn in a picture."""
+  return " ".join(printable(text).split())
+
+
+class PlainConsole(Console):
+  """Rich's console, but a string is printed as it is: style comes from arguments and `Text`.
+
+  Args:
+    stderr: whether it prints to the standard error.
+  """
+
+  def __init__(self, *, stderr: bool = False):
+    super().__init__(stderr=stderr, markup=False, emoji=False)
+
+  def render_str(self, text: str, **options: Any) -> Text:
+    """Makes a `Text` of a string: of what the terminal can show, so that its width is right."""
+    return super().render_str(printable(text, self.encoding), **options)
+
+  def render(
+    self, renderable: RenderableType, options: ConsoleOptions | None = None
+  ) -> Iterable[Segment]:
+    """Renders to segments whose text the terminal can show."""
+    for segment in super().render(renderable, options):
+      text = segment.text if segment.control else printable(segment.text, self.encoding)
+      yield segment._replace(text=text)
+
+
+CONSOLE = PlainConsole()
+"""Results, on the standard output."""
+
+ERRORS = PlainConsole(stderr=True)
+"""What isn't a result, on the standard error."""
+
+
+def progress(
+  items: Iterable[_T],
+  description: str,
+  total: int,
+  console: Console = CONSOLE,
+  *,
+  transient: bool = True,
+) -> Iterable[_T]:
+  """Yields `items` behind a progress bar with ETA.
+
+  Args:
+    items: items to pass on.
+    description: text before the bar.
+    total: number of items.
+    console: where the bar is shown.
+    transient: whether it disappears at the end.
+  """
+  return track(items, escape(description), total=total, transient=transient, console=console)
+
+
+def end(message: str) -> NoReturn:
+  """Ends the program with exit status 1 and a message on the standard error."""
+  sys.exit(f"error: {printable(message)}")

@@ -1,0 +1,211 @@
+"""`predict.jsonl`: what the results in a folder are of, so that a second call can go on.
+
+The first line has the settings of all results, and the names of all files that may be written. Each
+further line has a file that is done, with what reports need of it, or why it failed. A line follows
+when its files are in place, so that whatever is half-done isn't done.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jseg.outputs import write_text
+from jseg.types import InputError
+
+RECORD = "predict.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A file that was predicted.
+
+  Attributes:
+    source: path, size in bytes and time of change of the file.
+    outputs: files that were written, relative to the folder.
+    result: what reports need of it, as plain values.
+  """
+
+  source: Mapping[str, Any]
+  outputs: Sequence[str]
+  result: Any
+
+  def is_of(self, source: Mapping[str, Any]) -> bool:
+    """Whether a file is still the same; it may have moved."""
+    return all(self.source[key] == source[key] for key in ("size", "changed"))
+
+
+def describe_source(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what a file is recognized by. Raises OSError."""
+  status = path.stat()
+  return {
+    "path": os.path.realpath(path),
+    "size": status.st_size,
+    "changed": status.st_mtime_ns,
+  }
+
+
+@dataclasses.dataclass
+class Record:
+  """The record of a folder.
+
+  Attributes:
+    folder: the folder.
+    settings: settings of all results in it; None: there is no record yet.
+    owned: files that are results, or may be half of one, relative to the folder.
+    done: entries by name.
+  """
+
+  folder: pathlib.Path
+  settings: dict[str, Any] | None = None
+  owned: set[str] = dataclasses.field(default_factory=set)
+  done: dict[str, Entry] = dataclasses.field(default_factory=dict)
+
+  @property
+  def path(self) -> pathlib.Path:
+    """Path of the file."""
+    return self.folder / RECORD
+
+  @classmethod
+  def read(cls, folder: pathlib.Path) -> "Record":
+    """Reads the record of a folder, empty where there is none.
+
+    Raises:
+      InputError: the file of this name is something else.
+    """
+    record = cls(folder)
+    if not record.path.is_file():
+      return record
+    try:
+      # A line without its end was being written when a call was killed.
+      lines = record.path.read_text("utf-8").splitlines(keepends=True)
+      head, *rest = [json.loads(line) for line in lines if line.endswith("\n")]
+      record.settings, record.owned = dict(head["settings"]), set(head["files"])
+      for line in rest:
+        if "result" in line:
+          record.done[line["name"]] = Entry(line["source"], line["outputs"], line["result"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"{record.path} is no record of jseg predict, or damaged ({error}); remove it, or name "
+        "another --out"
+      ) from None
+    return record
+
+  def refuse_strangers(self, files: Iterable[str]) -> None:
+    """Raises InputError if one of these files is there and isn't known to be a result."""
+    paths = (self.folder / file for file in sorted(files) if file not in self.owned)
+    if strangers := [path for path in paths if os.path.lexists(path)]:
+      more = f", and {len(strangers) - 1} more like it," if len(strangers) > 1 else ""
+      raise InputError(
+        f"{strangers[0]}{more} is there already and isn't known to be a result of jseg predict; "
+        "name another --out, or add --overwrite to replace what bears the name of a result"
+      )
+
+  def missing(
+    self,
+    files: Mapping[str, pathlib.Path],
+    settings: Mapping[str, Any],
+    failed: dict[str, str],
+    *,
+    overwrite: bool,
+  ) -> dict[str, dict[str, Any]]:
+    """Which files are to be predicted, because their results aren't there or aren't of them.
+
+    Entries that don't count any more are taken out of `done`.
+
+    Args:
+      files: all files by name.
+      settings: the settings, to which all results in the folder must belong.
+      failed: takes why a file can't be looked at.
+      overwrite: predicts all again.
+
+    Returns:
+      Their sources by name.
+
+    Raises:
+      InputError: there are results of other settings, or of another file of the same name.
+    """
+    if different := self._differences(settings):
+      others = [name for name in self.done if name not in files]
+      self._refuse_settings(different, others, overwrite)
+    todo = {}
+    for name, path in files.items():
+      try:
+        source = describe_source(path)
+      except OSError as error:
+        failed[name] = f"{path}: can't be read ({error.strerror}); check it and its permissions"
+        continue
+      if overwrite or not self.is_done(name, source):
+        todo[name] = source
+        entry = self.done.pop(name, None)
+        if entry and not overwrite and entry.source["path"] != source["path"]:
+          raise InputError(
+            f"{self.folder} holds the result of {entry.source['path']}, which bears the same name "
+            f"as {path}; name another --out, or add --overwrite to replace it"
+          )
+    return todo
+
+  def _refuse_settings(self, different: list[str], others: list[str], overwrite: bool) -> None:
+    begin = f"{self.folder} holds results of other settings ({'; '.join(different)})"
+    if not overwrite:
+      raise InputError(f"{begin}; name another --out, or add --overwrite to predict all again")
+    if others:
+      raise InputError(
+        f"{begin}, also of {len(others)} file(s) that aren't given now, such as {others[0]}; "
+        "name another --out"
+      )
+
+  def _differences(self, settings: Mapping[str, Any]) -> list[str]:
+    """Says which settings differ from those of the results; where a run lies doesn't matter."""
+    if self.settings is None or not self.done:
+      return []
+    before = {key: value for key, value in self.settings.items() if key != "run"}
+    return [
+      f"{key}: was {before.get(key)}, is {settings.get(key)}"
+      for key in sorted(before.keys() | settings.keys())
+      if before.get(key) != settings.get(key)
+    ]
+
+  def begin(self, settings: Mapping[str, Any], files: Iterable[str]) -> None:
+    """Writes the record as a whole: what is done, and what is going to be written. Raises OSError.
+
+    Args:
+      settings: settings of all results.
+      files: files that are results, or are going to be.
+    """
+    self.settings, self.owned = dict(settings), self.owned.union(files)
+    head = {"settings": self.settings, "files": sorted(self.owned)}
+    entries = (_line(name, **dataclasses.asdict(entry)) for name, entry in self.done.items())
+    write_text(self.path, "".join([json.dumps(head) + "\n", *entries]))
+
+  def add(self, name: str, entry: Entry) -> None:
+    """Adds a file whose results are in place. Raises OSError."""
+    self.done[name] = entry
+    self._append(_line(name, **dataclasses.asdict(entry)))
+
+  def add_failure(self, name: str, reason: str) -> None:
+    """Adds why a file failed, for whoever reads the record. Raises OSError."""
+    self._append(_line(name, failed=reason))
+
+  def _append(self, line: str) -> None:
+    with self.path.open("a", encoding="utf-8") as file:
+      file.write(line)
+
+  def is_done(self, name: str, source: Mapping[str, Any]) -> bool:
+    """Whether the results of a file are there and are of what it is now."""
+    entry = self.done.get(name)
+    return (
+      entry is not None
+      and entry.is_of(source)
+      and all((self.folder / output).is_file() for output in entry.outputs)
+    )
+
+  def results(self) -> dict[str, Any]:
+    """Returns what reports need of each file, by name, in the order of the names."""
+    return {name: self.done[name].result for name in sorted(self.done)}
+
+
+def _line(name: str, **values: Any) -> str:
+  return json.dumps({"name": name, **values}) + "\n"

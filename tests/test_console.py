@@ -1,0 +1,79 @@
+"""What is printed is what names are, on any terminal."""
+
+import io
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from jseg import console
+from jseg.console import PlainConsole, printable, progress
+
+
+def printed(*things, encoding="utf-8", width=80):
+  raw = io.BytesIO()
+  shown = PlainConsole()
+  shown.file = io.TextIOWrapper(raw, encoding, errors="strict", write_through=True)
+  shown.width = width
+  shown.print(*things)
+  shown.file.flush()
+  return raw.getvalue().decode(encoding)
+
+
+def table(name):
+  result = Table("class", name, title=name, caption=name)
+  result.add_row(name, "1")
+  result.add_row(Text.assemble((name, "bold")), "2")
+  return result
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[red]x", "a [v2]", "[link=x]", ":car:", "[[", "\\[x]"])
+def test_names_are_no_markup(name):
+  assert printed(name) == f"{name}\n"
+  assert printed(table(name)).count(name) == 5
+
+
+@pytest.mark.parametrize(
+  ("text", "shown"),
+  [
+    ("a\x1b[31mb", "a\\x1b[31mb"),
+    ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+    ("a\x9b2Jb\x7f", "a\\x9b2Jb\\x7f"),
+    ("gnp\u202e.exe", "gnp\\u202e.exe"),
+    ("tab\tand\nline", "tab\tand\nline"),
+    ("bad\udcff name", "bad? name"),
+    ("Größe 猫 [/b]", "Größe 猫 [/b]"),
+  ],
+)
+def test_nothing_commands_the_terminal(text, shown):
+  assert printable(text) == shown
+  if "\x1b" in text:
+    assert "\x1b" not in printed(text)
+    assert "\x1b" not in printed(table(text), width=200)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_what_a_terminal_lacks_is_replaced(encoding):
+  shown = printed(table("ä猫✗"), encoding=encoding)
+  assert ("?" if encoding == "ascii" else "ä") + "??" in shown
+  assert "┃" not in shown
+  assert printed("■ ✗ → done", encoding=encoding) == "? ? ? done\n"
+
+
+def test_colors_of_our_own_stay():
+  shown = PlainConsole()
+  shown._force_terminal, shown._color_system = True, 1
+  with shown.capture() as capture:
+    shown.print(Text("red", "red"))
+  assert "\x1b[" in capture.get()
+
+
+def test_a_bar_shows_its_description_as_it_is(capsys):
+  assert list(progress([1, 2], "a [/b]", 2, console.ERRORS, transient=False)) == [1, 2]
+  assert "a [/b]" in capsys.readouterr().err
+
+
+def test_an_error_ends_the_program_in_one_printable_message():
+  with pytest.raises(SystemExit) as info:
+    console.end("a \x1b[2Jfile [/b]")
+  assert info.value.code == "error: a \\x1b[2Jfile [/b]"

@@ -1,0 +1,297 @@
+"""A collection of files is predicted without harm: what fails is named, what is done stays done."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers.untrained import make_run
+from PIL import Image
+
+import jseg
+from jseg import cli
+from jseg.predict import predict_files
+from jseg.record import RECORD
+from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
+from jseg.types import InputError
+
+NAMES = ("[/b]", "$x_{", "é [red]")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run in a folder, and of classes, that are called like patterns and markup."""
+  return make_run(tmp_path_factory.mktemp("runs") / "a [v2]", classes=NAMES)
+
+
+def photo(path, size=(20, 24), seed=0, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+  Image.fromarray(pixels).save(path, **options)
+  return path
+
+
+def two_frames(path):
+  frame = Image.new("RGB", (16, 16), "red")
+  frame.save(path, save_all=True, append_images=[Image.new("RGB", (16, 16), "blue")])
+
+
+def four_bands(path):
+  Image.new("RGBX", (8, 8)).save(path)  # the fourth isn't said to be alpha
+
+
+BAD = {
+  "empty.png": lambda p: p.write_bytes(b""),
+  "cut.png": lambda p: p.write_bytes(photo(p.with_name(".whole.png")).read_bytes()[:80]),
+  "page.jpg": lambda p: p.write_bytes(b"<html>404</html>"),
+  "deep.png": lambda p: Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(p),
+  "anim.png": two_frames,
+  "film.gif": two_frames,
+  "clip.webp": two_frames,
+  "pages.tif": two_frames,
+  "bands.tiff": four_bands,
+  "gone[b].jpg": lambda p: p.symlink_to(p.with_name("nowhere")),
+}
+
+
+def collection(root, good=5):
+  """A folder of good photos, in sub-folders too, and of one bad file of each kind."""
+  for i in range(good):
+    photo(root / ("day 1" if i % 2 else "") / f"IMG_{i}.{'png' if i % 3 else 'jpg'}", seed=i)
+  for name, make in BAD.items():
+    make(root / name)
+  return root
+
+
+def states(folder):
+  return {
+    p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.read_bytes())
+    for p in folder.rglob("*")
+    if p.is_file() and p.name != RECORD
+  }
+
+
+def test_bad_files_are_named_and_the_rest_goes_on(run, tmp_path, capsys):
+  photos, out = collection(tmp_path / "photos"), tmp_path / "out"
+  (photos / "IMG_9.HEIC").write_bytes(b"ftypheic")
+  (photos / "._IMG_0.jpg").write_bytes(b"\x00\x05\x16\x07")
+  command = ["predict", str(run), str(photos), "--out", str(out)]
+  with pytest.raises(SystemExit) as info:
+    cli.main(command)
+  message = str(info.value.code)
+  assert message.startswith("error: 10 of 15 file(s) failed; the same command tries them again")
+  for name in BAD:
+    assert name in message
+  for reason in ("empty", "16 bits", "holds 2 frames", "holds 2 pages", "has 4 bands", "a link to"):
+    assert reason in message, reason
+  shown = capsys.readouterr().out
+  assert "5 predicted, 10 failed" in shown
+  assert "1 file(s) that end in .heic (IMG_9.HEIC)" in shown
+  for name in NAMES:
+    assert name in shown
+  before = states(out)
+  assert len(before) == 15
+  assert {"IMG_0.png", "day 1/IMG_1_overlay.png", "day 1/IMG_3_legend.png"} <= before.keys()
+
+  # A second call only tries what failed.
+  with pytest.raises(SystemExit, match="10 of 15"):
+    cli.main(command)
+  assert "0 predicted, 5 skipped because they were done, 10 failed" in capsys.readouterr().out
+  assert states(out) == before
+
+  # When they are mended, and one is lost and one is another photo, these are all that is done.
+  for name in BAD:
+    (photos / name).unlink()
+  photo(photos / "cut.png")
+  (out / "day 1" / "IMG_1_legend.png").unlink()
+  photo(photos / "IMG_2.png", seed=77)
+  cli.main(command)
+  assert "3 predicted, 3 skipped because they were done, 0 failed" in capsys.readouterr().out
+  after = states(out)
+  assert after.keys() == before.keys() | {f"cut{end}.png" for end in ("", "_overlay", "_legend")}
+  changed = {name.split("_legend")[0] for name in before if before[name] != after[name]}
+  assert {name.removesuffix(".png").removesuffix("_overlay") for name in changed} == {
+    "IMG_2",
+    "day 1/IMG_1",
+  }
+  assert sum(p.name.startswith(".") for p in out.iterdir()) == 0
+
+
+def test_other_settings_are_refused_or_all_is_done_again(run, tmp_path):
+  photo(tmp_path / "a.png", (40, 40))
+  photo(tmp_path / "b.png", (40, 40))
+  paths, out = [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out"
+  predict_files(run, paths, out)
+  before = states(out)
+  with pytest.raises(
+    InputError, match=r"other settings \(margin: was None, is 0; tile: was .*--overwrite"
+  ):
+    predict_files(run, paths, out, tile=True, margin=0)
+  other = make_run(tmp_path / "other", classes=NAMES, widths=(2, 4, 4))
+  with pytest.raises(InputError, match=r"results of other settings \(weights: was"):
+    predict_files(other, paths, out)
+  assert states(out) == before
+  with pytest.raises(InputError, match=r"also of 1 file\(s\) that aren't given now, such as b"):
+    predict_files(run, paths[:1], out, tile=True, margin=0, overwrite=True)
+  result = predict_files(run, paths, out, tile=True, margin=0, overwrite=True)
+  assert (result.done, result.before) == (["a", "b"], [])
+  assert predict_files(run, paths, out, tile=True, margin=0).before == ["a", "b"]
+
+
+@pytest.mark.parametrize("out", ["photos", "link", "masks"])
+def test_photos_and_masks_of_ones_own_are_not_overwritten(run, tmp_path, out, monkeypatch):
+  photo(tmp_path / "photos" / "a.png")
+  photo(tmp_path / "masks" / "a.png", seed=1)
+  (tmp_path / "link").symlink_to(tmp_path / "photos")
+  before = states(tmp_path)
+  monkeypatch.setattr(SemanticPredictor, "__call__", lambda *_: pytest.fail("work has begun"))
+  with pytest.raises(InputError, match=r"a.png is (an input|there already)"):
+    predict_files(run, [tmp_path / "photos"], tmp_path / out)
+  assert states(tmp_path) == before
+
+
+def test_a_full_disk_stops_and_the_next_call_goes_on(run, tmp_path, monkeypatch):
+  for i in range(4):
+    photo(tmp_path / "in" / f"{i}.png", seed=i)
+  save = SemanticPrediction.save
+
+  def fill(self, out, stem, like=None):
+    paths = save(self, out, stem, like)
+    if stem == "2":
+      paths[1].write_bytes(b"half")
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return paths
+
+  monkeypatch.setattr(SemanticPrediction, "save", fill)
+  with pytest.raises(InputError, match=r"out can't be written \(No space.*goes on from there"):
+    predict_files(run, [tmp_path / "in"], tmp_path / "out")
+  assert not (tmp_path / "out" / "2_overlay.png").exists()
+  monkeypatch.undo()
+  result = predict_files(run, [tmp_path / "in"], tmp_path / "out")
+  assert (result.before, result.done) == (["0", "1"], ["2", "3"])
+
+
+def test_killed_between_two_files_of_one_photo(run, tmp_path, monkeypatch):
+  for name in ("a", "b"):
+    photo(tmp_path / "in" / f"{name}.png")
+
+  class Killed(BaseException):
+    pass
+
+  replace = pathlib.Path.replace
+
+  def kill(self, target):
+    if pathlib.Path(target).name == "b_overlay.png":
+      raise Killed
+    return replace(self, target)
+
+  monkeypatch.setattr(pathlib.Path, "replace", kill)
+  with pytest.raises(Killed):
+    predict_files(run, [tmp_path / "in"], tmp_path / "out")
+  monkeypatch.undo()
+  assert (tmp_path / "out" / "b.png").exists()
+  result = predict_files(run, [tmp_path / "in"], tmp_path / "out")
+  assert (result.before, result.done) == (["a"], ["b"])
+
+
+def test_not_enough_memory_for_one_is_its_own_failure(run, tmp_path, monkeypatch):
+  photo(tmp_path / "in" / "a.png")
+  photo(tmp_path / "in" / "huge.png", (30, 30))
+  call = SemanticPredictor.__call__
+
+  def predict(self, variables, image):
+    if image.shape[0] == 30:
+      raise MemoryError
+    return call(self, variables, image)
+
+  monkeypatch.setattr(SemanticPredictor, "__call__", predict)
+  result = predict_files(run, [tmp_path / "in"], tmp_path / "out")
+  assert result.done == ["a"]
+  assert "huge.png: there is not enough memory for it" in result.failed["huge"]
+
+
+def test_the_limit_of_pixels_is_a_setting(run, tmp_path, monkeypatch):
+  path = photo(tmp_path / "a.png", (30, 40))
+  monkeypatch.setenv("JSEG_MAX_IMAGE_PIXELS", "1199")
+  result = predict_files(run, [path], tmp_path / "out")
+  assert "1,200 pixels, and the limit is 1,199" in result.failed["a"]
+  assert "JSEG_MAX_IMAGE_PIXELS" in result.failed["a"]
+  monkeypatch.setenv("JSEG_MAX_IMAGE_PIXELS", "1200")
+  assert predict_files(run, [path], tmp_path / "out").done == ["a"]
+  # Pillow's own limit, at which it warns, is not in the way: nothing is decoded to say so.
+  assert Image.MAX_IMAGE_PIXELS is None
+
+
+@pytest.mark.parametrize(
+  ("image", "match"),
+  [
+    (np.zeros((8, 8, 3), np.float32), r"float32 is none; give uint8.*\(255 \* image\).round\(\)"),
+    (np.zeros((8, 8, 3), np.uint16), r"uint16 is none; give uint8.*0..255"),
+    (np.zeros((8, 8), bool), r"bool is none; give uint8"),
+    (
+      np.zeros((8, 8, 2), np.uint8),
+      r"shape \(8, 8, 2\) and type uint8 is none; give uint8",
+    ),
+    (Image.new("P", (8, 8)), r"a Image is no image; give an array, uint8 \[h w 3\]"),
+    ("photo.jpg", r"a str is no image; give an array.*read_image"),
+    (np.zeros((2, 8, 8, 3), np.uint8), r"takes images, not an array of shape \(2, 8, 8, 3\)"),
+  ],
+)
+def test_what_is_no_image(run, image, match):
+  segmenter = jseg.Segmenter.from_run(run)
+  with pytest.raises(InputError, match=match):
+    segmenter(image)
+
+
+def test_tiles_are_computed_again_for_probabilities_and_agree(run):
+  image = np.random.default_rng(0).integers(0, 256, (70, 45, 3), np.uint8)
+  prediction = jseg.Segmenter.from_run(run, tile=True, margin=0)(image)
+  np.testing.assert_array_equal(prediction.probabilities.argmax(-1), prediction.mask)
+  np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, rtol=1e-5)
+  shares = np.bincount(prediction.mask.ravel(), minlength=3) / prediction.mask.size
+  assert list(prediction.shares().values()) == pytest.approx(shares.tolist())
+
+
+def test_a_large_image_costs_little_beside_itself(run, tmp_path):
+  segmenter = jseg.Segmenter.from_run(run)
+  image = np.zeros((1536, 2048, 3), np.uint8)
+  segmenter(image)  # compiles
+  tracemalloc.start()
+  prediction = segmenter(image)
+  prediction.save(tmp_path, "a")
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  # The overlay, and a few arrays of float64 for a strip of 2^18 pixels; of the whole image one such
+  # array alone would be 8 times the image. What Pillow and the network hold isn't counted here.
+  assert peak < image.nbytes + 4 * 2**18 * 3 * 8
+
+
+def test_a_moved_run_and_a_moved_folder_of_results_are_known(run, tmp_path):
+  photo(tmp_path / "a.png")
+  shutil.copytree(run, tmp_path / "copy")
+  predict_files(run, [tmp_path / "a.png"], tmp_path / "out")
+  (tmp_path / "out").rename(tmp_path / "moved")
+  result = predict_files(tmp_path / "copy", [tmp_path / "a.png"], tmp_path / "moved")
+  assert result.before == ["a"]
+  head = json.loads((tmp_path / "moved" / RECORD).read_text().splitlines()[0])
+  assert head["settings"]["run"] == str(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune-crf", "export"])
+def test_where_results_go_is_tried_before_they_are_computed(run, tmp_path, monkeypatch, command):
+  blocked = tmp_path / "run"
+  shutil.copytree(run, blocked)
+  for name in ("evaluation", "export"):
+    (blocked / name).write_text("a file")
+  (blocked / "crf.json").mkdir()
+  monkeypatch.setattr("jseg.run.Run.restore", lambda *_: pytest.fail("work has begun"))
+  monkeypatch.setattr("jseg.run.Run.dataset", lambda *_: None)
+  with pytest.raises(SystemExit, match=r"can't be written.*(a copy of the run|another --out)"):
+    cli.main([command, str(blocked)])
+  if command == "export":
+    with pytest.raises(SystemExit, match=r"net.json: the description .* name another --out"):
+      cli.main([command, str(blocked), "--out", str(tmp_path / "net.json")])
