@@ -74,6 +74,11 @@ def convert(
       if leaf == "weight":
         value = _kernel(name, value, layer)
       if layer.outputs:
+        if not value.ndim or value.shape[-1] % len(layer.outputs):
+          raise InputError(
+            f"{name}: a tensor of shape {tensor.shape}, where outputs come in groups of "
+            f"{len(layer.outputs)}"
+          )
         groups = value.reshape(*value.shape[:-1], -1, len(layer.outputs))
         value = groups[..., list(layer.outputs)].reshape(value.shape)
     target = variables[collection]

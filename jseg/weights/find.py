@@ -59,14 +59,14 @@ def find_network(path: str | pathlib.Path) -> Found:
   dictionaries = _read(path)
   if found := _find(dictionaries):
     return found
-  tensors = _unwrapped(dictionaries[0].tensors)
+  tensors = _unwrapped(dictionaries)
   return Found(tensors, recognize(tensors, path))
 
 
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """Reads the tensors of a .safetensors, .pth or .pt file by name, out of their wrappers.
 
-  They are those of the known network in it (`find_network`), or else the first that have names.
+  They are those of the known network in it (`find_network`), or else the most that are together.
   Nothing in the file is executed.
 
   Raises:
@@ -74,7 +74,7 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """
   dictionaries = _read(path)
   found = _find(dictionaries)
-  return found.tensors if found else _unwrapped(dictionaries[0].tensors)
+  return found.tensors if found else _unwrapped(dictionaries)
 
 
 def recognize(
@@ -204,8 +204,9 @@ def _groups(tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.
     yield from ((prefix, group) for prefix, group in groups.items() if len(group) >= _FEWEST)
 
 
-def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _unwrapped(dictionaries: Sequence[_Dictionary]) -> dict[str, np.ndarray]:
   """Tensors of an unknown network without what wrappers put before all names."""
+  tensors = max(dictionaries, key=lambda dictionary: len(dictionary.tensors)).tensors
   while prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in tensors)), ""):
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
   return tensors

@@ -38,6 +38,7 @@ _DTYPES: dict[str, Any] = {
   **{f"{kind}{bits}": np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16)},
   **{f"{kind}{bits}": np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (32, 64)},
 }
+_BUILTINS = ("bool", "complex", "dict", "float", "frozenset", "int", "list", "set", "slice", "str")
 _LIGHTNING = (
   *("lightning.fabric.utilities.data", "lightning_fabric.utilities.data"),
   *("pytorch_lightning.utilities.data", "pytorch_lightning.utilities.parsing"),
@@ -46,7 +47,7 @@ _LIGHTNING = (
 _PASSED_OVER = {
   ("_codecs", "encode"),
   ("argparse", "Namespace"),
-  *(("builtins", name) for name in ("set", "frozenset", "complex", "slice")),
+  *((module, name) for module in ("builtins", "__builtin__") for name in _BUILTINS),
   *(("collections", name) for name in ("Counter", "defaultdict")),
   *(("numpy", name) for name in ("dtype", "ndarray")),
   *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
@@ -58,8 +59,9 @@ _PASSED_OVER = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
-# A pickle holds no weights but their names and shapes, about 250 bytes a tensor.
-_MOST_PICKLE = 8 << 20
+# A pickle holds no weights but their names and shapes, about 250 bytes a tensor. Reading it takes
+# seconds for each MiB.
+_MOST_PICKLE = 4 << 20
 # Tensors may share a storage, but not by the thousand.
 _MOST_SHARED = 16
 # What `torch.save` writes in any protocol. The others make objects in further ways, reserve memory,
@@ -115,18 +117,22 @@ class _Tensor:
   strides: tuple[int, ...]
   dtype: np.dtype | None = None  # where the storage is one of bytes
 
+  @property
+  def nbytes(self) -> int:
+    """How much it holds, be it the same again and again."""
+    return int(np.prod(self.shape, dtype=object)) * (self.dtype or self.storage.dtype).itemsize
+
   def array(self) -> np.ndarray:
     values = self.storage.values
     if values is None or len(self.shape) != len(self.strides):
       raise ValueError("a tensor has no place in its storage")
     if self.dtype is not None and values.dtype == np.uint8:
       values = values.view(self.dtype)
-    count = int(np.prod(self.shape, dtype=object))
-    last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-    if count and (last >= len(values) or count > len(values)):
-      raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage")
-    if not count:
+    if not self.nbytes:
       return np.zeros(self.shape, values.dtype)
+    last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+    if last >= len(values):
+      raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage")
     size = values.itemsize
     steps = tuple(s * size for s in self.strides)
     return np.ndarray(self.shape, values.dtype, values.view(np.uint8), self.offset * size, steps)
@@ -242,7 +248,7 @@ class _Limited:
   def _take(self, count: int) -> None:
     self._left -= count
     if self._left < 0:
-      raise EOFError(f"its pickle is longer than {_MOST_PICKLE >> 20} MiB, more than weights need")
+      raise EOFError(f"its pickle is longer than {_MOST_PICKLE >> 10} KiB, more than weights need")
 
 
 # In Python, as the quicker one in C reserves a place in an array for any number that a memo is
@@ -355,10 +361,10 @@ class _Arrays:
     """The same with arrays, tuples as lists; what occurs twice is made once."""
     if isinstance(value, dict | list | tuple | _Tensor) and id(value) not in self._made:
       if isinstance(value, _Tensor):
-        array = self._made[id(value)] = value.array()
-        self._left -= array.nbytes
+        self._left -= value.nbytes
         if self._left < 0:
           raise ValueError(f"its tensors are over {_MOST_SHARED} times as large as the file")
+        self._made[id(value)] = value.array()
       elif isinstance(value, dict):
         new: dict[Any, Any] = {}
         self._made[id(value)] = new

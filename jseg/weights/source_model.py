@@ -96,8 +96,8 @@ def fold_preprocessing(variables: Mapping[str, Any], source: SourceModel) -> dic
   added = conv.get("bias", norm.get("mean"))
   if np.shape(added) != shift.shape:
     raise InputError(
-      f"{source.first}: {source.description} has {len(shift)} outputs there, but not as many numbers "
-      "that are added to them; the file isn't complete, so get it again"
+      f"{source.first}: {source.description} adds a number to each of its {len(shift)} outputs, "
+      "and the file doesn't have them; it isn't complete, so get it again"
     )
   if "bias" in conv:
     bias = (added + shift).astype(np.float32)
