@@ -100,6 +100,7 @@ class Source(Protocol):
     splits: the items of each split, in order.
     problems: what is wrong with the files as a whole, such as missing partners; a source with
       problems can be checked, not prepared.
+    notes: what is to be told before training, such as files that aren't used.
     has_objects: whether its examples have `objects`.
     has_labels: whether its examples have a `label`.
     ndim: 2 for images, 3 for volumes.
@@ -108,6 +109,7 @@ class Source(Protocol):
   classes: ClassInfo
   splits: Mapping[str, Sequence[Item]]
   problems: Sequence[FileError] = ()
+  notes: Sequence[FileError] = ()
   has_objects: bool = False
   has_labels: bool = True
   ndim: int = 2
@@ -125,6 +127,7 @@ class ListedSource:
     splits: the items of each split, in order.
     make_fingerprint: computes the fingerprint, which may take reading all files.
     problems: what is wrong with the files as a whole.
+    notes: what is to be told before training.
     has_objects: whether its examples have `objects`.
     has_labels: whether its examples have a `label`.
     ndim: 2 for images, 3 for volumes.
@@ -134,6 +137,7 @@ class ListedSource:
   splits: Mapping[str, Sequence[Item]]
   make_fingerprint: Callable[[], str]
   problems: Sequence[FileError] = ()
+  notes: Sequence[FileError] = ()
   has_objects: bool = False
   has_labels: bool = True
   ndim: int = 2

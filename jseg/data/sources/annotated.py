@@ -1,0 +1,163 @@
+"""Images with objects that an annotation tool wrote down: outlines become masks and labels.
+
+Every outline is drawn as COCO draws it (pycocotools): coordinates are those of pixels' corners, the
+first pixel's being (0, 0) and (1, 1).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jseg.data.files import FileError
+from jseg.data.files.classes import ClassInfo
+from jseg.data.files.images import CanonicalImage, encode_png
+from jseg.data.files.instances import Annotation, Size, coco_masks, make_objects
+from jseg.data.sources.base import Example
+from jseg.types import IGNORE, InputError
+
+Box = tuple[float, float, float, float]
+_FAR = 10  # times its size that a polygon may reach out of an image
+
+
+class Flaw(Exception):
+  """(kind, what is wrong) with one annotation; it is left out and told."""
+
+
+def object_classes(names: Sequence[str], values: Sequence[int] | None = None) -> ClassInfo:
+  """Makes the classes of objects, after a background.
+
+  Args:
+    names: names of the classes of objects.
+    values: the number that the files give to the background and to each class.
+
+  Raises:
+    InputError: there is no name, or one occurs twice.
+  """
+  title = "background" if "background" not in names else "no object"
+  return ClassInfo(
+    names=(title, *names),
+    ignore_label=None,
+    mask_values=None if values is None else tuple(values),
+    instance=True,
+  )
+
+
+def has_labels(count: int) -> bool:
+  """Whether so many classes of objects fit in one byte, beside background and void."""
+  return count < IGNORE
+
+
+def make_example(
+  image: CanonicalImage,
+  objects: Sequence[Annotation],
+  notes: Sequence[FileError],
+  void: Iterable[Box],
+  labeled: bool,
+) -> Example:
+  """Joins an image and its objects.
+
+  The label has the class of every pixel: where objects overlap, that of the last. Crowds are of
+  their class.
+
+  Args:
+    image: the image.
+    objects: its objects, in the order in which they are drawn.
+    notes: what was left out.
+    void: boxes (y0 x0 y1 x1) of what was left out; pixels in them that no object covers are void.
+    labeled: whether to make a label.
+  """
+  label, counts = None, np.zeros(256, np.int64)
+  if labeled:
+    pixels = np.zeros(image.size, np.uint8)
+    for box in void:
+      y0, x0, y1, x1 = (
+        math.floor(box[0]),
+        math.floor(box[1]),
+        math.ceil(box[2]),
+        math.ceil(box[3]),
+      )
+      pixels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = IGNORE
+    for each in objects:
+      pixels[each.mask] = each.category
+    label, counts = encode_png(pixels), np.bincount(pixels.ravel(), minlength=256)
+  return Example(
+    image=image.data,
+    label=label,
+    size=image.size,
+    counts=counts,
+    objects=make_objects(image.size, objects),
+    notes=tuple(notes),
+  )
+
+
+def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray:
+  """Draws the union of polygons [x0, y0, x1, y1, ...]: bool [h w].
+
+  Raises:
+    Flaw: they have no inside, or reach far out of the image.
+  """
+  whole = [polygon[: len(polygon) // 2 * 2] for polygon in polygons if len(polygon) >= 6]
+  if not whole:
+    points = max((len(polygon) // 2 for polygon in polygons), default=0)
+    raise Flaw("polygon", f"has a polygon of {points} points, which has no inside")
+  if max(abs(n) for polygon in whole for n in polygon) > _FAR * max(size):
+    raise Flaw("malformed", "has a polygon that reaches far outside of the image")
+  masks = coco_masks()
+  mask = masks.decode(masks.merge(masks.frPyObjects(whole, *size))).astype(bool)
+  return covering(mask)
+
+
+def covering(mask: np.ndarray) -> np.ndarray:
+  """Returns a mask that isn't empty. Raises Flaw."""
+  if not mask.any():
+    raise Flaw("empty", "covers no pixel of the image")
+  return mask
+
+
+def read_numbers(values: Any) -> list[float]:
+  """Returns a list of finite numbers, which may be written as text. Raises Flaw."""
+  try:
+    if isinstance(values, list) and not any(isinstance(v, bool) for v in values):
+      numbers = [v if isinstance(v, int | float) else float(v) for v in values]
+      if all(math.isfinite(v) for v in numbers):
+        return numbers
+  except (TypeError, ValueError, OverflowError):
+    pass
+  raise Flaw("malformed", f"has {shown(values)} where finite numbers belong")
+
+
+def shown(value: Any) -> str:
+  """A value of a file, for messages: short, and of characters that any terminal has."""
+  try:
+    text = str(value)
+  except ValueError:  # an integer of thousands of digits
+    text = "a huge number"
+  text = text.encode("utf-8", "backslashreplace").decode()
+  return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def is_file(path: Path) -> bool:
+  """Whether there is such a file, whatever characters its name has."""
+  try:
+    return path.is_file()
+  except (OSError, ValueError):
+    return False
+
+
+def wrong_size(image: CanonicalImage, path: Path, size: Size, where: Any) -> FileError:
+  """What is wrong with an image of another size than its annotations say."""
+  (height, width), (h, w) = image.size, size
+  fix = "Put back the image that was annotated, or annotate this one"
+  if image.rotated and size == image.size[::-1]:
+    fix = "Its EXIF rotation was applied; save the image upright, or without that tag"
+  return FileError("size", path, f"{width} wide x {height} high, but {where} says {w} x {h}", fix)
+
+
+def named_classes(names: Any, where: Path) -> list[str]:
+  """Returns names of classes. Raises InputError that names the file."""
+  if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    raise InputError(f"{where}: {shown(names)} isn't a list of names of classes")
+  return names
