@@ -247,6 +247,7 @@ def test_a_group_with_annotations_is_a_class_and_so_is_one_of_the_same_name(tmp_
     ({"bbox": [10**400, 0, 1, 1]}, "malformed"),
     ({"area": 10**400}, "malformed"),
     ({"area": "large"}, "malformed"),
+    ({"area": 1e300}, "malformed"),
   ],
 )
 def test_annotations_that_are_left_out_by_kind(tmp_path, changes, kind):

@@ -5,6 +5,8 @@ first pixel's being (0, 0) and (1, 1).
 """
 
 import math
+import os
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, encode_png
 from jseg.data.files.instances import Annotation, Size, coco_masks, make_objects
 from jseg.data.sources.base import Example
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE
 
 Box = tuple[float, float, float, float]
+_SHORT = reprlib.Repr()  # what is nested may be short to write and endless to read out
+_SHORT.maxlevel = 3
 _FAR = 10  # times its size that a polygon may reach out of an image
 
 
@@ -54,7 +58,7 @@ def make_example(
   image: CanonicalImage,
   objects: Sequence[Annotation],
   notes: Sequence[FileError],
-  void: Iterable[Box],
+  void: np.ndarray,
   labeled: bool,
 ) -> Example:
   """Joins an image and its objects.
@@ -66,22 +70,15 @@ def make_example(
     image: the image.
     objects: its objects, in the order in which they are drawn.
     notes: what was left out.
-    void: boxes (y0 x0 y1 x1) of what was left out; pixels in them that no object covers are void.
+    void: bool [h w], pixels whose class isn't known.
     labeled: whether to make a label.
   """
   label, counts = None, np.zeros(256, np.int64)
   if labeled:
     pixels = np.zeros(image.size, np.uint8)
-    for box in void:
-      y0, x0, y1, x1 = (
-        math.floor(box[0]),
-        math.floor(box[1]),
-        math.ceil(box[2]),
-        math.ceil(box[3]),
-      )
-      pixels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = IGNORE
     for each in objects:
       pixels[each.mask] = each.category
+    pixels[void] = IGNORE
     label, counts = encode_png(pixels), np.bincount(pixels.ravel(), minlength=256)
   return Example(
     image=image.data,
@@ -91,6 +88,16 @@ def make_example(
     objects=make_objects(image.size, objects),
     notes=tuple(notes),
   )
+
+
+def cover_boxes(boxes: Iterable[Box], objects: Iterable[Annotation], size: Size) -> np.ndarray:
+  """Pixels of boxes (y0 x0 y1 x1) that no object covers: bool [h w]."""
+  covered = np.zeros(size, bool)
+  for y0, x0, y1, x1 in boxes:
+    covered[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] = True
+  for each in objects:
+    covered &= ~each.mask
+  return covered
 
 
 def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray:
@@ -132,7 +139,7 @@ def read_numbers(values: Any) -> list[float]:
 def shown(value: Any) -> str:
   """A value of a file, for messages: short, and of characters that any terminal has."""
   try:
-    text = str(value)
+    text = value if isinstance(value, str) else _SHORT.repr(value)
   except ValueError:  # an integer of thousands of digits
     text = "a huge number"
   text = text.encode("utf-8", "backslashreplace").decode()
@@ -156,8 +163,12 @@ def wrong_size(image: CanonicalImage, path: Path, size: Size, where: Any) -> Fil
   return FileError("size", path, f"{width} wide x {height} high, but {where} says {w} x {h}", fix)
 
 
-def named_classes(names: Any, where: Path) -> list[str]:
-  """Returns names of classes. Raises InputError that names the file."""
-  if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-    raise InputError(f"{where}: {shown(names)} isn't a list of names of classes")
-  return names
+def leads_out(path: Path, roots: Iterable[Path]) -> bool:
+  """Whether a path is outside of folders."""
+  absolute = Path(os.path.abspath(path))
+  return not any(absolute.is_relative_to(os.path.abspath(root)) for root in roots)
+
+
+def on_a_drive(name: str) -> bool:
+  """Whether a file name begins with a drive of Windows."""
+  return len(name) > 1 and name[0].isalpha() and name[1] == ":"

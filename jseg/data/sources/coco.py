@@ -9,7 +9,6 @@ Likewise val (or valid) and test; a single file is split at random.
 import collections
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +24,15 @@ from jseg.data.files.instances import Annotation, coco_masks
 from jseg.data.sources.annotated import (
   Box,
   Flaw,
+  cover_boxes,
   covering,
   draw_polygons,
   has_labels,
   is_file,
+  leads_out,
   make_example,
   object_classes,
+  on_a_drive,
   read_numbers,
   shown,
   wrong_size,
@@ -150,20 +152,23 @@ class CocoItem:
       raise wrong_size(image, self.image, self.size, self.where)
     objects: list[Annotation] = []
     notes: list[FileError] = []
-    void: list[Box] = []
+    boxes: list[Box] = []
     for raw in self.annotations:
       try:
         objects.append(self._object(raw, image.size))
       except Flaw as flaw:
         where = f"{self.where}: annotation {shown(raw.get('id', '?'))} of {self.image.name}"
         notes.append(FileError(flaw.args[0], where, flaw.args[1], "It is left out"))
-        void += _box_of_left_out(raw, image.size)
+        boxes += _box_of_left_out(raw, image.size)
+    void = cover_boxes(boxes, objects, image.size)
     return make_example(image, objects, notes, void, has_labels(len(self.numbers)))
 
   def _object(self, raw: dict[str, Any], size: tuple[int, int]) -> Annotation:
     mask = covering(_mask(raw.get("segmentation"), size))
     area = raw.get("area")
     area = float(read_numbers([area])[0]) if area else 0
+    if area > 2 * mask.size:  # rounding and all
+      raise Flaw("malformed", f"has an area of {area:g} in an image of {mask.size} pixels")
     category = self.numbers[int(raw["category_id"])]
     crowd = _flag(raw.get("iscrowd"))
     return Annotation(mask, category, crowd, box=_box(raw, size), area=area if area > 0 else None)
@@ -467,10 +472,7 @@ class _Places:
 
   def leads_out(self, name: str) -> bool:
     """Whether a file name, of whatever form, means a file outside of the data set."""
-    if re.match(r"[A-Za-z]:", _plain_name(name)):  # a drive of Windows
-      return True
-    path = Path(os.path.abspath(self.path(name)))
-    return not any(path.is_relative_to(os.path.abspath(root)) for root in self.roots)
+    return on_a_drive(_plain_name(name)) or leads_out(self.path(name), self.roots)
 
 
 def _plain_name(name: str) -> str:
