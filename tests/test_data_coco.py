@@ -12,7 +12,8 @@ from helpers.tiny import tiny_config
 
 from jseg import data
 from jseg.data.files.instances import coco_masks, encode_rle
-from jseg.data.sources.coco import CocoItem, _runs, coco_source
+from jseg.data.sources.coco import CocoItem, coco_source
+from jseg.data.sources.coco_masks import read_runs
 from jseg.loop import train
 from jseg.types import InputError
 
@@ -79,7 +80,7 @@ def test_run_lengths_of_random_masks_are_read_as_pycocotools_does():
   for share in (0.02, 0.5, 0.98):
     code = encode_rle(rng.random((70, 90)) < share)
     np.testing.assert_array_equal(
-      np.repeat(np.arange(len(_runs(code["counts"]))) % 2, _runs(code["counts"])),
+      np.repeat(np.arange(len(read_runs(code["counts"]))) % 2, read_runs(code["counts"])),
       coco_masks().decode(code).T.ravel(),
     )
 

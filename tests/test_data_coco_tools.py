@@ -69,6 +69,7 @@ def reads_one_square(root):
     {"segmentation": [SQUARE[:2], SQUARE[2:4], SQUARE[4:6], SQUARE[6:]]},
     {"segmentation": [[SQUARE[:2], SQUARE[2:4], SQUARE[4:6], SQUARE[6:]]]},
     {"segmentation": [[str(n) for n in SQUARE]]},
+    {"segmentation": [[SQUARE]]},  # Kili
     {"segmentation": {"counts": [105, *([10, 10] * 9), 10, 305]}},  # without size
     {"segmentation": {"size": ["20", 30.0], "counts": [105.0, *([10, 10] * 9), 10, 305]}},
     {"segmentation": [{"size": [20, 30], "counts": [105, *([10, 10] * 9), 10, 305]}]},
@@ -268,6 +269,24 @@ def test_where_an_object_is_left_out_pixels_are_void(tmp_path):
   expected[5:15, 5:15] = 1
   np.testing.assert_array_equal(decode_raw(example.label), expected)
   np.testing.assert_array_equal(example.counts[[0, 1, IGNORE]], [600 - 100 - 69, 100, 69])
+
+
+def test_all_crowds_are_told_and_may_be_objects(tmp_path):
+  """CVAT writes so whatever is drawn with its brush."""
+  code = {"size": list(SIZE), "counts": [105, *([10, 10] * 9), 10, 305]}
+  rows = [annotation(i, segmentation=code, iscrowd=1) for i in (1, 2)]
+  root = write(tmp_path, content([image()], rows))
+  source = coco_source(root)
+  (note,) = source.notes
+  assert "json: all 2 annotations are crowds (iscrowd), which are neither found nor" in str(note)
+  assert "set data.options.crowds_are_objects=True" in str(note)
+  assert source.splits["train"][0].load().objects.crowd.tolist() == [True, True]
+  other = coco_source(root, crowds_are_objects=True)
+  assert not other.notes
+  assert other.splits["train"][0].load().objects.crowd.tolist() == [False, False]
+  assert other.fingerprint() != source.fingerprint()
+  write(tmp_path, content([image()], [*rows, annotation(3)]))
+  assert not coco_source(root).notes
 
 
 def test_crowds_are_of_their_class_and_overlaps_of_the_last(tmp_path):

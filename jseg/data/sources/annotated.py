@@ -6,6 +6,7 @@ first pixel's being (0, 0) and (1, 1).
 
 import math
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -144,6 +145,24 @@ def shown(value: Any) -> str:
     text = "a huge number"
   text = text.encode("utf-8", "backslashreplace").decode()
   return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def is_text(value: Any) -> bool:
+  """Whether a value is a text that isn't empty and can be written."""
+  try:
+    return isinstance(value, str) and bool(value.encode())
+  except UnicodeEncodeError:  # half a character, which no file name has
+    return False
+
+
+def read_id(value: Any) -> int | str | None:
+  """An id, or a whole number, however it is written: 1, 1.0 and "1" are the same; else None."""
+  if isinstance(value, float) and value.is_integer():
+    return int(value)
+  if isinstance(value, str):
+    plain = len(value) < 16 and re.fullmatch(r"0|-?[1-9][0-9]*", value)
+    return int(value) if plain else value
+  return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def is_file(path: Path) -> bool:

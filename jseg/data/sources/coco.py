@@ -13,9 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
-
-import numpy as np
 
 from jseg.data.files import FileError, fingerprint, read_bytes
 from jseg.data.files.classes import ClassInfo
@@ -26,18 +23,19 @@ from jseg.data.sources.annotated import (
   Flaw,
   cover_boxes,
   covering,
-  draw_polygons,
   has_labels,
   is_file,
-  leads_out,
+  is_text,
   make_example,
   object_classes,
-  on_a_drive,
+  read_id,
   read_numbers,
   shown,
   wrong_size,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
+from jseg.data.sources.coco_masks import read_mask
+from jseg.data.sources.image_places import ImagePlaces, plain_name
 from jseg.data.sources.pairs import split_at_random
 from jseg.types import InputError
 
@@ -47,8 +45,6 @@ _LAYOUT = (
   "ROOT/train/_annotations.coco.json, or a single JSON file; or name the files, as in "
   'data.options.annotations={"train": "a.json", "val": "b.json"}'
 )
-_SAMPLE = 200  # file names by which the folder of the images is found
-_DIGITS = 12  # of 5 bits, in one number of a run-length code
 
 
 def coco_source(
@@ -58,6 +54,7 @@ def coco_source(
   fractions: Mapping[str, float] | None = None,
   seed: int = 0,
   groups: bool = False,
+  crowds_are_objects: bool = False,
 ) -> ListedSource:
   """Reads a data set in COCO's JSON, as COCO and annotation tools write it.
 
@@ -74,6 +71,8 @@ def coco_source(
     seed: seed of the random split.
     groups: whether categories that only name a group of others (`supercategory`), without one
       annotation, are classes too.
+    crowds_are_objects: whether what is annotated as a crowd (`iscrowd`) is one object instead. CVAT
+      writes crowds for whatever was drawn with its brush.
 
   Raises:
     InputError: there are no such files, they are not COCO's JSON, they disagree on their
@@ -89,9 +88,10 @@ def coco_source(
   problems: list[FileError] = []
   for split, path in files.items():
     given = home / images[split] if images and split in images else None
-    places = _Places.find(home, path, contents[split], given)
-    splits[split], found = _items(path, contents[split], places, numbers)
+    places = ImagePlaces.find(home, path, contents[split], given)
+    splits[split], found = _items(path, contents[split], places, numbers, not crowds_are_objects)
     problems += found
+    notes += [] if crowds_are_objects else _only_crowds(path, contents[split])
   if "" in splits:
     splits = split_at_random(splits[""], fractions or {"train": 0.8, "val": 0.2}, seed)
   elif fractions:
@@ -101,7 +101,8 @@ def coco_source(
     paths = {item.image for items in splits.values() for item in items} | set(files.values())
     members = {split: [item.name for item in items] for split, items in splits.items()}
     named = ((str(path), path) for path in paths)
-    return fingerprint(named, f"{classes.to_json()} {members} labels")
+    options = f"labels {crowds_are_objects}"
+    return fingerprint(named, f"{classes.to_json()} {members} {options}")
 
   return ListedSource(
     classes=classes,
@@ -132,6 +133,7 @@ class CocoItem:
     annotations: annotations of the image, as in the JSON.
     numbers: class of each category id.
     where: path of the JSON file.
+    crowds: whether there are crowds, or what is annotated so is an object.
   """
 
   name: str
@@ -140,6 +142,7 @@ class CocoItem:
   annotations: Sequence[dict[str, Any]]
   numbers: Mapping[int, int]
   where: Path
+  crowds: bool = True
 
   def load(self) -> Example:
     """Reads the image and draws the masks; `notes` of the example say what was left out.
@@ -164,13 +167,13 @@ class CocoItem:
     return make_example(image, objects, notes, void, has_labels(len(self.numbers)))
 
   def _object(self, raw: dict[str, Any], size: tuple[int, int]) -> Annotation:
-    mask = covering(_mask(raw.get("segmentation"), size))
+    mask = covering(read_mask(raw.get("segmentation"), size))
     area = raw.get("area")
     area = float(read_numbers([area])[0]) if area else 0
     if area > 2 * mask.size:  # rounding and all
       raise Flaw("malformed", f"has an area of {area:g} in an image of {mask.size} pixels")
     category = self.numbers[int(raw["category_id"])]
-    crowd = _flag(raw.get("iscrowd"))
+    crowd = _flag(raw.get("iscrowd")) and self.crowds
     return Annotation(mask, category, crowd, box=_box(raw, size), area=area if area > 0 else None)
 
 
@@ -206,98 +209,6 @@ def _flag(value: Any) -> bool:
   if value in (1, "1", "true", "True"):
     return True
   raise Flaw("malformed", f"has {shown(value)} as iscrowd, where 0 or 1 belongs")
-
-
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-  """The mask of an annotation: bool [h w]. Raises Flaw."""
-  if not segmentation:
-    raise Flaw("no mask", "has a box but no mask")
-  if isinstance(segmentation, dict):
-    return _decode(segmentation, size)
-  if not isinstance(segmentation, list):
-    raise Flaw("malformed", f"has {shown(segmentation)} where polygons belong")
-  if all(isinstance(part, dict) for part in segmentation):
-    return np.any([_decode(part, size) for part in segmentation], 0)
-  if not any(isinstance(part, list) for part in segmentation):
-    segmentation = [segmentation]  # one polygon that isn't in a list
-  elif len(segmentation) > 2 and all(_is_point(part) for part in segmentation):
-    segmentation = [segmentation]  # one polygon, point by point
-  return draw_polygons([_polygon(part) for part in segmentation], size)
-
-
-def _is_point(value: Any) -> bool:
-  return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
-
-
-def _polygon(values: Any) -> list[float]:
-  """[x0, y0, x1, y1, ...] of a polygon, which may be a list of points. Raises Flaw."""
-  if isinstance(values, list) and values and all(_is_point(value) for value in values):
-    values = [number for point in values for number in point]
-  return read_numbers(values)
-
-
-def _decode(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-  """The mask of a run-length code: bool [h w]. Raises Flaw."""
-  counts, given = code.get("counts"), code.get("size", list(size))
-  if counts is None:
-    raise Flaw("malformed", "has a mask that is neither polygons nor a run-length code")
-  if not isinstance(given, list) or [_id(n) for n in given] != list(size):
-    of = " x ".join(shown(n) for n in given[::-1]) if isinstance(given, list) else shown(given)
-    what = f"has a mask that isn't a run-length code of {size[1]} x {size[0]} but of {of}"
-    raise Flaw("run lengths", what)
-  pixels = size[0] * size[1]
-  try:
-    runs = _whole(counts) if isinstance(counts, list) else _runs(counts)
-  except (ValueError, TypeError, IndexError, AttributeError):
-    raise Flaw("malformed", "has a run-length code that can't be read") from None
-  # Runs are below 2^60, and their sum may be above what 64 bits hold.
-  if (
-    len(runs) > 2 * pixels + 2 or (runs < 0).any() or (runs > pixels).any() or runs.sum() != pixels
-  ):
-    total = sum(runs[: 2 * pixels + 2].tolist())
-    raise Flaw("run lengths", f"has runs of {total} pixels for an image of {pixels}")
-  return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
-
-
-def _whole(counts: Sequence[Any]) -> np.ndarray:
-  """Whole numbers as int64. Raises ValueError."""
-  numbers = [_id(count) for count in counts]
-  if not all(isinstance(number, int) and 0 <= number < 1 << 60 for number in numbers):
-    raise ValueError("not whole")
-  return np.array(numbers, np.int64)
-
-
-def _runs(text: str | bytes) -> np.ndarray:
-  """The runs that COCO's text stands for: 5 bits a character, from the fourth run as differences.
-
-  Not by pycocotools, which trusts the text and writes past its end where that is damaged.
-  """
-  data = text.encode("ascii") if isinstance(text, str) else text
-  codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-  if (codes < 0).any() or (codes >= 64).any():
-    raise ValueError("another character")
-  ends = np.flatnonzero(codes & 32 == 0)
-  if len(codes) and (not len(ends) or ends[-1] != len(codes) - 1):
-    raise ValueError("cut short")
-  starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-  lengths = ends - starts + 1
-  if not len(ends) or lengths.max() > _DIGITS:
-    raise ValueError("too long a number")
-  place = np.arange(len(codes)) - np.repeat(starts, lengths)
-  values = np.add.reduceat((codes & 31) << 5 * place, starts)
-  runs = values - np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
-  runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-  return runs
-
-
-def _id(value: Any) -> int | str | None:
-  """An id, or a whole number, however it is written: 1, 1.0 and "1" are the same; else None."""
-  if isinstance(value, float) and value.is_integer():
-    return int(value)
-  if isinstance(value, str):
-    plain = len(value) < 16 and re.fullmatch(r"0|-?[1-9][0-9]*", value)
-    return int(value) if plain else value
-  return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_json(path: Path) -> bool:
@@ -396,7 +307,7 @@ def _classes(
 
 def _category_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
   try:
-    pairs = [(_id(row["id"]), row["name"]) for row in content["categories"]]
+    pairs = [(read_id(row["id"]), row["name"]) for row in content["categories"]]
   except KeyError as error:
     raise InputError(f"{path}: a category has no {error}; each has an id and a name") from None
   if not pairs or not all(isinstance(number, int) for number, _ in pairs):
@@ -415,13 +326,15 @@ def _groups(contents: Mapping[str, dict[str, Any]]) -> set[int]:
   """Categories that others name as their group, and that no annotation is of, as Roboflow has."""
   rows = [row for content in contents.values() for row in content["categories"]]
   annotations = (row for content in contents.values() for row in content["annotations"])
-  used = {_id(row.get("category_id")) for row in annotations}
+  used = {read_id(row.get("category_id")) for row in annotations}
   found = set()
   for row in rows:
     others = (other for other in rows if other["id"] != row["id"])
-    if _id(row["id"]) not in used and any(o.get("supercategory") == row["name"] for o in others):
+    if read_id(row["id"]) not in used and any(
+      o.get("supercategory") == row["name"] for o in others
+    ):
       found.add(int(row["id"]))
-  return found if len(found) < len({_id(row["id"]) for row in rows}) else set()
+  return found if len(found) < len({read_id(row["id"]) for row in rows}) else set()
 
 
 def _group_note(path: Path, number: int, name: str) -> FileError:
@@ -431,78 +344,29 @@ def _group_note(path: Path, number: int, name: str) -> FileError:
   return FileError("unused", path, text, "To have it as a class, set data.options.groups=True")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Places:
-  """Where the images of a JSON file are.
-
-  Attributes:
-    folder: folder from which file names count.
-    dropped: number of folders that names begin with and that aren't there.
-    roots: folders that no name may lead out of.
-  """
-
-  folder: Path
-  dropped: int
-  roots: tuple[Path, ...]
-
-  @classmethod
-  def find(
-    cls, home: Path, path: Path, content: Mapping[str, Any], given: Path | None
-  ) -> "_Places":
-    """Finds the folder in which most of the images are; the likeliest one if none is there."""
-    name = path.stem.removeprefix("instances_")
-    folders = [home / name, home / "images" / name, path.parent, path.parent / "images"]
-    folders += [home / "images", home, home / "train", home / "val"]
-    folders = [given] if given else list(dict.fromkeys(folders))
-    roots = (home, *([given] if given else []))
-    names = [row["file_name"] for row in content["images"] if _is_text(row.get("file_name"))]
-    choices = [cls(folder, dropped, roots) for dropped in range(4) for folder in folders]
-    sample = names[:: max(1, len(names) // _SAMPLE)]
-    counts = [sum(is_file(place.path(each)) for each in sample) for place in choices]
-    best = choices[int(np.argmax(counts))]
-    # Without their folders, names may stand for several images.
-    distinct = len({best.path(each) for each in names}) == len(set(names))
-    return best if distinct else cls(best.folder, 0, roots)
-
-  def path(self, name: str) -> Path:
-    """Path of an image, of whatever form its file name is."""
-    parts = _plain_name(name).split("/")
-    inside = "" not in parts[:1] and ".." not in parts
-    return self.folder / "/".join(parts[min(self.dropped, len(parts) - 1) :] if inside else parts)
-
-  def leads_out(self, name: str) -> bool:
-    """Whether a file name, of whatever form, means a file outside of the data set."""
-    return on_a_drive(_plain_name(name)) or leads_out(self.path(name), self.roots)
-
-
-def _plain_name(name: str) -> str:
-  """A file name as a path with "/" between folders; of a URL, its last part."""
-  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) or "/local-files/?d=" in name:
-    try:
-      url = urlsplit(name)
-      path = parse_qs(url.query).get("d", [url.path])[0]
-    except ValueError:  # a URL that is none
-      path = name
-    return unquote(path).replace("\\", "/").rpartition("/")[2]
-  return name.replace("\\", "/")
-
-
-def _is_text(value: Any) -> bool:
-  try:
-    return isinstance(value, str) and bool(value.encode())
-  except UnicodeEncodeError:  # half a character, which no file name has
-    return False
+def _only_crowds(path: Path, content: Mapping[str, Any]) -> list[FileError]:
+  """Tells that every annotation is a crowd, if that is so."""
+  count = len(content["annotations"])
+  if not count or any(row.get("iscrowd") in (None, "", 0, "0") for row in content["annotations"]):
+    return []
+  text = f"all {count} annotations are crowds (iscrowd), which are neither found nor missed"
+  fix = "If each is an object, as what was drawn with CVAT's brush, set "
+  return [FileError("crowds", path, text, f"{fix}data.options.crowds_are_objects=True")]
 
 
 def _items(
-  path: Path, content: Mapping[str, Any], places: _Places, numbers: Mapping[int, int]
+  path: Path,
+  content: Mapping[str, Any],
+  places: ImagePlaces,
+  numbers: Mapping[int, int],
+  crowds: bool,
 ) -> tuple[list[CocoItem], list[FileError]]:
   problems: list[FileError] = []
   annotations: dict[int | str, list[dict[str, Any]]] = {}
   rows = []
   for row in content["images"]:
-    number = _id(row.get("id"))
-    if number is None or not _is_text(str(number)) or not _is_text(row.get("file_name")):
+    number = read_id(row.get("id"))
+    if number is None or not is_text(str(number)) or not is_text(row.get("file_name")):
       text = f"image {shown(row)} has no id or no file_name"
       problems.append(FileError("layout", path, text, "Give each image both"))
     elif number in annotations:
@@ -519,14 +383,15 @@ def _items(
     problems += _misplaced(image, number, row, path, places)
     size, found = _size(row, path)
     problems += found
-    items.append(CocoItem(str(number), image, size, annotations[number], numbers, path))
+    rows_of_image = annotations[number]
+    items.append(CocoItem(str(number), image, size, rows_of_image, numbers, path, crowds))
   if not items and not problems:
     problems.append(FileError("layout", path, "lists no image", "Add images, or leave it out"))
   return items, problems
 
 
 def _misplaced(
-  image: Path, number: int | str, row: Mapping[str, Any], path: Path, places: _Places
+  image: Path, number: int | str, row: Mapping[str, Any], path: Path, places: ImagePlaces
 ) -> list[FileError]:
   """Tells that an image isn't there, or is where none may be."""
   name = row["file_name"]
@@ -536,7 +401,7 @@ def _misplaced(
     return [FileError("layout", path, text, fix)]
   if not is_file(image):
     text = f"is image {shown(number)} of {path}, but missing"
-    if _plain_name(name) != name:
+    if plain_name(name) != name:
       text += f"; its file_name is {shown(name)}"
     return [FileError("partner", image, text, "Put it there, or take it off the list")]
   return []
@@ -547,7 +412,7 @@ def _size(row: Mapping[str, Any], path: Path) -> tuple[tuple[int, int] | None, l
   values = [row.get("height"), row.get("width")]
   if any(value in (None, 0, "", "0") for value in values):
     return None, []
-  numbers = [_id(value) for value in values]
+  numbers = [read_id(value) for value in values]
   height, width = numbers
   if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
     return (height, width), []
@@ -563,7 +428,7 @@ def _misfits(
 ) -> list[FileError]:
   """Puts an annotation with its image, or tells why that can't be."""
   where = f"annotation {shown(row.get('id', '?'))}"
-  category, image = _id(row.get("category_id")), _id(row.get("image_id"))
+  category, image = read_id(row.get("category_id")), read_id(row.get("image_id"))
   problems = []
   if category not in numbers:
     known = ", ".join(map(str, list(numbers)[:8])) + (", ..." if len(numbers) > 8 else "")
