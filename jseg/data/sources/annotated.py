@@ -78,7 +78,7 @@ def make_example(
   if labeled:
     pixels = np.zeros(image.size, np.uint8)
     for each in objects:
-      pixels[each.mask] = each.category
+      part(pixels, each)[each.mask] = each.category
     pixels[void] = IGNORE
     label, counts = encode_png(pixels), np.bincount(pixels.ravel(), minlength=256)
   return Example(
@@ -97,8 +97,34 @@ def cover_boxes(boxes: Iterable[Box], objects: Iterable[Annotation], size: Size)
   for y0, x0, y1, x1 in boxes:
     covered[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] = True
   for each in objects:
-    covered &= ~each.mask
+    part(covered, each)[each.mask] = False
   return covered
+
+
+def annotate(
+  mask: np.ndarray,
+  category: int,
+  crowd: bool = False,
+  box: Box | None = None,
+  area: float | None = None,
+) -> Annotation:
+  """Makes an annotation of a mask [h w] of the whole image, of which it keeps a part.
+
+  Raises:
+    Flaw: the mask is empty.
+  """
+  down, across = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  if not len(down):
+    raise Flaw("empty", "covers no pixel of the image")
+  top, left = int(down[0]), int(across[0])
+  crop = mask[top : down[-1] + 1, left : across[-1] + 1].copy()
+  return Annotation(crop, category, crowd, corner=(top, left), box=box, area=area)
+
+
+def part(pixels: np.ndarray, annotation: Annotation) -> np.ndarray:
+  """The part [h w] of an image's pixels that an annotation's mask covers."""
+  (top, left), (height, width) = annotation.corner, annotation.mask.shape
+  return pixels[top : top + height, left : left + width]
 
 
 def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray:
@@ -114,15 +140,7 @@ def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray
   if max(abs(n) for polygon in whole for n in polygon) > _FAR * max(size):
     raise Flaw("malformed", "has a polygon that reaches far outside of the image")
   masks = coco_masks()
-  mask = masks.decode(masks.merge(masks.frPyObjects(whole, *size))).astype(bool)
-  return covering(mask)
-
-
-def covering(mask: np.ndarray) -> np.ndarray:
-  """Returns a mask that isn't empty. Raises Flaw."""
-  if not mask.any():
-    raise Flaw("empty", "covers no pixel of the image")
-  return mask
+  return masks.decode(masks.merge(masks.frPyObjects(whole, *size))).astype(bool)
 
 
 def read_numbers(values: Any) -> list[float]:

@@ -21,8 +21,8 @@ from jseg.data.files.instances import Annotation, coco_masks
 from jseg.data.sources.annotated import (
   Box,
   Flaw,
+  annotate,
   cover_boxes,
-  covering,
   has_labels,
   is_file,
   is_text,
@@ -167,14 +167,14 @@ class CocoItem:
     return make_example(image, objects, notes, void, has_labels(len(self.numbers)))
 
   def _object(self, raw: dict[str, Any], size: tuple[int, int]) -> Annotation:
-    mask = covering(read_mask(raw.get("segmentation"), size))
+    mask = read_mask(raw.get("segmentation"), size)
     area = raw.get("area")
     area = float(read_numbers([area])[0]) if area else 0
     if area > 2 * mask.size:  # rounding and all
       raise Flaw("malformed", f"has an area of {area:g} in an image of {mask.size} pixels")
     category = self.numbers[int(raw["category_id"])]
     crowd = _flag(raw.get("iscrowd")) and self.crowds
-    return Annotation(mask, category, crowd, box=_box(raw, size), area=area if area > 0 else None)
+    return annotate(mask, category, crowd, _box(raw, size), area if area > 0 else None)
 
 
 def _box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box | None:

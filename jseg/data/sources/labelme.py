@@ -23,7 +23,7 @@ from jseg.data.files.images import CanonicalImage, canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.sources.annotated import (
   Flaw,
-  covering,
+  annotate,
   draw_polygons,
   has_labels,
   is_file,
@@ -31,6 +31,7 @@ from jseg.data.sources.annotated import (
   make_example,
   object_classes,
   on_a_drive,
+  part,
   read_numbers,
   shown,
   wrong_size,
@@ -195,26 +196,28 @@ class _Drawing:
 
   def add(self, shape: Mapping[str, Any]) -> None:
     """Draws one. Raises Flaw."""
-    mask = covering(_draw(shape, self._size))
+    mask = _draw(shape, self._size)
+    drawn = annotate(mask, self._numbers.get(shape["label"], 0))
     label, group = shape["label"], shape.get("group_id")
     self.void &= ~mask
     if label == _VOID:
       self.void |= mask
     elif label == _BACKGROUND:
       for each in self._objects.values():
-        each.mask[mask] = False
+        each.mask[part(mask, each)] = False
     else:
       alone = group is None or not isinstance(group, int | str)
       key = (label, len(self._objects)) if alone else (label, "group", group)
-      before = self._objects.pop(key, None)
-      mask = mask if before is None else mask | before.mask
-      self._objects[key] = Annotation(mask, self._numbers[label])
+      if before := self._objects.pop(key, None):
+        part(mask, before)[before.mask] = True
+        drawn = annotate(mask, before.category)
+      self._objects[key] = drawn
 
   def objects(self) -> list[Annotation]:
     """The objects; void, where it can hide those of one class only, is a crowd."""
     found = list(self._objects.values())
     if self.void.any() and len(self._numbers) == 1:
-      found.append(Annotation(self.void, 1, crowd=True))
+      found.append(annotate(self.void, 1, crowd=True))
     return found
 
 

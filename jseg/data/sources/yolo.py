@@ -21,6 +21,7 @@ from jseg.data.files.instances import Annotation, Size
 from jseg.data.sources.annotated import (
   Box,
   Flaw,
+  annotate,
   cover_boxes,
   draw_polygons,
   has_labels,
@@ -35,7 +36,7 @@ from jseg.data.sources.base import Example, ListedSource, existing_folder
 from jseg.types import InputError
 
 _SPLITS = ("train", "val", "test")
-_MOST_BYTES = 1 << 20  # of a data.yaml
+_MOST_BYTES, _DEEPEST = 128 << 10, 20  # of a data.yaml, whose reader takes its time with more
 _SLACK = 0.5  # how far out of 0..1 a share may be; what is farther isn't one
 
 
@@ -145,7 +146,7 @@ class YoloItem:
       try:
         shares = _shares(words[1:])
         boxes += _box_alone(shares, image.size)
-        objects.append(Annotation(_draw(shares, image.size), category))
+        objects.append(annotate(_draw(shares, image.size), category))
       except Flaw as flaw:
         notes.append(FileError(flaw.args[0], where, flaw.args[1], "It is left out"))
     void = cover_boxes(boxes, objects, image.size)
@@ -229,8 +230,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
   data = read_bytes(path)
   if len(data) > _MOST_BYTES:
     raise InputError(f"{path} is too long for a list of names and folders ({len(data)} bytes)")
+  steps = np.frombuffer(data, np.uint8)
+  depth = np.isin(steps, [*b"[{"]).cumsum() - np.isin(steps, [*b"]}"]).cumsum()
+  if depth.max(initial=0) > _DEEPEST:
+    raise InputError(f"{path} is not valid YAML for a data set (brackets in brackets)")
   try:
-    # Its reader of bytes would follow a mark of UTF-16, too.
     content = yaml.load(data, _Loader)
   except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
     text = " ".join(shown(str(error)).split())
