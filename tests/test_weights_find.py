@@ -105,12 +105,16 @@ def test_a_network_is_found_in_whatever_wraps_it(tmp_path, name):
   ("name", "where", "left"),
   [
     ("plain", "", 0),
-    ("module.", " (named module....)", 0),
+    ("module.", " (names without 'module.')", 0),
     ("net", " (under 'net')", 0),
     ("model_ema beside model", " (under 'model', 'model_ema' would fit too)", 0),
-    ("Lightning", " (under 'state_dict', named model....)", 1),
-    ("momentum contrast", " (under 'state_dict', named module.encoder_q....)", len(RESNET) + 1),
-    ("deeply nested", " (under 'checkpoint.trainer.model.state_dict', named module....)", 0),
+    ("Lightning", " (under 'state_dict', names without 'model.')", 1),
+    (
+      "momentum contrast",
+      " (under 'state_dict', names without 'module.encoder_q.')",
+      len(RESNET) + 1,
+    ),
+    ("deeply nested", " (under 'checkpoint.trainer.model.state_dict', names without 'module.')", 0),
   ],
 )
 def test_where_it_was_is_told(tmp_path, name, where, left):

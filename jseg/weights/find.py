@@ -134,7 +134,7 @@ def _find(dictionaries: Sequence[_Dictionary]) -> Found | None:
 
 
 def _where(keys: str, prefix: str, others: Sequence[str]) -> str:
-  parts = [f"under {keys!r}" if keys else "", f"named {prefix}..." if prefix else ""]
+  parts = [f"under {keys!r}" if keys else "", f"names without {prefix!r}" if prefix else ""]
   parts.append(f"{', '.join(map(repr, others[:4]))} would fit too" if others else "")
   return ", ".join(filter(None, parts))
 
