@@ -47,7 +47,7 @@ def laughs(levels, opcodes):
   start, end = opcodes
   content = b"\x80\x02" + start + end
   for level in range(levels):
-    content += b"q" + bytes([level]) + start + (b"h" + bytes([level])) * 10 + end
+    content += b"q" + bytes([level]) + b"0" + start + (b"h" + bytes([level])) * 10 + end
   return content
 
 
@@ -60,6 +60,36 @@ def test_a_billion_laughs(tmp_path, opcodes):
   as_key = b"\x80\x02}" + content[2:] + b"Ns."
   message = refused(tmp_path / "x.pth", zipped(as_key, {}))
   assert re.search("a (list|tuple) as a key", message)
+
+
+@pytest.mark.parametrize("form", ["reference", "storages"])
+def test_laughs_where_a_name_belongs(tmp_path, form):
+  """What is compared, hashed or shown."""
+  content = laughs(30, (b"(", b"t"))
+  storage = b"(" + content[2:] + b"ctorch\nFloatStorage\nX\x01\x00\x00\x000N"
+  if form == "reference":
+    data = zipped(b"\x80\x02" + storage + b"K\x01tQ.", {})
+    assert "unknown reference tuple" in refused(tmp_path / "x.pth", data)
+  else:
+    parts = legacy({})
+    end = len(pickle.dumps([], 2))
+    message = refused(tmp_path / "x.pth", parts[:-end] + content[:2] + b"]" + content[2:] + b"a.")
+    assert "a storage that is named by a tuple" in message
+
+
+def test_calls_with_many_arguments(tmp_path):
+  """Each would copy them."""
+  start = b"\x80\x02(" + b"N" * 1000 + b"tq\x00ctorch\ndevice\nq\x01"
+  message = refused(tmp_path / "x.pth", zipped(start + b"h\x01h\x00R0" * 100 + b".", {}))
+  assert "a call with something else than a few arguments" in message
+
+
+def test_a_search_through_many_dictionaries_ends(tmp_path):
+  array = np.ones(1, np.float32)
+  inner = {f"a{i // 50}.b{i // 5}.c{i}.d.e.weight": array for i in range(300)}
+  content = {f"k{i}": {**inner, "x": array} for i in range(6)}
+  path = save_pth({"log": [0.5] * 5000, "more": {"model": content}}, tmp_path / "x.pth")
+  assert len(read_tensors(path)) == 301
 
 
 def test_what_holds_itself(tmp_path):

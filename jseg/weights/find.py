@@ -20,7 +20,8 @@ _LAST = ("ema", "average", "teacher", "momentum", "optim")
 # What DataParallel, torch.compile and Lightning put before all names.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 _DEPTH = 6  # of dictionaries in dictionaries, and of names before names
-_MOST = 2000  # dictionaries, and prefixes, that are looked at
+_MOST = 2000  # dictionaries, and prefixes, that are looked at in a file
+_MOST_TENSORS = 50_000
 _FEWEST = 5  # tensors of a network
 
 
@@ -116,7 +117,9 @@ def _read(path: str | pathlib.Path) -> list[_Dictionary]:
 
 
 def _find(dictionaries: Sequence[_Dictionary]) -> Found | None:
-  hits = [hit for hit in map(_fit, [*dictionaries, *_joined(dictionaries)]) if hit]
+  tries = iter(range(_MOST))
+  found = (_fit(each, tries) for each in [*dictionaries, *_joined(dictionaries)])
+  hits = [hit for hit in found if hit]
   if not hits:
     return None
   best = next((hit for hit in hits if hit[2].num_classes is not None), hits[0])
@@ -143,17 +146,20 @@ def _dictionaries(content: Any) -> Iterator[_Dictionary]:
   """All dictionaries of tensors, the outer ones first."""
   level: list[tuple[tuple[str, ...], Any]] = [((), content)]
   seen: set[int] = set()
+  left = _MOST_TENSORS
   for _ in range(_DEPTH):
     inner = []
     for keys, value in level:
-      if id(value) in seen or len(seen) >= _MOST:
+      if id(value) in seen or len(seen) >= _MOST or left < 0:
         continue
       seen.add(id(value))
       children = _children(value)
       named = {key: child for key, child in children if isinstance(child, np.ndarray)}
       if named and isinstance(value, dict):
+        left -= len(named)
         yield _Dictionary(keys, named)
-      inner += [((*keys, key), child) for key, child in sorted(children, key=_rank)]
+      nested = [(key, child) for key, child in children if isinstance(child, dict | list)]
+      inner += [((*keys, key), child) for key, child in sorted(nested, key=_rank)]
     level = inner
 
 
@@ -180,10 +186,12 @@ def _joined(dictionaries: Sequence[_Dictionary]) -> Iterator[_Dictionary]:
       yield _Dictionary(parent, tensors)
 
 
-def _fit(dictionary: _Dictionary) -> tuple[_Dictionary, str, SourceModel] | None:
+def _fit(
+  dictionary: _Dictionary, tries: Iterator[int]
+) -> tuple[_Dictionary, str, SourceModel] | None:
   """Returns what a dictionary holds and behind which prefix, a whole network if there is one."""
   backbone = None
-  for prefix, tensors in itertools.islice(_groups(dictionary.tensors), _MOST):
+  for _, (prefix, tensors) in zip(tries, _groups(dictionary.tensors), strict=False):
     source = _known(tensors)
     if source is not None and source.num_classes is not None:
       return dictionary, prefix, source

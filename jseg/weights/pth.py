@@ -64,6 +64,7 @@ _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
 _MOST_PICKLE = 4 << 20
 # Tensors may share a storage, but not by the thousand.
 _MOST_SHARED = 16
+_MOST_ARGUMENTS = 32  # of what a pickle calls
 # What `torch.save` writes in any protocol. The others make objects in further ways, reserve memory,
 # or compare what they are given.
 _INSTRUCTIONS = (
@@ -175,9 +176,11 @@ def read_pth(path: pathlib.Path) -> Any:
   )
 
 
-def _short(text: Any) -> str:
-  """A text of the file, for messages."""
-  text = ascii(str(text))[1:-1]
+def _short(value: Any) -> str:
+  """A text of the file, or what an error says, for messages."""
+  # What else there may be can take forever to read out.
+  known = isinstance(value, str | Exception)
+  text = ascii(str(value))[1:-1] if known else type(value).__name__
   return text if len(text) <= 200 else f"{text[:200]}..."
 
 
@@ -215,7 +218,7 @@ def _read_legacy(file: IO[bytes], end: int) -> Any:
     _unpickle(file)
   content = _unpickle(file, lambda storage, key: storages.update({key: storage}))
   for key in _unpickle(file):
-    storage = storages[key]
+    storage = storages[_name(key)]
     size = int.from_bytes(file.read(8), "little")
     count = storage.size * storage.dtype.itemsize
     if size != storage.size or count > end - file.tell():
@@ -285,9 +288,7 @@ class _Unpickler(_InPython):
     kind, dtype, key, _, size, *_ = pid
     if kind != "storage" or not isinstance(dtype, _Dtype) or self._fill is None:
       raise ValueError(f"unknown reference {_short(kind)}")
-    if not isinstance(key, str):
-      raise ValueError("a storage without a name")
-    if key not in self._storages:
+    if _name(key) not in self._storages:
       (size,) = self._shape((size,))
       self._storages[key] = _Storage(dtype.dtype, size)
       self._fill(self._storages[key], key)
@@ -319,6 +320,12 @@ class _Unpickler(_InPython):
       raise ValueError("a tensor whose place isn't given by whole numbers from 0 on")
     return tuple(numbers)
 
+  def load_reduce(self) -> None:
+    arguments = self.stack.pop()
+    if not isinstance(arguments, tuple) or len(arguments) > _MOST_ARGUMENTS:
+      raise ValueError("a call with something else than a few arguments")
+    self.stack[-1] = self.stack[-1](*arguments)
+
   def load_build(self) -> None:
     self.stack.pop()
     if not isinstance(self.stack[-1], _Dict | _PassedOver):
@@ -339,7 +346,14 @@ class _Unpickler(_InPython):
 
   dispatch |= {ord("b"): load_build, ord("s"): load_setitem}
   dispatch |= {ord("u"): load_setitems, ord("d"): load_dict}
-  dispatch[0x81] = _InPython.dispatch[ord("R")]  # NEWOBJ is to call, as REDUCE is
+  dispatch |= {ord("R"): load_reduce, 0x81: load_reduce}  # NEWOBJ too is to call
+
+
+def _name(key: Any) -> str:
+  """The name of a storage."""
+  if not isinstance(key, str):
+    raise ValueError(f"a storage that is named by a {type(key).__name__}")
+  return key
 
 
 def _key(key: Any) -> Any:
