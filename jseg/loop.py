@@ -33,7 +33,7 @@ from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
-from jseg.weights import read_tensors, source_variables, transfer
+from jseg.weights import find_network, source_variables, transfer
 from jseg.weights.class_order import match_classes, reorder_classes
 
 Pictures = Sequence[Sequence[Any]]
@@ -254,7 +254,9 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
   if pathlib.Path(path).expanduser().is_dir():
     source, what = _variables_of_run(path, run)
   else:
-    source, unused, what = source_variables(read_tensors(path), path)
+    found = find_network(path)
+    source, unused = source_variables(found.tensors, found.source, path)
+    unused, what = [*unused, *found.left], found.source.description
   variables, report = transfer(
     {"params": state.params, "batch_stats": state.batch_stats}, source, path
   )

@@ -1,6 +1,7 @@
 """COCO's JSON: what it means, and what is told of files and annotations that are wrong."""
 
 import copy
+import dataclasses
 import json
 import re
 
@@ -11,7 +12,8 @@ from helpers.tiny import tiny_config
 
 from jseg import data
 from jseg.data.files.instances import coco_masks, encode_rle
-from jseg.data.sources.coco import _runs, coco_source
+from jseg.data.sources.coco import CocoItem, coco_source
+from jseg.data.sources.coco_masks import read_runs
 from jseg.loop import train
 from jseg.types import InputError
 
@@ -78,7 +80,7 @@ def test_run_lengths_of_random_masks_are_read_as_pycocotools_does():
   for share in (0.02, 0.5, 0.98):
     code = encode_rle(rng.random((70, 90)) < share)
     np.testing.assert_array_equal(
-      np.repeat(np.arange(len(_runs(code["counts"]))) % 2, _runs(code["counts"])),
+      np.repeat(np.arange(len(read_runs(code["counts"]))) % 2, read_runs(code["counts"])),
       coco_masks().decode(code).T.ravel(),
     )
 
@@ -113,9 +115,9 @@ def test_it_is_prepared_and_read_back(tmp_path):
   dataset = data.load("coco", root=tmp_path, data_dir=tmp_path / "data")
   assert dataset.splits == {"train": 2, "val": 2}
   assert dataset.has_objects
-  assert not dataset.has_labels
+  assert dataset.has_labels
   example = dataset.source("train")[0]
-  assert "label" not in example
+  np.testing.assert_array_equal(example["label"], rectangle(5, 5, 15, 15))  # the last one's class
   assert example["name"] == "1"
   assert example["objects"].classes.tolist() == [2, 1]
   np.testing.assert_array_equal(example["objects"].mask(0), rectangle(5, 5, 15, 15))
@@ -321,12 +323,33 @@ def test_300_objects_where_100_are_kept(tmp_path):
   assert widths.min() >= 17  # the widest hundred of 12 each
 
 
-def test_a_network_of_classes_is_refused(tmp_path):
-  write(tmp_path, content(annotation(1)))
-  root = str(tmp_path)
-  config = tiny_config(tmp_path / "data", data__name="coco", data__root=root, data__options={})
-  with pytest.raises(InputError, match="learns the class of every pixel, but coco tells objects"):
-    train(config, tmp_path / "run")
+@dataclasses.dataclass(frozen=True)
+class WithoutLabel:
+  item: CocoItem
+
+  @property
+  def name(self):
+    return self.item.name
+
+  def load(self):
+    return dataclasses.replace(self.item.load(), label=None)
+
+
+def test_a_network_of_classes_is_refused_where_only_objects_are_known(tmp_path):
+  source = coco_source(write(tmp_path, content(annotation(1))))
+  splits = {k: [WithoutLabel(item) for item in items] for k, items in source.splits.items()}
+  source = dataclasses.replace(source, splits=splits, has_labels=False)
+  config = tiny_config(tmp_path / "data")
+  with pytest.raises(InputError, match=r"learns the class of every pixel, but \S+ tells objects"):
+    train(config, tmp_path / "run", dataset=data.load(source, data_dir=tmp_path / "data"))
+
+
+def test_more_classes_than_a_label_has_room_for(tmp_path):
+  many = content(annotation(1))
+  many["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 256)]
+  source = coco_source(write(tmp_path, many, many))
+  assert not source.has_labels
+  assert source.splits["train"][0].load().label is None
 
 
 def test_the_check_counts_objects(tmp_path):

@@ -11,7 +11,14 @@ from safetensors.numpy import save_file
 
 from jseg.images import normalize
 from jseg.types import InputError
-from jseg.weights import LayerTarget, convert, read_tensors, source_variables, transfer
+from jseg.weights import (
+  LayerTarget,
+  convert,
+  read_tensors,
+  recognize,
+  source_variables,
+  transfer,
+)
 
 # Positions in torchvision's `features`: convolutions and ReLUs alternate, pools are in between.
 BLOCKS = (2, 2, 3, 3, 3)
@@ -126,7 +133,9 @@ def test_a_kernel_without_room_is_refused(shape):
 @pytest.mark.parametrize("norm", [False, True])
 def test_vgg16_is_recognized(norm):
   tensors = vgg16(norm, classifier=True)
-  variables, unused, what = source_variables(tensors)
+  source = recognize(tensors)
+  variables, unused = source_variables(tensors, source)
+  what = source.description
   assert what == f"torchvision's vgg16{'_bn' if norm else ''}"
   assert sorted(unused) == ["classifier.6.bias", "classifier.6.weight"]  # the 1000 classes
   assert set(variables["params"]) == {"backbone"}
@@ -147,7 +156,9 @@ def test_vgg16_is_recognized(norm):
 
 def test_preprocessing_is_folded_into_the_first_convolution():
   tensors = vgg16(width=4)
-  variables, unused, what = source_variables(tensors)
+  source = recognize(tensors)
+  variables, unused = source_variables(tensors, source)
+  what = source.description
   assert not unused
   assert what == "torchvision's vgg16 without classifier, for images in 0..255 less the mean"
   image = np.random.default_rng(1).uniform(0, 255, (1, 6, 7, 3)).astype(np.float32)
@@ -182,7 +193,7 @@ def test_unknown_names(tensors):
   message = re.escape(f"net.safetensors: no known network has these tensors ({known}, ...)")
   sources = r"known are torchvision's fcn_resnet .*Unet on ResNet, .*PSPNet, .*ImageNet classifiers"
   with pytest.raises(InputError, match=rf"{message}; {sources}"):
-    source_variables(tensors, "net.safetensors")
+    recognize(tensors, "net.safetensors")
 
 
 def test_transfer():
@@ -241,13 +252,11 @@ def test_a_classifier_that_is_no_number_counts_as_none():
   tensors = vgg16(classifier=True)
   head = {name for name in tensors if name.startswith("classifier.")}
   broken = {name: np.full_like(t, np.nan) if name in head else t for name, t in tensors.items()}
-  variables, unused, what = source_variables(broken)
-  expected, _, expected_what = source_variables(vgg16())
-  assert (
-    what
-    == expected_what
-    == "torchvision's vgg16 without classifier, for images in " + ("0..255 less the mean")
-  )
+  source, expected_source = recognize(broken), recognize(vgg16())
+  variables, unused = source_variables(broken, source)
+  expected, _ = source_variables(vgg16(), expected_source)
+  what = "torchvision's vgg16 without classifier, for images in 0..255 less the mean"
+  assert source.description == expected_source.description == what
   assert set(unused) == head
   jax.tree.map(np.testing.assert_array_equal, variables, expected)
 

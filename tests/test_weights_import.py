@@ -10,8 +10,9 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers.golden import read
+from helpers.pth import save_pth
 from helpers.variables import draw
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jseg.cli import main
 from jseg.config import default
@@ -199,6 +200,28 @@ def classifier(tmp_path_factory):
   path = tmp_path_factory.mktemp("classifier") / "resnet18.safetensors"
   save_file(tensors, path)
   return path, variables
+
+
+def test_wrappers_are_taken_off_and_told(classifier, tmp_path, capsys):
+  path, variables = classifier
+  wrapped = {f"net.backbone.{name}": tensor for name, tensor in load_file(path).items()}
+  wrapped["criterion.weight"] = np.ones(21, np.float32)
+  checkpoint = save_pth({"epoch": 3, "state_dict": wrapped}, tmp_path / "last.CKPT")
+  command = ["import-weights", str(checkpoint), "--model", "fcn_resnet"]
+  main([*command, "--out", str(tmp_path / "run"), *sets(TINY)])
+  said = " ".join(capsys.readouterr().out.split())
+  assert "timm's resnet18 (under 'state_dict', names without 'net.backbone.')" in said
+  assert "in it but not in the network: fc.weight, criterion.weight" in said
+  _, loaded = load_model(tmp_path / "run")
+  same(loaded["params"]["backbone"], variables["params"]["backbone"])
+
+
+def test_weights_that_diverged_are_refused(classifier, tmp_path):
+  tensors = load_file(classifier[0])
+  tensors["layer2.0.conv1.weight"][0] = np.nan
+  save_file(tensors, tmp_path / "nan.safetensors")
+  with pytest.raises(InputError, match=r"nan.safetensors: layer2.0.conv1.weight: 36 of 288 n"):
+    load(tmp_path / "nan.safetensors", "fcn_resnet", width=0.0625)
 
 
 def test_a_classifier_needs_a_network(classifier):

@@ -7,8 +7,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jseg import config as configs
 from jseg import models, recipes
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
   keys = describe(read(arguments.name))
   if not CONSOLE.is_terminal:
     for key in keys:
-      CONSOLE.print(line(key), markup=False, highlight=False, soft_wrap=True)
+      CONSOLE.print(line(key), highlight=False, soft_wrap=True)
     return
   for section, group in itertools.groupby(keys, lambda key: key.section):
     CONSOLE.print(table(section, list(group)))
@@ -85,10 +85,10 @@ def table(section: str, keys: list[Key]) -> Table:
   result.add_column("value", ratio=2, overflow="fold")
   result.add_column("meaning", ratio=5)
   for key in keys:
-    value = escape(_text(key.value))
+    value = Text(_text(key.value))
     if key.value != key.default:
-      value = f"[bold]{value}[/bold]"
-    result.add_row(key.name, value, f"{escape(key.meaning)} [dim]({escape(_may_be(key))})[/dim]")
+      value.stylize("bold")
+    result.add_row(key.name, value, Text.assemble(key.meaning, " ", (f"({_may_be(key)})", "dim")))
   return result
 
 

@@ -3,7 +3,6 @@
 import argparse
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from jseg import recipes
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     return
   for recipe in found:
     for variant, about in recipe.about.items():
-      CONSOLE.print(line(recipe, variant, about), markup=False, highlight=False, soft_wrap=True)
+      CONSOLE.print(line(recipe, variant, about), highlight=False, soft_wrap=True)
 
 
 def line(recipe: recipes.Recipe, variant: str, about: About) -> str:
@@ -54,13 +53,13 @@ def table(found: list[recipes.Recipe]) -> Table:
   for recipe in found:
     several = len(recipe.about) > 1
     if several:
-      result.add_row(recipe.name, escape(recipe.summary), "", "")
+      result.add_row(recipe.name, recipe.summary, "", "")
     for variant, about in recipe.about.items():
       name = f"  :{variant}" if several else recipe.name
       text = f"needs {needs(about)}"
       what = text if several else f"{recipe.summary}\n{text}"
       minutes = "" if about.minutes is None else str(about.minutes)
-      result.add_row(name, escape(what), minutes, escape(reaches(about)))
+      result.add_row(name, what, minutes, reaches(about))
     result.add_row()
   return result
 

@@ -4,7 +4,6 @@ import argparse
 import inspect
 import sys
 
-from rich.markup import escape
 from rich.table import Table
 
 from jseg import models
@@ -23,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
   del arguments
   table = Table("network", "what it is", "parameters")
   for name in models.names():
-    table.add_row(name, escape(summary(name)), f"{models.count_parameters(name, 21):,}")
+    table.add_row(name, summary(name), f"{models.count_parameters(name, 21):,}")
   CONSOLE.print(table)
   CONSOLE.print("parameters: of 21 classes and RGB images")
   CONSOLE.print("`jseg config NETWORK` explains the keys of each")

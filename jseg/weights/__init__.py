@@ -1,18 +1,20 @@
 """Weights that were trained elsewhere: read, renamed, reshaped, and put into a network."""
 
 from jseg.weights.convert import LayerTarget, convert
-from jseg.weights.files import read_tensors
-from jseg.weights.load import Loaded, load, recognize, source_variables
+from jseg.weights.find import Found, find_network, read_tensors, recognize
+from jseg.weights.load import Loaded, load, source_variables
 from jseg.weights.source_model import Preprocessing, SourceModel, fold_preprocessing
 from jseg.weights.transfer import Transfer, transfer
 
 __all__ = [
+  "Found",
   "LayerTarget",
   "Loaded",
   "Preprocessing",
   "SourceModel",
   "Transfer",
   "convert",
+  "find_network",
   "fold_preprocessing",
   "load",
   "read_tensors",

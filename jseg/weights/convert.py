@@ -51,7 +51,8 @@ def convert(
     ({"params", "batch_stats"} as nested dicts of float32 arrays, names that no layer claimed).
 
   Raises:
-    InputError: a tensor doesn't have the dimensions of its layer's kind.
+    InputError: a tensor doesn't have the dimensions of its layer's kind, or not all of its numbers
+      are finite floats.
   """
   variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
   unused = []
@@ -63,7 +64,7 @@ def convert(
     if layer is None or (layer.kind == "norm" and leaf not in _NORM):
       unused.append(name)
       continue
-    value = np.asarray(tensor, np.float32)
+    value = _finite(name, tensor)
     if layer.kind == "norm":
       collection, ours = _NORM[leaf]
       if ours == "var":
@@ -73,6 +74,11 @@ def convert(
       if leaf == "weight":
         value = _kernel(name, value, layer)
       if layer.outputs:
+        if not value.ndim or value.shape[-1] % len(layer.outputs):
+          raise InputError(
+            f"{name}: a tensor of shape {tensor.shape}, where outputs come in groups of "
+            f"{len(layer.outputs)}"
+          )
         groups = value.reshape(*value.shape[:-1], -1, len(layer.outputs))
         value = groups[..., list(layer.outputs)].reshape(value.shape)
     target = variables[collection]
@@ -80,6 +86,23 @@ def convert(
       target = target.setdefault(part, {})
     target[ours] = value
   return variables, unused
+
+
+def _finite(name: str, tensor: np.ndarray) -> np.ndarray:
+  """A tensor as float32, if that is what it holds."""
+  if np.asarray(tensor).dtype.kind in "biuc":
+    raise InputError(
+      f"{name}: {tensor.dtype} is no type of weights; if they are quantized, save the network as "
+      "it was before that"
+    )
+  with np.errstate(over="ignore"):
+    value = np.asarray(tensor, np.float32)
+  if bad := value.size - np.count_nonzero(np.isfinite(value)):
+    raise InputError(
+      f"{name}: {bad} of {value.size} numbers are NaN or infinite as 32-bit floats, so the network "
+      "can't compute anything; take a checkpoint from before its training diverged"
+    )
+  return value
 
 
 def _kernel(name: str, weight: np.ndarray, layer: LayerTarget) -> np.ndarray:

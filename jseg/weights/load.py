@@ -14,9 +14,8 @@ from jseg import models
 from jseg.parameters import jit_once
 from jseg.types import InputError
 from jseg.weights.convert import convert
-from jseg.weights.files import read_tensors
+from jseg.weights.find import find_network
 from jseg.weights.source_model import SourceModel, fold_preprocessing
-from jseg.weights.sources import SOURCES
 from jseg.weights.transfer import Transfer, transfer
 
 _NEW_CLASSES = 21  # of a new head behind a classifier of images, as many as VOC has
@@ -47,43 +46,27 @@ class Loaded:
   note: str = ""
 
 
-def recognize(tensors: Mapping[str, np.ndarray], path: str | Path = "the file") -> SourceModel:
-  """Tells what network tensors are of, by their names and shapes.
-
-  Args:
-    tensors: tensors by the source's names.
-    path: path of the file, for messages.
-
-  Raises:
-    InputError: no known network has such names.
-  """
-  for recognize_source in SOURCES.values():
-    if source := recognize_source(tensors):
-      return source
-  some = ", ".join(sorted(tensors)[:4])
-  raise InputError(
-    f"{path}: no known network has these tensors ({some}, ...); known are {', '.join(SOURCES)}"
-  )
-
-
 def source_variables(
-  tensors: Mapping[str, np.ndarray], path: str | Path = "the file"
-) -> tuple[dict[str, Any], list[str], str]:
+  tensors: Mapping[str, np.ndarray], source: SourceModel, path: str | Path = "the file"
+) -> tuple[dict[str, Any], list[str]]:
   """Converts a source's tensors to this library's names, for this library's preprocessing.
 
   Args:
     tensors: tensors by the source's names.
+    source: what network they are of; see `recognize`.
     path: path of the file, for messages.
 
   Returns:
-    (variables, names of tensors that were not used, description of the source's network).
+    (variables, names of tensors that were not used).
 
   Raises:
-    InputError: no known network has such names.
+    InputError: a tensor has not the dimensions of its layer, or holds what isn't a number.
   """
-  source = recognize(tensors, path)
-  variables, unused = convert(tensors, source.layers)
-  return fold_preprocessing(variables, source), unused, source.description
+  try:
+    variables, unused = convert(tensors, source.layers)
+    return fold_preprocessing(variables, source), unused
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
 
 
 def load(
@@ -102,17 +85,16 @@ def load(
     InputError: the file can't be read, is of no known network or not of `model`, or lacks a part of
       a whole network.
   """
-  tensors = read_tensors(path)
-  source = recognize(tensors, path)
+  found = find_network(path)
+  source = found.source
   name = _network_name(source, path, model, num_classes)
   whole = source.num_classes is not None
   classes = source.num_classes or num_classes or _NEW_CLASSES
   arguments = {**source.networks[name], **arguments}
   network = models.create(name, classes, **arguments)
-  variables, unused = convert(tensors, source.layers)
-  template = _init(network, whole)
-  result, report = transfer(template, fold_preprocessing(variables, source), path)
-  report = dataclasses.replace(report, unused=[*report.unused, *unused])
+  variables, unused = source_variables(found.tensors, source, path)
+  result, report = transfer(_init(network, whole), variables, path)
+  report = dataclasses.replace(report, unused=[*report.unused, *unused, *found.left])
   if whole and (report.kept or report.reshaped):
     raise InputError(
       f"{path} looks like {source.description} but isn't quite that: {report.differences()}. Its "

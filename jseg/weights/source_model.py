@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jseg.images import IMAGENET_MEAN, IMAGENET_STD
+from jseg.types import InputError
 from jseg.weights.convert import LayerTarget
 
 
@@ -70,23 +71,39 @@ def fold_preprocessing(variables: Mapping[str, Any], source: SourceModel) -> dic
 
   Returns:
     The variables for our preprocessing.
+
+  Raises:
+    InputError: the first convolution isn't one of color images, or has nothing that is added to
+      its outputs.
   """
   theirs = source.preprocessing
   conv = _module(variables["params"], source.first)
   if theirs is None or "kernel" not in conv:
     return dict(variables)
   kernel = conv["kernel"].astype(np.float64)
+  if kernel.ndim != 4 or kernel.shape[2] != 3:
+    raise InputError(
+      f"{source.first}: a kernel [height width channels outputs] of shape {kernel.shape}, where "
+      f"{source.description} begins with 3 channels"
+    )
   if theirs.bgr:
     kernel = kernel[:, :, ::-1]
   offset = (np.array(IMAGENET_MEAN) - np.array(theirs.mean)) / theirs.std
   shift = np.einsum("hwcf,c->f", kernel, offset)
   kernel = (kernel * (np.array(IMAGENET_STD) / theirs.std)[:, None]).astype(np.float32)
   params, stats = variables["params"], variables["batch_stats"]
+  norm = _module(stats, source.first_norm)
+  added = conv.get("bias", norm.get("mean"))
+  if np.shape(added) != shift.shape:
+    raise InputError(
+      f"{source.first}: {source.description} adds a number to each of its {len(shift)} outputs, "
+      "and the file doesn't have them; it isn't complete, so get it again"
+    )
   if "bias" in conv:
-    bias = (conv["bias"] + shift).astype(np.float32)
+    bias = (added + shift).astype(np.float32)
     params = _replaced(params, source.first, kernel=kernel, bias=bias)
   else:
-    mean = (_module(stats, source.first_norm)["mean"] - shift).astype(np.float32)
+    mean = (added - shift).astype(np.float32)
     params = _replaced(params, source.first, kernel=kernel)
     stats = _replaced(stats, source.first_norm, mean=mean)
   return {**variables, "params": params, "batch_stats": stats}

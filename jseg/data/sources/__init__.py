@@ -21,6 +21,8 @@ SOURCES = {
   "shapes": "jseg.data.sources.shapes:shapes_source",
   "folder": "jseg.data.sources.folder:folder_source",
   "volumes": "jseg.data.sources.volumes:volumes_source",
+  "labelme": "jseg.data.sources.labelme:labelme_source",
+  "yolo": "jseg.data.sources.yolo:yolo_source",
   "coco": "jseg.data.sources.coco:coco_source",
   "voc": "jseg.data.sources.voc:voc_source",
   "cityscapes": "jseg.data.sources.cityscapes:cityscapes_source",

@@ -6,21 +6,36 @@ ROOT/train2017/NAME.jpg                     ROOT/train/NAME.jpg                 
 Likewise val (or valid) and test; a single file is split at random.
 """
 
+import collections
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jseg.data.files import FileError, fingerprint, read_bytes
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import canonical_image
-from jseg.data.files.instances import Annotation, coco_masks, make_objects
+from jseg.data.files.instances import Annotation, coco_masks
+from jseg.data.sources.annotated import (
+  Box,
+  Flaw,
+  annotate,
+  cover_boxes,
+  has_labels,
+  is_file,
+  is_text,
+  make_example,
+  object_classes,
+  read_id,
+  read_numbers,
+  shown,
+  wrong_size,
+)
 from jseg.data.sources.base import Example, ListedSource, existing_folder
+from jseg.data.sources.coco_masks import read_mask
+from jseg.data.sources.image_places import ImagePlaces, plain_name
 from jseg.data.sources.pairs import split_at_random
 from jseg.types import InputError
 
@@ -38,12 +53,15 @@ def coco_source(
   images: Mapping[str, str] | None = None,
   fractions: Mapping[str, float] | None = None,
   seed: int = 0,
+  groups: bool = False,
+  crowds_are_objects: bool = False,
 ) -> ListedSource:
-  """Reads a data set in COCO's JSON.
+  """Reads a data set in COCO's JSON, as COCO and annotation tools write it.
 
   Category ids may be sparse: classes are the categories in the order of their ids, after the
   background, and their ids are `ClassInfo.values`. Images without annotations are kept.
-  Invalid annotations are reported and skipped; an invalid file raises.
+  Invalid annotations are reported and skipped; an invalid file raises. docs/annotation_tools.md
+  tells how what the tools write is read.
 
   Args:
     root: the folder, or the JSON file.
@@ -51,6 +69,10 @@ def coco_source(
     images: folder of each split's images, from the root; None looks for them.
     fractions: shares of the splits where there is a single JSON file; see `folder_source`.
     seed: seed of the random split.
+    groups: whether categories that only name a group of others (`supercategory`), without one
+      annotation, are classes too.
+    crowds_are_objects: whether what is annotated as a crowd (`iscrowd`) is one object instead. CVAT
+      writes crowds for whatever was drawn with its brush.
 
   Raises:
     InputError: there are no such files, they are not COCO's JSON, they disagree on their
@@ -58,17 +80,18 @@ def coco_source(
   """
   coco_masks()
   root = Path(root).expanduser()
-  home = root.parent if root.suffix == ".json" else existing_folder(root)
+  home = root.parent if _is_json(root) else existing_folder(root)
   files = _find_files(root, annotations)
   contents = {split: _read(path) for split, path in files.items()}
-  classes, numbers = _classes(files, contents)
+  classes, numbers, notes = _classes(files, contents, groups)
   splits: dict[str, list[CocoItem]] = {}
   problems: list[FileError] = []
   for split, path in files.items():
-    folder = home / images[split] if images and split in images else None
-    folder = folder or _image_folder(home, path, contents[split])
-    splits[split], found = _items(path, contents[split], folder, numbers)
+    given = home / images[split] if images and split in images else None
+    places = ImagePlaces.find(home, path, contents[split], given)
+    splits[split], found = _items(path, contents[split], places, numbers, not crowds_are_objects)
     problems += found
+    notes += [] if crowds_are_objects else _only_crowds(path, contents[split])
   if "" in splits:
     splits = split_at_random(splits[""], fractions or {"train": 0.8, "val": 0.2}, seed)
   elif fractions:
@@ -77,21 +100,24 @@ def coco_source(
   def digest() -> str:
     paths = {item.image for items in splits.values() for item in items} | set(files.values())
     members = {split: [item.name for item in items] for split, items in splits.items()}
-    return fingerprint(((str(path), path) for path in paths), f"{classes.to_json()} {members}")
+    named = ((str(path), path) for path in paths)
+    options = f"labels {crowds_are_objects}"
+    return fingerprint(named, f"{classes.to_json()} {members} {options}")
 
   return ListedSource(
     classes=classes,
     splits=splits,
     make_fingerprint=digest,
     problems=problems,
+    notes=notes,
     has_objects=True,
-    has_labels=False,
+    has_labels=has_labels(len(numbers)),
   )
 
 
 def matches(root: Path) -> bool:
   """Whether a path is COCO's JSON, or a folder that holds some."""
-  if root.suffix == ".json":
+  if _is_json(root):
     return True
   return root.is_dir() and not (root / "classes.json").exists() and bool(_candidates(root))
 
@@ -107,6 +133,7 @@ class CocoItem:
     annotations: annotations of the image, as in the JSON.
     numbers: class of each category id.
     where: path of the JSON file.
+    crowds: whether there are crowds, or what is annotated so is an object.
   """
 
   name: str
@@ -115,6 +142,7 @@ class CocoItem:
   annotations: Sequence[dict[str, Any]]
   numbers: Mapping[int, int]
   where: Path
+  crowds: bool = True
 
   def load(self) -> Example:
     """Reads the image and draws the masks; `notes` of the example say what was left out.
@@ -124,132 +152,86 @@ class CocoItem:
     """
     image = canonical_image(read_bytes(self.image), self.image)
     if self.size is not None and self.size != image.size:
-      (height, width), (h, w) = image.size, self.size
-      fix = "Put back the image that was annotated, or annotate this one"
-      if image.rotated and self.size == image.size[::-1]:
-        fix = "Its EXIF rotation was applied; save the image upright, or without that tag"
-      raise FileError(
-        "size", self.image, f"{width} wide x {height} high, but {self.where} says {w} x {h}", fix
-      )
+      raise wrong_size(image, self.image, self.size, self.where)
     objects: list[Annotation] = []
     notes: list[FileError] = []
+    boxes: list[Box] = []
     for raw in self.annotations:
       try:
         objects.append(self._object(raw, image.size))
-      except _Flaw as flaw:
-        where = f"{self.where}: annotation {raw.get('id', '?')} of {self.image.name}"
+      except Flaw as flaw:
+        where = f"{self.where}: annotation {shown(raw.get('id', '?'))} of {self.image.name}"
         notes.append(FileError(flaw.args[0], where, flaw.args[1], "It is left out"))
-    objects_of_image = make_objects(image.size, objects)
-    return Example(
-      image=image.data,
-      label=None,
-      size=image.size,
-      counts=np.zeros(256, np.int64),
-      objects=objects_of_image,
-      notes=tuple(notes),
-    )
+        boxes += _box_of_left_out(raw, image.size)
+    void = cover_boxes(boxes, objects, image.size)
+    return make_example(image, objects, notes, void, has_labels(len(self.numbers)))
 
   def _object(self, raw: dict[str, Any], size: tuple[int, int]) -> Annotation:
-    mask = _mask(raw.get("segmentation"), size)
-    if not mask.any():
-      raise _Flaw("empty", "covers no pixel of the image")
-    box, area = raw.get("bbox"), raw.get("area")
-    if box is not None:
-      if len(_numbers(box)) != 4:
-        raise _Flaw("malformed", f"bbox {box} isn't [x, y, width, height]")
-      x, y, w, h = box
-      x0, x1 = (min(max(edge, 0), size[1]) for edge in (x, x + w))
-      y0, y1 = (min(max(edge, 0), size[0]) for edge in (y, y + h))
-      if x0 >= x1 or y0 >= y1:
-        raise _Flaw("box", f"bbox {box} covers nothing of an image {size[1]} wide x {size[0]} high")
-      box = (y0, x0, y1, x1)
-    area = float(_numbers([area])[0]) if area else None
-    crowd = bool(raw.get("iscrowd", 0))
-    category = self.numbers[raw["category_id"]]
-    return Annotation(mask, category, crowd, box=box, area=area)
+    mask = read_mask(raw.get("segmentation"), size)
+    area = raw.get("area")
+    area = float(read_numbers([area])[0]) if area else 0
+    if area > 2 * mask.size:  # rounding and all
+      raise Flaw("malformed", f"has an area of {area:g} in an image of {mask.size} pixels")
+    category = self.numbers[int(raw["category_id"])]
+    crowd = _flag(raw.get("iscrowd")) and self.crowds
+    return annotate(mask, category, crowd, _box(raw, size), area if area > 0 else None)
 
 
-class _Flaw(Exception):
-  """(kind, what is wrong) with one annotation."""
+def _box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box | None:
+  """The annotated box within the image: (y0 x0 y1 x1); None if there is none. Raises Flaw."""
+  if not (box := raw.get("bbox")):
+    return None
+  numbers = read_numbers(box)
+  if len(numbers) != 4:
+    raise Flaw("malformed", f"bbox {shown(box)} isn't [x, y, width, height]")
+  x, y, w, h = numbers
+  x0, x1 = (min(max(edge, 0), size[1]) for edge in (x, x + w))
+  y0, y1 = (min(max(edge, 0), size[0]) for edge in (y, y + h))
+  if x0 >= x1 or y0 >= y1:
+    what = f"bbox {shown(box)} covers nothing of an image {size[1]} wide x {size[0]} high"
+    raise Flaw("box", what)
+  return y0, x0, y1, x1
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-  """The mask of an annotation: bool [h w]. Raises _Flaw."""
-  masks = coco_masks()
-  if not segmentation:
-    raise _Flaw("maskless", "has a box but no mask")
-  if isinstance(segmentation, list):
-    polygons = [_numbers(polygon) for polygon in segmentation]
-    polygons = [p[: len(p) // 2 * 2] for p in polygons if len(p) >= 6]
-    if not polygons:
-      points = max(len(_numbers(polygon)) // 2 for polygon in segmentation)
-      raise _Flaw("polygon", f"has a polygon of {points} points, which has no inside")
-    if max(abs(n) for polygon in polygons for n in polygon) > 10 * max(size):
-      raise _Flaw("malformed", "has a polygon that reaches far outside of the image")
-    code = masks.merge(masks.frPyObjects(polygons, *size))
-    return masks.decode(code).astype(bool)
-  counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-  if counts is None or segmentation.get("size") != list(size):
-    raise _Flaw("malformed", f"has a mask that isn't a run-length code of {size[1]} x {size[0]}")
-  if isinstance(counts, list):
-    # In C, runs that don't fill the image would be read past their end.
-    if not all(n >= 0 for n in _numbers(counts)) or sum(counts) != size[0] * size[1]:
-      raise _Flaw(
-        "malformed", f"has runs of {sum(counts)} pixels for an image of {math.prod(size)}"
-      )
-    flat = np.repeat(np.arange(len(counts)) % 2 == 1, np.array(counts, np.int64))
-    return flat.reshape(size[::-1]).T
+def _box_of_left_out(raw: Mapping[str, Any], size: tuple[int, int]) -> list[Box]:
+  """Where an object that is left out must be, if that is known."""
   try:
-    runs = _runs(counts)
-  except (ValueError, TypeError, IndexError):
-    raise _Flaw("malformed", "has a run-length code that can't be read") from None
-  return _mask({"size": list(size), "counts": runs}, size)
+    box = _box(raw, size)
+  except Flaw:
+    return []
+  return [box] if box else []
 
 
-def _runs(text: str | bytes) -> list[int]:
-  """The runs that COCO's text stands for: 5 bits a character, from the fourth run as differences.
-
-  Not by pycocotools, which trusts the text and writes past its end where that is damaged.
-  """
-  codes = [c - 48 for c in (text.encode("ascii") if isinstance(text, str) else text)]
-  runs: list[int] = []
-  value = shift = 0
-  for code in codes:
-    if not 0 <= code < 64:
-      raise ValueError(code)
-    value |= (code & 31) << shift
-    shift += 5
-    if not code & 32:
-      if code & 16:
-        value -= 1 << shift
-      runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-      value = shift = 0
-  if shift:
-    raise ValueError("cut short")
-  return runs
+def _flag(value: Any) -> bool:
+  """Whether `iscrowd` says so. Raises Flaw."""
+  if value in (None, "", 0, "0", "false", "False"):
+    return False
+  if value in (1, "1", "true", "True"):
+    return True
+  raise Flaw("malformed", f"has {shown(value)} as iscrowd, where 0 or 1 belongs")
 
 
-def _numbers(values: Any) -> list[float]:
-  """A list of finite numbers as it is. Raises _Flaw."""
-  good = isinstance(values, list) and all(
-    isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-  )
-  if not good:
-    raise _Flaw("malformed", f"has {str(values)[:60]} where finite numbers belong")
-  return values
+def _is_json(path: Path) -> bool:
+  return path.suffix.lower() == ".json" and not path.is_dir()
+
+
+def _json_files(folder: Path) -> list[Path]:
+  """JSON files of a folder but hidden ones, such as the `._*` of macOS."""
+  paths = sorted(folder.iterdir()) if folder.is_dir() else []
+  return [path for path in paths if _is_json(path) and not path.name.startswith(".")]
 
 
 def _candidates(root: Path) -> dict[str, list[Path]]:
   """JSON files by split; "" is of none."""
   found: dict[str, list[Path]] = {}
-  for path in sorted([*root.glob("annotations/*.json"), *root.glob("*.json")]):
+  for path in sorted([*_json_files(root / "annotations"), *_json_files(root)]):
     match = _SPLIT.fullmatch(path.stem)
     named = path.stem.startswith(("captions_", "person_keypoints_", "image_info_", "stuff_"))
     split = match[1].replace("valid", "val") if match else ""
     if not named:
       found.setdefault(split, []).append(path)
   for split in ("train", "val", "valid", "test"):
-    for path in sorted((root / split).glob("*.json")):
+    for path in _json_files(root / split):
       found.setdefault(split.replace("valid", "val"), []).append(path)
   if any(found.keys()):
     found.pop("", None)
@@ -259,7 +241,7 @@ def _candidates(root: Path) -> dict[str, list[Path]]:
 def _find_files(root: Path, annotations: Mapping[str, str] | None) -> dict[str, Path]:
   if annotations:
     return {split: root / path for split, path in annotations.items()}
-  if root.suffix == ".json":
+  if _is_json(root):
     return {"": root}
   found = _candidates(root)
   if not found:
@@ -276,7 +258,8 @@ def _find_files(root: Path, annotations: Mapping[str, str] | None) -> dict[str, 
 def _read(path: Path) -> dict[str, Any]:
   try:
     content = json.loads(read_bytes(path))
-  except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+  # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits, and depth without end.
+  except (ValueError, RecursionError) as error:
     raise InputError(
       f"{path} is not valid JSON ({error}); was it cut short? Copy it again"
     ) from None
@@ -291,78 +274,150 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _classes(
-  files: Mapping[str, Path], contents: Mapping[str, dict[str, Any]]
-) -> tuple[ClassInfo, dict[int, int]]:
-  """The classes, and the class of each category id."""
+  files: Mapping[str, Path], contents: Mapping[str, dict[str, Any]], groups: bool
+) -> tuple[ClassInfo, dict[int, int], list[FileError]]:
+  """The classes, the class of each category id, and what is to be told of them."""
   first: dict[int, str] = {}
   for split, content in contents.items():
-    path = files[split]
-    try:
-      names = {row["id"]: row["name"] for row in content["categories"]}
-    except KeyError as error:
-      raise InputError(f"{path}: a category has no {error}; each has an id and a name") from None
-    if not names or not all(type(number) is int for number in names):
-      raise InputError(f"{path}: categories {list(names)[:5]} must have whole numbers as ids")
+    names = _category_names(content, files[split])
     first = first or names
     if names != first:
-      other = sorted(names.items() ^ first.items())[:3]
+      other = shown(sorted(names.items() ^ first.items())[:3])
       raise InputError(
-        f"{path}: its categories differ from those of {next(iter(files.values()))}, as in "
+        f"{files[split]}: its categories differ from those of {next(iter(files.values()))}, as in "
         f"{other}; give all splits the same categories"
       )
-  ids = sorted(first)
-  background = next(i for i in range(len(ids) + 1) if i not in first)
-  title = "background" if "background" not in first.values() else "no object"
-  try:
-    classes = ClassInfo(
-      names=(title, *(first[i] for i in ids)),
-      ignore_label=None,
-      mask_values=(background, *ids),
-      instance=True,
+  where = next(iter(files.values()))
+  unused = set() if groups else _groups(contents)
+  notes = [_group_note(where, i, first[i]) for i in sorted(unused)]
+  ids = sorted(first.keys() - unused)
+  if ids and not 0 <= ids[0] <= ids[-1] < 65536:
+    outside = ids[-1] if ids[0] >= 0 else ids[0]
+    raise InputError(
+      f"{where}: a category has the id {shown(outside)}; number the categories from 1 on (ids from "
+      "0 to 65535 are possible)"
     )
+  background = next(i for i in range(len(ids) + 1) if i not in ids)
+  try:
+    classes = object_classes([first[i] for i in ids], (background, *ids))
   except InputError as error:
-    raise InputError(f"{next(iter(files.values()))}: categories: {error}") from None
-  return classes, {number: i for i, number in enumerate(ids, 1)}
+    raise InputError(f"{where}: categories: {error}") from None
+  return classes, {number: i for i, number in enumerate(ids, 1)}, notes
 
 
-def _image_folder(home: Path, path: Path, content: dict[str, Any]) -> Path:
-  """Where the first image of a JSON file is; the folder beside it if it is nowhere."""
-  name = path.stem.removeprefix("instances_")
-  folders = [home / name, home / "images" / name, path.parent, path.parent / "images"]
-  folders += [home / "images", home, home / "train", home / "val"]
-  files = [str(row.get("file_name")) for row in content["images"][:1]]
-  return next((f for f in folders if any((f / file).is_file() for file in files)), folders[0])
+def _category_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+  try:
+    pairs = [(read_id(row["id"]), row["name"]) for row in content["categories"]]
+  except KeyError as error:
+    raise InputError(f"{path}: a category has no {error}; each has an id and a name") from None
+  if not pairs or not all(isinstance(number, int) for number, _ in pairs):
+    ids = shown([row["id"] for row in content["categories"][:5]])
+    raise InputError(f"{path}: categories {ids} must have whole numbers as ids")
+  names = {int(number): name for number, name in pairs if number is not None}
+  if not all(isinstance(name, str) for name in names.values()):
+    raise InputError(f"{path}: categories {shown(list(names.values()))} must have texts as names")
+  if len(names) < len(pairs):
+    twice = collections.Counter(number for number, _ in pairs).most_common(1)[0][0]
+    raise InputError(f"{path}: two categories have the id {twice}; give each its own")
+  return names
+
+
+def _groups(contents: Mapping[str, dict[str, Any]]) -> set[int]:
+  """Categories that others name as their group, and that no annotation is of, as Roboflow has."""
+  rows = [row for content in contents.values() for row in content["categories"]]
+  annotations = (row for content in contents.values() for row in content["annotations"])
+  used = {read_id(row.get("category_id")) for row in annotations}
+  found = set()
+  for row in rows:
+    others = (other for other in rows if other["id"] != row["id"])
+    if read_id(row["id"]) not in used and any(
+      o.get("supercategory") == row["name"] for o in others
+    ):
+      found.add(int(row["id"]))
+  return found if len(found) < len({read_id(row["id"]) for row in rows}) else set()
+
+
+def _group_note(path: Path, number: int, name: str) -> FileError:
+  text = (
+    f"category {number}, {shown(name)}, has no annotation and only groups others: it is no class"
+  )
+  return FileError("unused", path, text, "To have it as a class, set data.options.groups=True")
+
+
+def _only_crowds(path: Path, content: Mapping[str, Any]) -> list[FileError]:
+  """Tells that every annotation is a crowd, if that is so."""
+  count = len(content["annotations"])
+  if not count or any(row.get("iscrowd") in (None, "", 0, "0") for row in content["annotations"]):
+    return []
+  text = f"all {count} annotations are crowds (iscrowd), which are neither found nor missed"
+  fix = "If each is an object, as what was drawn with CVAT's brush, set "
+  return [FileError("crowds", path, text, f"{fix}data.options.crowds_are_objects=True")]
 
 
 def _items(
-  path: Path, content: dict[str, Any], folder: Path, numbers: Mapping[int, int]
+  path: Path,
+  content: Mapping[str, Any],
+  places: ImagePlaces,
+  numbers: Mapping[int, int],
+  crowds: bool,
 ) -> tuple[list[CocoItem], list[FileError]]:
   problems: list[FileError] = []
-  annotations: dict[Any, list[dict[str, Any]]] = {}
+  annotations: dict[int | str, list[dict[str, Any]]] = {}
   rows = []
   for row in content["images"]:
-    if not isinstance(row.get("id"), int | str) or not isinstance(row.get("file_name"), str):
-      text = f"image {str(row)[:60]} has no id or no file_name"
+    number = read_id(row.get("id"))
+    if number is None or not is_text(str(number)) or not is_text(row.get("file_name")):
+      text = f"image {shown(row)} has no id or no file_name"
       problems.append(FileError("layout", path, text, "Give each image both"))
-    elif row["id"] in annotations:
-      text = f"image {row['id']} is listed twice"
+    elif number in annotations:
+      text = f"image {shown(number)} is listed twice"
       problems.append(FileError("layout", path, text, "Give every image its own id"))
     else:
-      annotations[row["id"]] = []
-      rows.append(row)
+      annotations[number] = []
+      rows.append((number, row))
   for row in content["annotations"]:
     problems += _misfits(row, path, annotations, numbers)
   items = []
-  for row in rows:
-    image = folder / row["file_name"]
-    if not image.is_file():
-      text = f"is image {row['id']} of {path}, but missing"
-      problems.append(FileError("partner", image, text, "Put it there, or take it off the list"))
-    size = (row["height"], row["width"]) if "height" in row and "width" in row else None
-    items.append(CocoItem(str(row["id"]), image, size, annotations[row["id"]], numbers, path))
+  for number, row in rows:
+    image = places.path(row["file_name"])
+    problems += _misplaced(image, number, row, path, places)
+    size, found = _size(row, path)
+    problems += found
+    rows_of_image = annotations[number]
+    items.append(CocoItem(str(number), image, size, rows_of_image, numbers, path, crowds))
   if not items and not problems:
     problems.append(FileError("layout", path, "lists no image", "Add images, or leave it out"))
   return items, problems
+
+
+def _misplaced(
+  image: Path, number: int | str, row: Mapping[str, Any], path: Path, places: ImagePlaces
+) -> list[FileError]:
+  """Tells that an image isn't there, or is where none may be."""
+  name = row["file_name"]
+  if places.leads_out(name):
+    text = f"image {shown(number)} has the file_name {shown(name)}, which leads out of the data set"
+    fix = f"Name images from {places.folder} on, as in {image.name!r}"
+    return [FileError("layout", path, text, fix)]
+  if not is_file(image):
+    text = f"is image {shown(number)} of {path}, but missing"
+    if plain_name(name) != name:
+      text += f"; its file_name is {shown(name)}"
+    return [FileError("partner", image, text, "Put it there, or take it off the list")]
+  return []
+
+
+def _size(row: Mapping[str, Any], path: Path) -> tuple[tuple[int, int] | None, list[FileError]]:
+  """(height, width) of an image, None if the file doesn't say; and what is wrong with it."""
+  values = [row.get("height"), row.get("width")]
+  if any(value in (None, 0, "", "0") for value in values):
+    return None, []
+  numbers = [read_id(value) for value in values]
+  height, width = numbers
+  if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+    return (height, width), []
+  text = f"image {shown(row.get('id'))} is {shown(values[1])} wide and {shown(values[0])} high"
+  return None, [FileError("layout", path, text, "Give whole numbers, or leave both out")]
 
 
 def _misfits(
@@ -372,16 +427,17 @@ def _misfits(
   numbers: Mapping[int, int],
 ) -> list[FileError]:
   """Puts an annotation with its image, or tells why that can't be."""
-  where = f"annotation {row.get('id', '?')}"
-  category, image = row.get("category_id"), row.get("image_id")
+  where = f"annotation {shown(row.get('id', '?'))}"
+  category, image = read_id(row.get("category_id")), read_id(row.get("image_id"))
   problems = []
-  if type(category) is not int or category not in numbers:
+  if category not in numbers:
     known = ", ".join(map(str, list(numbers)[:8])) + (", ..." if len(numbers) > 8 else "")
-    text = f"{where} is of category {category}, which isn't among {known}"
+    given = shown(row.get("category_id"))
+    text = f"{where} is of category {given}, which isn't among {known}"
     fix = "Add it to the categories, or remove the annotation"
     problems.append(FileError("values", path, text, fix))
-  if not isinstance(image, int | str) or image not in annotations:
-    text = f"{where} is of image {image}, which isn't listed"
+  if image not in annotations:
+    text = f"{where} is of image {shown(row.get('image_id'))}, which isn't listed"
     problems.append(FileError("partner", path, text, "List the image, or remove the annotation"))
   if not problems:
     annotations[image].append(row)

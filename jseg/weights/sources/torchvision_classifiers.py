@@ -83,7 +83,7 @@ def _vgg16(tensors: Tensors, positions: Sequence[int], with_norm: bool) -> Sourc
   owner = "timm" if "pre_logits.fc1.weight" in tensors else "torchvision"
   # torchvision's own file of the convolutions alone holds a classifier of NaN.
   first = tensors.get("classifier.0.weight", tensors.get("pre_logits.fc1.weight", np.nan))
-  if np.isfinite(first).all():
+  if not np.isnan(first).all():
     layers |= _VGG16_FC
     return SourceModel(f"{owner}'s {what}", networks, layers, first="backbone/conv1_1")
   what += " without classifier, for images in 0..255 less the mean"
