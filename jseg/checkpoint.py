@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jseg.parameters import parameter_name
 from jseg.state import TrainState
-from jseg.types import InputError
+from jseg.types import Array, InputError
 
 _policy = ocp.checkpoint_managers
 
@@ -121,6 +122,7 @@ class Checkpoints:
     """
     model = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
     training = {"opt_state": state.opt_state, "step": state.step}
+    model, training = jax.tree.map(_with_named_layout, (model, training))
     try:
       self._manager.save(
         int(state.step),
@@ -252,6 +254,20 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+
+
+def _with_named_layout(x: Array) -> Array:
+  """The same copies of an array, in a layout that Orbax can name.
+
+  Before JAX 0.8, results of pmap have one of their own.
+  """
+  if isinstance(x.sharding, NamedSharding | SingleDeviceSharding):
+    return x
+  shards = x.addressable_shards
+  mesh = Mesh(np.array([shard.device for shard in shards]), ("copy",))
+  layout = NamedSharding(mesh, PartitionSpec())
+  copies = [shard.data for shard in shards]
+  return jax.make_array_from_single_device_arrays(x.shape, layout, copies)
 
 
 def _only_value(metrics: Mapping[str, float]) -> float:

@@ -21,6 +21,11 @@ from jseg.crf.lattice import FIRST, MORE, Corners, Lattice
 from jseg.crf.stages import filled
 from jseg.types import Array
 
+if hasattr(jax, "enable_x64"):
+  enable_x64 = jax.enable_x64
+else:  # before JAX 0.8
+  from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef]
+
 _FARTHEST = 1 << 24
 """Bound of coordinates; beyond it float32 cannot separate corners, and positions overflow int32."""
 
@@ -278,7 +283,7 @@ def _sort_corners(corners: Corners, major: Sequence[int], capacity: int) -> _Sor
   id_bits = max((size * n - 1).bit_length(), 1)
   fits = jnp.log2(jnp.stack(span).astype(jnp.float32)).sum() < 62 - id_bits
   fits &= (corner.max() < _FARTHEST) & (corner.min() > -_FARTHEST)
-  with jax.enable_x64(True):
+  with enable_x64(True):
     by_number = _strides([s.astype(jnp.int64) for s in span], major)
     key = sum(
       (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_number, strict=True)
