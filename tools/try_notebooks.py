@@ -21,10 +21,10 @@ from notebooks import NOTEBOOKS, ROOT, set_values
 
 SMALL = {
   "quickstart.ipynb": {"STEPS": 40, "OWN_STEPS": 20, "IMAGES": 100, "WIDTHS": (8, 16)},
-  "tpu.ipynb": {"STEPS": 40, "BATCH_PER_CHIP": 4, "SIZE": 64, "IMAGES": 100, "WIDTHS": (8, 16)},
+  "tpu.ipynb": {"STEPS": 20, "BATCH_PER_CHIP": 4, "SIZE": 32, "IMAGES": 100, "WIDTHS": (8, 16)},
 }
 RUN = "import pathlib, sys, nbclient, nbformat as f; n = f.read(sys.argv[1], 4); " + (
-  "c = nbclient.NotebookClient(n, timeout=1800, kernel_name='python3')\n"
+  "c = nbclient.NotebookClient(n, timeout=900, kernel_name='python3')\n"
   "try: c.execute(cwd=sys.argv[2])\n"
   "finally: f.write(n, sys.argv[1])"
 )
@@ -48,7 +48,7 @@ def try_notebook(path: pathlib.Path, arguments: argparse.Namespace, wheel: str) 
   folder = pathlib.Path(tempfile.mkdtemp(prefix="jseg-notebook-"))
   say([arguments.python, "-m", "venv", str(folder / "runtime")])
   python = str(folder / "runtime" / "bin" / "python")
-  say([python, "-m", "pip", "install", "-q", "-r", arguments.runtime, "nbclient", "nbformat"])
+  say([python, "-m", "pip", "install", "-q", "-r", arguments.runtime, "nbclient", "ipykernel"])
   before = state(python, folder)
   notebook = nbformat.read(path, as_version=4)
   set_values(notebook, "install", SOURCE=wheel)
@@ -70,6 +70,7 @@ def try_notebook(path: pathlib.Path, arguments: argparse.Namespace, wheel: str) 
 def main() -> None:
   """Builds the wheel and tries every notebook."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("notebooks", nargs="*", type=pathlib.Path, default=NOTEBOOKS)
   parser.add_argument("--python", default=sys.executable, help="interpreter of the runtime")
   parser.add_argument("--runtime", default=str(ROOT / "tools" / "colab.txt"))
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("tried"))
@@ -79,7 +80,7 @@ def main() -> None:
   wheels = tempfile.mkdtemp(prefix="jseg-wheel-")
   say([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, str(ROOT)])
   (wheel,) = pathlib.Path(wheels).glob("*.whl")
-  for path in NOTEBOOKS:
+  for path in arguments.notebooks:
     try_notebook(path, arguments, str(wheel))
 
 
