@@ -10,6 +10,7 @@ import pytest
 from jseg.checkpoint import Checkpoints
 from jseg.optim import make_optimizer
 from jseg.state import TrainState
+from jseg.step import parallel
 from jseg.types import InputError
 
 
@@ -47,6 +48,17 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema, freeze):
   restored, iterator = checkpoints.restore(make_state(0, ema=ema, optimizer=optimizer))
   assert_equal(restored, state)
   assert iterator == {"next_index": 5}
+  checkpoints.close()
+
+
+def test_results_of_a_mapped_step_are_saved_without_a_warning(tmp_path, caplog):
+  # Before JAX 0.8 they have a layout that Orbax can't name.
+  state = parallel(lambda state: state, in_axes=(None,))(make_state(5))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state, {})
+  checkpoints.wait()
+  assert_equal(checkpoints.restore(make_state(0))[0], state)
+  assert not [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
   checkpoints.close()
 
 
