@@ -53,7 +53,8 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema, freeze):
 
 def test_results_of_a_mapped_step_are_saved_without_a_warning(tmp_path, caplog):
   # Before JAX 0.8 they have a layout that Orbax can't name.
-  state = parallel(lambda state: state, in_axes=(None,))(make_state(5))
+  batch = np.zeros((jax.local_device_count(), 1))
+  state = parallel(lambda state, batch: state, in_axes=(None, 0))(make_state(5), batch)
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(state, {})
   checkpoints.wait()
