@@ -19,12 +19,7 @@ from jax import lax
 from jseg.arithmetic import cdiv
 from jseg.crf.lattice import FIRST, MORE, Corners, Lattice
 from jseg.crf.stages import filled
-from jseg.types import Array
-
-if hasattr(jax, "enable_x64"):
-  enable_x64 = jax.enable_x64
-else:  # before JAX 0.8
-  from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef]
+from jseg.types import Array, InputError
 
 _FARTHEST = 1 << 24
 """Bound of coordinates; beyond it float32 cannot separate corners, and positions overflow int32."""
@@ -256,7 +251,16 @@ class _Sorted(NamedTuple):
 
 
 def make_lattice(corners: Corners, major: Sequence[int], capacity: int) -> Lattice:
-  """Finds the lattice of `host_lattice` under jit, with a static number of vertices."""
+  """Finds the lattice of `host_lattice` under jit, with a static number of vertices.
+
+  Raises:
+    InputError: JAX is older than 0.8, whose programs can't mix integers of 32 and 64 bits.
+  """
+  if not hasattr(jax, "enable_x64"):
+    raise InputError(
+      f"a dense CRF under jit or as a layer needs JAX 0.8 or newer, and this is {jax.__version__}; "
+      "call jseg.crf.dense_crf outside of jit, as jseg predict --crf does, or install a newer JAX"
+    )
   size, n = corners.corner.shape
   found = _sort_corners(corners, major, capacity)
   vertex = jnp.zeros(size * n, jnp.int32).at[found.entry].set(found.number, unique_indices=True)
@@ -283,7 +287,7 @@ def _sort_corners(corners: Corners, major: Sequence[int], capacity: int) -> _Sor
   id_bits = max((size * n - 1).bit_length(), 1)
   fits = jnp.log2(jnp.stack(span).astype(jnp.float32)).sum() < 62 - id_bits
   fits &= (corner.max() < _FARTHEST) & (corner.min() > -_FARTHEST)
-  with enable_x64(True):
+  with jax.enable_x64(True):
     by_number = _strides([s.astype(jnp.int64) for s in span], major)
     key = sum(
       (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_number, strict=True)
