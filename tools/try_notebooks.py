@@ -43,9 +43,10 @@ def state(python: str, folder: pathlib.Path) -> str:
   return ", ".join(kept) + "; " + say([python, "-c", devices], cwd=folder).strip()
 
 
-def try_notebook(path: pathlib.Path, arguments: argparse.Namespace, wheel: str) -> None:
-  """Runs one notebook in an environment of its own; raises where something didn't stay."""
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="jseg-notebook-"))
+def try_notebook(
+  path: pathlib.Path, folder: pathlib.Path, arguments: argparse.Namespace, wheel: str
+) -> None:
+  """Runs one notebook in a new environment in `folder`; raises where something didn't stay."""
   say([arguments.python, "-m", "venv", str(folder / "runtime")])
   python = str(folder / "runtime" / "bin" / "python")
   say([python, "-m", "pip", "install", "-q", "-r", arguments.runtime, "nbclient", "ipykernel"])
@@ -81,7 +82,8 @@ def main() -> None:
   say([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, str(ROOT)])
   (wheel,) = pathlib.Path(wheels).glob("*.whl")
   for path in arguments.notebooks:
-    try_notebook(path, arguments, str(wheel))
+    with tempfile.TemporaryDirectory(prefix="jseg-notebook-") as folder:
+      try_notebook(path, pathlib.Path(folder), arguments, str(wheel))
 
 
 if __name__ == "__main__":
