@@ -10,6 +10,7 @@ import pytest
 from jseg.checkpoint import Checkpoints
 from jseg.optim import make_optimizer
 from jseg.state import TrainState
+from jseg.step import parallel
 from jseg.types import InputError
 
 
@@ -77,6 +78,18 @@ def test_a_backslash_is_refused_before_anything_is_saved(tmp_path):
   with pytest.raises(InputError, match="a backslash in its name; rename it"):
     Checkpoints(tmp_path / "a\\b")
   assert not list(tmp_path.iterdir())
+
+
+def test_results_of_a_mapped_step_are_saved_without_a_warning(tmp_path, caplog):
+  # Before JAX 0.8 they have a layout that Orbax can't name.
+  batch = np.zeros((jax.local_device_count(), 1))
+  state = parallel(lambda state, batch: state, in_axes=(None, 0))(make_state(5), batch)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state, {})
+  checkpoints.wait()
+  assert_equal(checkpoints.restore(make_state(0))[0], state)
+  assert not [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+  checkpoints.close()
 
 
 def test_latest_and_best_are_kept_also_by_the_next_start(tmp_path):

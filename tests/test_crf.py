@@ -442,3 +442,10 @@ def test_layer_starts_as_the_function_and_learns():
   for path, g in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.isfinite(g).all(), path
     assert np.any(g != 0), path
+
+
+def test_an_older_jax_is_refused_under_jit_by_name(monkeypatch):
+  monkeypatch.delattr(jax, "enable_x64")
+  image, logits = jnp.zeros((4, 5, 3)), jnp.zeros((4, 5, 2))
+  with pytest.raises(InputError, match=r"under jit or as a layer needs JAX 0\.8 .*outside of jit"):
+    jax.jit(lambda *x: crf.dense_crf(*x, crf.CrfParams()))(logits, image)

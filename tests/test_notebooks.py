@@ -1,26 +1,69 @@
-"""Every notebook runs from top to bottom, in a small setting."""
+"""Every notebook runs from top to bottom in a small setting, and is committed as it should be."""
 
 import pathlib
+import re
+import runpy
+import types
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "colab").glob("*.ipynb"))
-SMALL = "STEPS = 4\nFOLDER_STEPS = 2\nRUNS = {runs!r}"
+ROOT = pathlib.Path(__file__).parents[1]
+tools = types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "notebooks.py")))
+
+SMALL = {
+  "quickstart.ipynb": {"STEPS": 4, "OWN_STEPS": 2, "IMAGES": 80, "WIDTHS": (4, 8)},
+  "tpu.ipynb": {
+    "STEPS": 4,
+    "BATCH_PER_CHIP": 2,
+    "SIZE": 32,
+    "IMAGES": 40,
+    "WIDTHS": (4, 8),
+    "MEASURED": 2,
+  },
+}
+PICTURES = {"quickstart.ipynb": 7, "tpu.ipynb": 2}
+each_notebook = pytest.mark.parametrize("path", tools.NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def read(path):
+  return nbformat.read(path, as_version=4)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the machinery that runs notebooks
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook(path, tmp_path, monkeypatch):
+@each_notebook
+def test_notebook_runs(path, tmp_path, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-  notebook = nbformat.read(path, as_version=4)
-  parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-  assert len(parameters) == 1
-  parameters[0].source = SMALL.format(runs=str(tmp_path))
-  client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
-  client.execute()
+  notebook = read(path)
+  tools.set_values(notebook, "parameters", **SMALL[path.name])
+  tools.execute(notebook, tmp_path)
   outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-  pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-  assert len(pictures) >= 6
+  assert sum("image/png" in o.get("data", {}) for o in outputs) == PICTURES[path.name]
+  said = "".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
+  text = re.sub(r"\x1b\[[\d;]*m", "", said)  # without colors
+  assert "jseg is installed already" in text
+  if path.name == "tpu.ipynb":  # the signal came after step 2, and the run went on from there
+    assert "saved at step 3" in text
+    assert "resuming at step 3" in text
+
+
+@each_notebook
+def test_what_notebooks_share_comes_from_one_place(path):
+  notebook = read(path)
+  for tag, source in tools.shared_cells(path.name).items():
+    assert tools.tagged(notebook, tag).source == source, "run python tools/notebooks.py"
+
+
+@each_notebook
+def test_notebooks_name_one_repository(path):
+  text = path.read_text() + (ROOT / "colab" / "install.py").read_text()
+  links = [link for link in text.split("https://github.com/")[1:] if "jseg" in link[:40]]
+  assert links
+  owner = tools.repository().removeprefix("https://github.com/")
+  assert all(link.startswith(owner) for link in links)
+
+
+@each_notebook
+def test_notebooks_are_committed_without_outputs(path):
+  cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+  assert not any(cell.outputs or cell.execution_count for cell in cells)

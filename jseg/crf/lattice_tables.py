@@ -19,7 +19,7 @@ from jax import lax
 from jseg.arithmetic import cdiv
 from jseg.crf.lattice import FIRST, MORE, Corners, Lattice
 from jseg.crf.stages import filled
-from jseg.types import Array
+from jseg.types import Array, InputError
 
 _FARTHEST = 1 << 24
 """Bound of coordinates; beyond it float32 cannot separate corners, and positions overflow int32."""
@@ -251,7 +251,16 @@ class _Sorted(NamedTuple):
 
 
 def make_lattice(corners: Corners, major: Sequence[int], capacity: int) -> Lattice:
-  """Finds the lattice of `host_lattice` under jit, with a static number of vertices."""
+  """Finds the lattice of `host_lattice` under jit, with a static number of vertices.
+
+  Raises:
+    InputError: JAX is older than 0.8, whose programs can't mix integers of 32 and 64 bits.
+  """
+  if not hasattr(jax, "enable_x64"):
+    raise InputError(
+      f"a dense CRF under jit or as a layer needs JAX 0.8 or newer, and this is {jax.__version__}; "
+      "call jseg.crf.dense_crf outside of jit, as jseg predict --crf does, or install a newer JAX"
+    )
   size, n = corners.corner.shape
   found = _sort_corners(corners, major, capacity)
   vertex = jnp.zeros(size * n, jnp.int32).at[found.entry].set(found.number, unique_indices=True)
