@@ -1,5 +1,5 @@
 # @title Install: the JAX that this runtime has, and what belongs to it, stays as it is
-SOURCE = "jaxseg @ git+https://github.com/jseg-jax/jseg"  # @param {type:"string"}
+SOURCE = "jaxseg @ git+https://github.com/THE_OWNER/jseg"  # @param {type:"string"}
 
 import importlib.metadata
 import importlib.util
