@@ -52,6 +52,7 @@ SLOW = (
   "test_weights_import.py",
   "test_report.py",
   "test_wheel.py",
+  "test_hosts.py",
   "test_predict.py",
 )
 for name in SLOW:

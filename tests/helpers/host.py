@@ -1,0 +1,53 @@
+"""One of two processes: helpers/host.py PORT INDEX [RUN DATA_DIR [STOP]].
+
+Both train one tiny run; with STOP, process 1 gets SIGTERM after that step. Without RUN they only
+agree on what process 0 finds wrong.
+"""
+
+import os
+import signal
+import sys
+
+from jseg import hosts
+from jseg.types import InputError
+
+
+def several_config(data_dir):
+  """Augmentation, batch norm, void and a batch of eight that two devices share."""
+  from helpers.tiny import tiny_config
+
+  config = tiny_config(data_dir, steps=20, eval_every=20, checkpoint_every=20, samples=0)
+  config.augment.rotation = 20.0
+  config.augment.brightness = 0.2
+  return config
+
+
+def agree():
+  def fail():
+    raise InputError("the file a.png is damaged")
+
+  assert hosts.everywhere(True)
+  assert not hosts.everywhere(hosts.is_first())
+  made = hosts.first_then_others(lambda: f"made by {hosts.is_first()}")
+  try:
+    hosts.on_first(fail)
+  except InputError as error:
+    print(f"{error}; {made}")
+
+
+def main(port, index, run="", data_dir="", stop="0"):
+  hosts.connect(f"localhost:{port}", 2, int(index))
+  if not run:
+    return agree()
+  from jseg.loop import train
+
+  def on_log(step, metrics):
+    if step == int(stop) and int(index) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with hosts.lost_processes():
+    train(several_config(data_dir), run, on_log=on_log)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
