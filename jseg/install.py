@@ -90,5 +90,6 @@ def _version(distribution: str) -> str:
 
 
 def _in_notebook() -> bool:
+  ipython = sys.modules.get("IPython")
   # Colab's shell commands ("!jseg ...") are processes of their own, with this variable.
-  return "ipykernel" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+  return "COLAB_RELEASE_TAG" in os.environ or bool(ipython and ipython.get_ipython())

@@ -1,7 +1,6 @@
 """Parameters as a tree: their names, and programs that make them once."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,9 +29,7 @@ def jit_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
   """Compiles a function that runs once, such as the initialization of a network.
 
   XLA unrolls the random numbers of small kernels so far that LLVM's full optimization takes a
-  minute over a program that runs for milliseconds; so on CPU it optimizes little, unless XLA_FLAGS
-  say how much.
+  minute over a program that runs for milliseconds; so on CPU it optimizes little.
   """
-  level = "xla_backend_optimization_level"
-  given = jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", "")
-  return jax.jit(function, compiler_options=None if given else {level: 1})
+  options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+  return jax.jit(function, compiler_options=options)

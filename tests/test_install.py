@@ -1,6 +1,7 @@
 """What to install is said in a line that works where it is read."""
 
 import sys
+import types
 
 import pytest
 
@@ -51,7 +52,8 @@ def test_a_copy_without_metadata_still_says_what_is_missing(wheel, monkeypatch):
 @pytest.mark.parametrize("where", ["kernel", "shell"])
 def test_a_notebook_has_its_own_command(wheel, monkeypatch, where):
   if where == "kernel":
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    shell = types.SimpleNamespace(get_ipython=lambda: "a shell")
+    monkeypatch.setitem(sys.modules, "IPython", shell)
   else:
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
   assert install.install_line("volumes") == '%pip install "nibabel>=5.2"'

@@ -7,6 +7,7 @@ import tempfile
 import types
 
 import jax
+import numpy as np
 import pytest
 from helpers.files import add_classes, add_pair
 from ml_collections import ConfigDict
@@ -109,7 +110,7 @@ def test_the_sheet_is_tried_before_the_data_are_read(tmp_path, monkeypatch, shee
 def test_the_sheet_makes_its_folder(tmp_path):
   add_classes(tmp_path / "data")
   for split in ("train", "val"):
-    add_pair(tmp_path / "data" / split, "a\nb" if split == "val" else "a")
+    add_pair(tmp_path / "data" / split, "a\nb" if split == "val" else "a", np.eye(4, 6))
   sheet = tmp_path / "new [1]" / "sheet.png"
   cli.main(["check-data", str(tmp_path / "data"), "--sheet", str(sheet)])
   assert sheet.is_file()
