@@ -53,6 +53,8 @@ SLOW = (
   "test_report.py",
   "test_wheel.py",
   "test_hosts.py",
+  "test_examples.py",
+  "test_doors.py",
   "test_predict.py",
 )
 for name in SLOW:
