@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.variables import draw
 
 from jseg import models
 from jseg.backbones import ResNet
@@ -85,7 +86,7 @@ def test_dilation_keeps_what_strides_computed(stem, stride_on, keep_first_rate, 
     )
 
   image = jax.random.normal(jax.random.key(0), (1, 65, 97, 3))
-  variables = jax.jit(make(32).init)(jax.random.key(1), image)
+  variables = draw(make(32), image)
   strided = jax.jit(make(32).apply)(variables, image)[32]
   assert strided.shape[1:3] == (3, 4)
   for output_stride in output_strides:
@@ -106,7 +107,7 @@ def test_the_kind_of_norm_reaches_every_norm(norm):
 def test_frozen_statistics_stay_and_training_equals_evaluation():
   model = ResNet(18, norm="frozen_batch", width=1 / 16)
   image = jax.random.normal(jax.random.key(0), (2, 33, 33, 3))
-  variables = jax.jit(model.init)(jax.random.key(1), image)
+  variables = draw(model, image)
   apply = jax.jit(model.apply, static_argnames=("train", "mutable"))
   trained, new = apply(variables, image, train=True, mutable=("batch_stats",))
   jax.tree.map(np.testing.assert_array_equal, trained, apply(variables, image))
