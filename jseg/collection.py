@@ -5,12 +5,13 @@ import functools
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from jseg.data.files import FileError
+from jseg.data.files.listing import list_files, split_suffix, usual_suffixes
 from jseg.record import RECORD, Record
 from jseg.types import InputError
 
-_MOST = 5  # names that a message lists
 _REMEDY = "rename one of them, or predict them in two calls with two --out folders"
 
 
@@ -19,64 +20,49 @@ class Inputs:
   """The files to predict.
 
   Attributes:
-    files: path of each file by name: without suffix, and of files of a folder relative to it, with
-      "/" between folders.
-    broken: why a file can't even be looked at, by name.
-    unused: names of files that aren't read, by suffix.
+    files: path of each file by name: without suffix, in Unicode's form NFC, and of files of a
+      folder relative to it, with "/" between folders.
+    broken: why a file or folder can't even be looked at, by path.
+    notes: what else is in the folders and isn't used, by count and name.
   """
 
   files: dict[str, pathlib.Path]
   broken: dict[str, str] = dataclasses.field(default_factory=dict)
-  unused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-
-  def notes(self) -> list[str]:
-    """Says what isn't read, a line for each kind."""
-    lines = []
-    for suffix, names in sorted(self.unused.items()):
-      first = ", ".join(names[:_MOST]) + (", ..." if len(names) > _MOST else "")
-      kind = f"end in {suffix}" if suffix else "have no suffix"
-      lines.append(f"left out: {len(names)} file(s) that {kind} ({first}); convert those you need")
-    return lines
+  notes: list[FileError] = dataclasses.field(default_factory=list)
 
 
 def find_inputs(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> Inputs:
   """Finds the files to predict.
 
-  Files that are named are taken whatever they are called. Of folders and their sub-folders, those
-  that have one of the suffixes: not what is hidden, and not the results of earlier predictions.
+  Files that are named are taken whatever they are called. Of folders, what `jseg.data.list_files`
+  lists, but for the results of earlier predictions.
 
   Args:
     paths: files and folders.
     suffixes: name endings of what can be read, in lower case.
 
   Raises:
-    InputError: there is no such file, none at all, or two would be called alike.
+    InputError: there is no such file, none at all, or two would be called alike; a folder that is
+      named can't be read.
   """
   found = Inputs({})
   for path in paths:
     if path.is_dir():
       _add_folder(found, path, suffixes)
     elif path.is_file():
-      _add(found, stem(path.name, suffixes), path)
+      _add(found, _name(path.name, suffixes), path)
     else:
       raise InputError(f"there is no file or folder {path}")
   if not found.files and not found.broken:
-    problem = f"{', '.join(map(str, paths))} holds no file of {', '.join(sorted(suffixes))}"
-    raise InputError("\n".join([problem, *found.notes()]))
+    problem = f"{', '.join(map(str, paths))} holds no file of {usual_suffixes(suffixes)}"
+    raise InputError("\n".join([problem, *map(str, found.notes)]))
   return found
 
 
-def stem(name: str, suffixes: Collection[str] = ()) -> str:
-  """Returns a file's name without its suffix, the longest of `suffixes` that fits, else the last.
-
-  Args:
-    name: the name, also with folders in front.
-    suffixes: name endings in lower case.
-  """
-  folder, slash, leaf = name.rpartition("/")
-  fitting = [s for s in suffixes if leaf.lower().endswith(s) and len(leaf) > len(s)]
-  suffix = max(fitting, key=len, default=pathlib.PurePath(leaf).suffix)
-  return folder + slash + leaf[: len(leaf) - len(suffix)]
+def _name(file: str, suffixes: Collection[str]) -> str:
+  """A file's name without its suffix, or without whatever follows its last dot."""
+  stem, suffix = split_suffix(_nfc(file), suffixes)
+  return stem if suffix else pathlib.PurePath(stem).stem
 
 
 def _add(found: Inputs, name: str, path: pathlib.Path) -> None:
@@ -86,45 +72,34 @@ def _add(found: Inputs, name: str, path: pathlib.Path) -> None:
 
 
 def _add_folder(found: Inputs, folder: pathlib.Path, suffixes: Collection[str]) -> None:
-  results: set[pathlib.Path] = set()
-  for path, error in _walk(folder, results):
-    name = path.relative_to(folder).as_posix()
-    if error is not None:
-      found.broken[name] = f"{path}: {error}"
-    elif not name.lower().endswith(tuple(suffixes)):
-      found.unused.setdefault(path.suffix.lower(), []).append(name)
-    elif path not in results:
-      _add(found, stem(name, suffixes), path)
+  listing = list_files(folder, suffixes, _results(folder))
+  for name, path in listing.files.items():
+    _add(found, name, path)
+  for problem in listing.problems:
+    if problem.kind == "twice":
+      path = pathlib.Path(problem.file)
+      _add(found, _name(path.relative_to(folder).as_posix(), suffixes), path)
+    elif problem.kind == "layout":  # a link in a circle, which hides no file
+      found.notes.append(problem)
+    else:
+      found.broken[problem.file] = str(problem)
+  found.notes.extend(listing.notes)
 
 
-def _walk(
-  folder: pathlib.Path, results: set[pathlib.Path]
-) -> Iterator[tuple[pathlib.Path, str | None]]:
-  """Every file of a folder and those below it that isn't hidden, or what is wrong with it.
+def _results(folder: pathlib.Path) -> Callable[[pathlib.Path], bool]:
+  """Tells results of earlier predictions in a folder or one below it, and their records."""
 
-  Args:
-    folder: the folder.
-    results: takes the results of earlier predictions in a folder before its files are given.
-  """
-  errors: list[OSError] = []
-  seen: set[str] = set()
-  for root, folders, files in os.walk(folder, followlinks=True, onerror=errors.append):
-    here = pathlib.Path(root)
-    folders[:] = sorted(f for f in folders if not f.startswith("."))
-    if os.path.realpath(root) in seen:  # by a link
-      folders.clear()
-      continue
-    seen.add(os.path.realpath(root))
-    if RECORD in files:
-      results.update(here / name for name in Record.read(here).owned)
-    for name in sorted(f for f in files if not f.startswith(".") and f != RECORD):
-      path = here / name
-      if path.is_file():
-        yield path, None
-      elif path.is_symlink():
-        yield path, f"is a link to {os.readlink(path)}, which isn't there; mend or remove it"
-  for error in errors:
-    yield pathlib.Path(error.filename), f"can't be listed ({error.strerror}); mend its permissions"
+  @functools.cache
+  def owned(place: pathlib.Path) -> frozenset[str]:
+    return frozenset(map(_nfc, Record.read(place).owned))
+
+  def is_result(path: pathlib.Path) -> bool:
+    if path.name == RECORD:
+      return True
+    places = list(path.parents)[: len(path.relative_to(folder).parts)]
+    return any(_nfc(path.relative_to(place).as_posix()) in owned(place) for place in places)
+
+  return is_result
 
 
 def plan_outputs(
@@ -193,4 +168,8 @@ class _Places:
 
 
 def _fold(path: str) -> str:
-  return unicodedata.normalize("NFC", path).casefold()
+  return _nfc(path).casefold()
+
+
+def _nfc(text: str) -> str:
+  return unicodedata.normalize("NFC", text)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import pathlib
 import shutil
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ class Predicted:
     inputs: the files, and what was left out.
     done: names of the files that were predicted.
     before: names of the files whose results were there already.
-    failed: why others failed, by name.
+    failed: why others failed, by name; by path where a file couldn't even be looked at.
     table: sum of all results in the folder.
   """
 
@@ -197,7 +198,8 @@ def _predict_file(segmenter: Segmenter, name: str, file: pathlib.Path, out: path
   (out / folder).mkdir(parents=True, exist_ok=True)
   for path in saved:
     path.replace(out / folder / path.name)
-  return segmenter.task.result(prediction, name + file.name.removeprefix(leaf))
+  suffix = unicodedata.normalize("NFC", file.name).removeprefix(leaf)
+  return segmenter.task.result(prediction, name + suffix)
 
 
 def _reason(file: pathlib.Path, error: Exception) -> str | None:

@@ -55,7 +55,7 @@ def test_names_are_compared_in_nfc(tmp_path):
 
 
 def test_what_is_not_used_is_counted_and_named(tmp_path):
-  touch(tmp_path, "a.png", "._a.png", ".b.png", "notes.txt", "c.xcf", "d.xcf", ".DS_Store")
+  touch(tmp_path, "a.png", "._a.png", ".b.png", "notes.txt", "c.xcf", "d.XCF", "raw", ".DS_Store")
   touch(tmp_path, "Thumbs.db", "__MACOSX/._a.png", ".git/x.png")
   (tmp_path / "s99.png").mkdir()
   (tmp_path / "empty").mkdir()
@@ -66,7 +66,8 @@ def test_what_is_not_used_is_counted_and_named(tmp_path):
   assert {note.problem for note in listing.notes} == {
     "2 file(s) (._a.png, .b.png) are hidden, with a dot in front of the name: not used",
     "1 file(s) (notes.txt) end in .txt, which isn't read here: not used",
-    "2 file(s) (c.xcf, d.xcf) end in .xcf, which isn't read here: not used",
+    "2 file(s) (c.xcf, d.XCF) end in .xcf, which isn't read here: not used",
+    "1 file(s) (raw) have no suffix: not used",
     "1 file(s) (s99.png) are empty folders with the name of a file: not used",
     "1 file(s) (pipe.png) are no regular files: not used",
   }
@@ -95,6 +96,32 @@ def test_a_dangling_link_is_told_by_check_and_preparation(tmp_path):
   save(tmp_path / "train" / "masks" / "s00.png", np.zeros((4, 6)))
   kinds = {problem.kind for problem in check_folder(tmp_path).problems}
   assert kinds == {"missing", "partner"}
+
+
+def test_an_unreadable_folder_is_told_and_the_rest_is_listed(tmp_path, monkeypatch):
+  touch(tmp_path, "a.png", "sub/deep/b.png", "sub/c.png")
+  iterdir = pathlib.Path.iterdir
+
+  def refuse(self):
+    if self.name == "deep":
+      raise PermissionError(13, "Permission denied", str(self))
+    return iterdir(self)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+  listing = list_files(tmp_path, IMAGE_SUFFIXES)
+  assert list(listing.files) == ["a", "sub/c"]
+  (problem,) = listing.problems
+  assert problem.file == str(tmp_path / "sub" / "deep")
+  assert problem.problem == "Permission denied"
+  with pytest.raises(FileError, match="Permission denied"):
+    list_files(tmp_path / "sub" / "deep", IMAGE_SUFFIXES)
+
+
+def test_what_is_ignored_is_neither_listed_nor_told(tmp_path):
+  touch(tmp_path, "a.png", "b.png", "c.txt")
+  listing = list_files(tmp_path, IMAGE_SUFFIXES, lambda path: path.name in ("b.png", "c.txt"))
+  assert list(listing.files) == ["a"]
+  assert not listing.notes
 
 
 def test_two_files_of_one_name(tmp_path):
@@ -220,6 +247,27 @@ def test_cityscapes_without_resource_forks(tmp_path):
   source = cityscapes_source(tmp_path)
   assert [item.name for item in source.splits["train"]] == [stem]
   assert not source.problems
+
+
+def test_cityscapes_with_an_unreadable_split(tmp_path, monkeypatch):
+  for split in ("train", "val"):
+    save(tmp_path / "leftImg8bit" / split / split[:2] / "x_leftImg8bit.png")
+    mask = tmp_path / "gtFine" / split / split[:2] / "x_gtFine_labelIds.png"
+    save(mask, np.full((4, 6), 7))
+  iterdir = pathlib.Path.iterdir
+
+  def refuse(self):
+    if self.name in closed:
+      raise PermissionError(13, "Permission denied", str(self))
+    return iterdir(self)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+  closed = ["tr"]
+  (problem,) = cityscapes_source(tmp_path).problems
+  assert str(problem).endswith("train/tr: Permission denied. Check the path and its permissions")
+  closed = ["tr", "va"]
+  with pytest.raises(FileError, match="tr: Permission denied"):
+    cityscapes_source(tmp_path)
 
 
 def test_images_of_any_suffix_in_a_folder(tmp_path):

@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
   )
   if result.done or result.before:
     CONSOLE.print(result.table)
-  for note in result.inputs.notes():
-    CONSOLE.print(note, style="yellow", soft_wrap=True)
+  for note in result.inputs.notes:
+    CONSOLE.print(str(note), style="yellow", soft_wrap=True)
   CONSOLE.print(summary(result))
   CONSOLE.print(f"written to {arguments.out}", soft_wrap=True)
   if result.failed:

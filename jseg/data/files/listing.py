@@ -5,7 +5,7 @@ import dataclasses
 import os
 import stat
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -36,7 +36,7 @@ class Listing:
   Attributes:
     files: path of each file by name: relative to the folder, "/" between folders, without suffix,
       in Unicode's form NFC; sorted by name.
-    problems: files that can't be used and must be mended, such as links to nowhere.
+    problems: what can't be used and must be mended, such as links to nowhere.
     notes: what else is in the folder and isn't used, by count and name.
   """
 
@@ -45,7 +45,11 @@ class Listing:
   notes: list[FileError]
 
 
-def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
+def list_files(
+  folder: Path,
+  suffixes: Collection[str],
+  ignore: Callable[[Path], bool] = lambda _: False,
+) -> Listing:
   """Lists the files of a folder and its sub-folders whose names end in one of the suffixes.
 
   Suffixes are compared without case. Links are followed. What begins with a dot is hidden and left
@@ -54,14 +58,18 @@ def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
   Args:
     folder: the folder.
     suffixes: name endings in lower case, such as `IMAGE_SUFFIXES` or `NIFTI_SUFFIXES`.
+    ignore: whether a file is neither listed nor worth a note.
 
   Raises:
-    FileError: there is no such folder, or it can't be read.
+    FileError: there is no such folder, or it can't be read. A sub-folder that can't be read is one
+      of the problems.
   """
   listing = Listing({}, [], [])
   unused: dict[str, list[str]] = {}
   found: list[tuple[str, Path]] = []
   for path in _walk(folder, listing.problems):
+    if ignore(path):
+      continue
     relative = unicodedata.normalize("NFC", path.relative_to(folder).as_posix())
     stem, suffix = split_suffix(relative, suffixes)
     if why := _why_unused(path, suffix):
@@ -112,7 +120,10 @@ def _why_unused(path: Path, suffix: str) -> str:
     return "are empty folders with the name of a file" if suffix else ""
   if not path.is_file():
     return "are no regular files"
-  return "" if suffix else f"end in {path.suffix or 'no suffix'}, which isn't read here"
+  if suffix:
+    return ""
+  ending = path.suffix.lower()
+  return f"end in {ending}, which isn't read here" if ending else "have no suffix"
 
 
 def _walk(
@@ -140,8 +151,12 @@ def _walk(
       fix = "Remove the link"
       problems.append(FileError("layout", path, "links to a folder that it is in", fix))
     elif not path.name.startswith("."):
-      inside = list(_walk(path, problems, above))
-      yield from inside or [path]
+      try:
+        inside = list(_walk(path, problems, above))
+      except FileError as error:
+        problems.append(error)
+      else:
+        yield from inside or [path]
 
 
 def _dangling(path: Path, error: OSError) -> FileError:

@@ -43,7 +43,9 @@ def cityscapes_source(root: str | Path) -> ListedSource:
     if listing.files:
       images = listing.files.values()
       splits[split] = [_cityscapes_pair(root, split, image, table) for image in images]
-      problems += listing.problems
+    problems += listing.problems
+  if not splits and problems:
+    raise problems[0]
   if not splits:
     raise InputError(
       f"{root} holds no Cityscapes: no leftImg8bit/train/CITY/*_leftImg8bit.png; unpack "
