@@ -1,6 +1,7 @@
 """What many files mean together, told by the check and at every start of a training."""
 
 import json
+import re
 
 import nibabel
 import numpy as np
@@ -43,8 +44,8 @@ def root(tmp_path):
   return root
 
 
-def train_on(root, tmp_path, network="unet"):
-  dataset = data.load("folder", root=root, data_dir=tmp_path / "data")
+def train_on(root, tmp_path, network="unet", source="folder"):
+  dataset = data.load(source, root=root, data_dir=tmp_path / "data")
   config: ConfigDict = configs.default(network)
   model = configs.make_model(config, len(dataset.classes.names))
   tasks.create(config, model, dataset.classes).check_data(dataset)
@@ -93,6 +94,35 @@ def test_no_object(void, what, root, tmp_path):
   assert findings(root)[0] == ["no objects"]
   with pytest.raises(InputError, match=f"split train: holds no object.*{what}|holds {what}"):
     train_on(root, tmp_path, "mask_rcnn")
+
+
+BOX = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 0, 3, 2]}
+CROWD = {"segmentation": {"size": list(SIZE), "counts": [4, 2, 2, 2, 14]}, "iscrowd": 1}
+
+
+@pytest.mark.parametrize(
+  ("changes", "problem", "kinds", "left_out"),
+  [
+    (CROWD, "holds no object, and 2 crowd(s), which aren't learned", ["crowds"], None),
+    ({"segmentation": []}, "holds no object", ["no mask"] * 2, "left out 2 object(s) (2 no mask)"),
+  ],
+)
+def test_annotations_of_which_none_is_an_object(changes, problem, kinds, left_out, tmp_path, capfd):
+  root = tmp_path / "set"
+  write(root / "train" / "1.png", encode(np.zeros((*SIZE, 3), np.uint8)))
+  content = {
+    "images": [{"id": 1, "file_name": "1.png", "height": SIZE[0], "width": SIZE[1]}],
+    "annotations": [{**BOX, **changes}, {**BOX, **changes, "id": 2}],
+    "categories": [{"id": 1, "name": "cell"}],
+  }
+  write(root / "train" / "_annotations.coco.json", json.dumps(content).encode())
+  report = data.check_folder(root)
+  assert [found.problem for found in report.problems] == [problem]
+  assert [note.kind for note in report.notes] == kinds
+  with pytest.raises(InputError, match=rf"split train: {re.escape(problem)}\. Check the masks, or"):
+    train_on(root, tmp_path, "mask_rcnn", "coco")
+  told = capfd.readouterr().err
+  assert (left_out or "all 2 annotations are crowds (iscrowd)") in told
 
 
 def test_no_object_to_validate_on_is_told(root, tmp_path):
