@@ -17,6 +17,7 @@ from jseg import cli
 from jseg.predict import predict_files
 from jseg.record import RECORD
 from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
+from jseg.tasks.semantic.task import SemanticTask
 from jseg.types import InputError
 
 NAMES = ("[/b]", "$x_{", "é [red]")
@@ -295,3 +296,17 @@ def test_where_results_go_is_tried_before_they_are_computed(run, tmp_path, monke
   if command == "export":
     with pytest.raises(SystemExit, match=r"net.json: the description .* name another --out"):
       cli.main([command, str(blocked), "--out", str(tmp_path / "net.json")])
+
+
+def test_names_are_composed_whatever_the_disk_says(run, tmp_path, monkeypatch):
+  photo(tmp_path / "in" / "sub" / "u\u0308.png")
+  reported, result = [], SemanticTask.result
+
+  def listen(self, prediction, file):
+    reported.append(file)
+    return result(self, prediction, file)
+
+  monkeypatch.setattr(SemanticTask, "result", listen)
+  assert predict_files(run, [tmp_path / "in"], tmp_path / "out").done == ["sub/\u00fc"]
+  assert reported == ["sub/\u00fc.png"]
+  assert (tmp_path / "out" / "sub" / "\u00fc_overlay.png").is_file()
