@@ -5,10 +5,11 @@ that none waits for another that has ended.
 """
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -54,14 +55,12 @@ def connect(
     raise InputError(
       f"process_id: {process_id} must be from 0 to {num_processes - 1}, one per process"
     )
+  # At the end they wait for one another; JAX before 0.9 does not take how long.
+  limits = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
+  known = inspect.signature(jax.distributed.initialize).parameters
+  timeouts: dict[str, Any] = {limit: HEARTBEAT_SECONDS for limit in limits if limit in known}
   try:
-    jax.distributed.initialize(
-      coordinator,
-      num_processes,
-      process_id,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-      shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # at the end they wait for one another
-    )
+    jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
   except (ValueError, RuntimeError, OSError, ImportError) as error:
     reason = str(error).strip().splitlines()[0].rstrip(".")
     raise InputError(
