@@ -9,20 +9,13 @@ large maps a regular grid is kept, so that files stay small.
 
 import json
 import math
-import re
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
+from golden_fill import GOLDEN, fill, formula
 from torchvision.models.detection.image_list import ImageList
-
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
-
-formula = SimpleNamespace(**runpy.run_path(str(GOLDEN / "formula.py")))
 
 SIZES = ((128, 192), (150, 90))  # of the two images; the second is padded to a multiple of 32
 # Fewer regions than usual, so that the tests are quick.
@@ -53,20 +46,6 @@ OBJECTS = {
   "boxes": [[20.0, 30.0, 90.0, 110.0], [100.0, 8.0, 180.0, 60.0], [5.0, 90.0, 25.0, 120.0]],
   "labels": [17, 3, 44],
 }
-
-
-def fill(model: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-  """Sets all parameters and running statistics; returns names and shapes."""
-  entries = []
-  for name, tensor in model.state_dict().items():
-    if not name.endswith("num_batches_tracked"):
-      shape = tuple(tensor.shape)
-      tensor.copy_(torch.from_numpy(formula.weight(name, shape)))
-      for pattern, factor in SCALE.items():
-        if re.search(pattern, name):
-          tensor.mul_(factor)
-      entries.append((name, shape))
-  return entries
 
 
 def steps(shape: tuple[int, ...]) -> list[int]:
@@ -107,7 +86,7 @@ def keypoints() -> None:
   model = torchvision.models.get_model(
     name, weights=None, weights_backbone=None, **arguments
   ).eval()
-  entries = fill(model)
+  entries = fill(model, SCALE)
   height, width = SIZES[0]
   image = torch.from_numpy(formula.image("image0", (1, 3, height, width)))
   size = [(height, width)]
@@ -140,7 +119,7 @@ def network(name: str) -> None:
   model = torchvision.models.get_model(
     name, weights=None, weights_backbone=None, **ARGUMENTS
   ).eval()
-  entries = fill(model)
+  entries = fill(model, SCALE)
   results: dict[str, np.ndarray] = {}
   canvases = []
   for i, (height, width) in enumerate(SIZES):

@@ -12,21 +12,14 @@ files stay small.
 import argparse
 import dataclasses
 import json
-import re
-import runpy
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 import torchvision
-
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
-
-formula = SimpleNamespace(**runpy.run_path(str(GOLDEN / "formula.py")))
+from golden_fill import GOLDEN, fill, formula
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,20 +120,6 @@ NETWORKS = {
 MAX_CHANNELS, MAX_PIXELS = 32, 80  # kept of a map
 
 
-def fill(model: torch.nn.Module, network: Network) -> list[tuple[str, tuple[int, ...]]]:
-  """Sets all parameters and running statistics in use; returns names and shapes."""
-  entries = []
-  for name, tensor in model.state_dict().items():
-    if not name.startswith(network.unused) and not name.endswith("num_batches_tracked"):
-      shape = tuple(tensor.shape)
-      tensor.copy_(torch.from_numpy(formula.weight(name, shape)))
-      for pattern, factor in network.scale.items():
-        if re.search(pattern, name):
-          tensor.mul_(factor)
-      entries.append((name, shape))
-  return entries
-
-
 def grid_steps(shape: tuple[int, ...]) -> tuple[int, int]:
   """Steps between the channels and between the rows (and columns) to keep of [1 c h w]."""
   channels, height, width = shape[1:]
@@ -190,7 +169,7 @@ def main() -> None:
   save_checkpoints()
   for file, network in NETWORKS.items():
     model = network.make().eval()
-    entries = fill(model, network)
+    entries = fill(model, network.scale, network.unused)
     maps: dict[str, np.ndarray] = {}
 
     for name, module in network.maps.items():

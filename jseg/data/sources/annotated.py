@@ -8,17 +8,17 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jseg.data.files import FileError
+from jseg.data.files import FileError, fingerprint
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, encode_png
 from jseg.data.files.instances import Annotation, Size, coco_masks, make_objects
-from jseg.data.sources.base import Example
+from jseg.data.sources.base import Example, Item, ListedSource
 from jseg.types import IGNORE
 
 Box = tuple[float, float, float, float]
@@ -88,6 +88,40 @@ def make_example(
     counts=counts,
     objects=make_objects(image.size, objects),
     notes=tuple(notes),
+  )
+
+
+def annotated_source(
+  classes: ClassInfo,
+  splits: Mapping[str, Sequence[Item]],
+  files: Iterable[tuple[str, Path]],
+  problems: Sequence[FileError],
+  notes: Sequence[FileError],
+  options: str = "",
+) -> ListedSource:
+  """Makes the source of a data set of objects.
+
+  Args:
+    classes: its classes, the background among them.
+    splits: images and their objects by split.
+    files: name and path of every file that is read.
+    problems: what keeps the set from being used.
+    notes: what is to be known.
+    options: what else changes the examples.
+  """
+
+  def digest() -> str:
+    members = {split: [item.name for item in items] for split, items in splits.items()}
+    return fingerprint(files, f"{classes.to_json()} {members}{options}")
+
+  return ListedSource(
+    classes=classes,
+    splits=splits,
+    make_fingerprint=digest,
+    problems=problems,
+    notes=notes,
+    has_objects=True,
+    has_labels=has_labels(len(classes.names) - 1),
   )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jseg.data.files import FileError, fingerprint, read_bytes
+from jseg.data.files import FileError, read_bytes
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import canonical_image
 from jseg.data.files.instances import Annotation, coco_masks
@@ -22,6 +22,7 @@ from jseg.data.sources.annotated import (
   Box,
   Flaw,
   annotate,
+  annotated_source,
   cover_boxes,
   has_labels,
   is_file,
@@ -36,7 +37,7 @@ from jseg.data.sources.annotated import (
 from jseg.data.sources.base import Example, ListedSource, existing_folder
 from jseg.data.sources.coco_masks import read_mask
 from jseg.data.sources.image_places import ImagePlaces, plain_name
-from jseg.data.sources.pairs import split_at_random
+from jseg.data.sources.pairs import divide
 from jseg.types import InputError
 
 _SPLIT = re.compile(r"(?:instances_)?(train|val|valid|test)(?:\d{4})?")
@@ -92,26 +93,14 @@ def coco_source(
     splits[split], found = _items(path, contents[split], places, numbers, not crowds_are_objects)
     problems += found
     notes += [] if crowds_are_objects else _only_crowds(path, contents[split])
-  if "" in splits:
-    splits = split_at_random(splits[""], fractions or {"train": 0.8, "val": 0.2}, seed)
-  elif fractions:
-    raise InputError(f"fractions: {root} has its own splits; leave fractions out")
-
-  def digest() -> str:
-    paths = {item.image for items in splits.values() for item in items} | set(files.values())
-    members = {split: [item.name for item in items] for split, items in splits.items()}
-    named = ((str(path), path) for path in paths)
-    options = f"labels {crowds_are_objects}"
-    return fingerprint(named, f"{classes.to_json()} {members} {options}")
-
-  return ListedSource(
-    classes=classes,
-    splits=splits,
-    make_fingerprint=digest,
-    problems=problems,
-    notes=notes,
-    has_objects=True,
-    has_labels=has_labels(len(numbers)),
+  paths = {item.image for items in splits.values() for item in items} | set(files.values())
+  return annotated_source(
+    classes,
+    divide(splits, root, fractions, seed),
+    [(str(path), path) for path in paths],
+    problems,
+    notes,
+    f" labels {crowds_are_objects}",
   )
 
 

@@ -23,7 +23,14 @@ from jseg.data.files.listing import (
   usual_suffixes,
 )
 from jseg.data.sources.base import ListedSource, existing_folder
-from jseg.data.sources.pairs import SPLITS, FilePair, ImagePair, pair_source, split_at_random
+from jseg.data.sources.pairs import (
+  DEFAULT_FRACTIONS,
+  SPLITS,
+  FilePair,
+  ImagePair,
+  pair_source,
+  split_at_random,
+)
 from jseg.types import InputError
 
 _LAYOUT = (
@@ -114,7 +121,7 @@ def read_folder(
     )
   if not any((root / split).is_dir() for split in SPLITS):
     pairs, problems, notes = _find_pairs(root, classes, layout)
-    splits = split_at_random(pairs, fractions or {"train": 0.8, "val": 0.2}, seed) if pairs else {}
+    splits = split_at_random(pairs, fractions or DEFAULT_FRACTIONS, seed) if pairs else {}
     return pair_source(root, classes, splits, problems, notes)
   if fractions:
     raise InputError(f"fractions: {root} has its own splits; leave fractions out")

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jseg.data.files import FileError, fingerprint, read_bytes
+from jseg.data.files import FileError, read_bytes
 from jseg.data.files.images import CanonicalImage, canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.files.listing import IMAGE_SUFFIXES
 from jseg.data.sources.annotated import (
   Flaw,
   annotate,
+  annotated_source,
   draw_polygons,
   has_labels,
   is_file,
@@ -38,7 +39,7 @@ from jseg.data.sources.annotated import (
   wrong_size,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
-from jseg.data.sources.pairs import SPLITS, split_at_random
+from jseg.data.sources.pairs import SPLITS, divide
 from jseg.types import InputError
 
 _BACKGROUND, _VOID = "_background_", "__ignore__"  # LabelMe's own names
@@ -100,27 +101,14 @@ def labelme_source(
       problems += found + [_unknown(path, label, names) for label in dict.fromkeys(unknown)]
       name = path.relative_to(folders[split]).with_suffix("").as_posix()
       splits[split].append(LabelmeItem(name, path, image, numbers))
-  if "" in splits:
-    if splits[""]:
-      splits = split_at_random(splits[""], fractions or {"train": 0.8, "val": 0.2}, seed)
-  elif fractions:
-    raise InputError(f"fractions: {root} has its own splits; leave fractions out")
   items = list(itertools.chain(*splits.values()))
-
-  def digest() -> str:
-    paths = {item.path for item in items} | {item.image for item in items if item.image}
-    members = {split: [item.name for item in part] for split, part in splits.items()}
-    named = ((path.relative_to(root).as_posix(), path) for path in paths)
-    return fingerprint(named, f"{info.to_json()} {members}")
-
-  return ListedSource(
-    classes=info,
-    splits=splits,
-    make_fingerprint=digest,
-    problems=problems,
-    notes=_unused(folders.values(), items),
-    has_objects=True,
-    has_labels=has_labels(len(names)),
+  used = {item.path for item in items} | {item.image for item in items if item.image}
+  return annotated_source(
+    info,
+    divide(splits, root, fractions, seed),
+    [(path.relative_to(root).as_posix(), path) for path in used],
+    problems,
+    _unused(folders.values(), items),
   )
 
 

@@ -168,6 +168,34 @@ def pair_source(
   )
 
 
+DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.2}
+"""Shares of the splits of a data set that isn't divided, where none are given."""
+
+
+def divide(
+  splits: Mapping[str, Sequence[AnyItem]],
+  root: Path,
+  fractions: Mapping[str, float] | None,
+  seed: int,
+) -> dict[str, Sequence[AnyItem]]:
+  """Splits a data set at random if it isn't divided already.
+
+  Args:
+    splits: items by split, or all of them by the name "".
+    root: the data set, for messages.
+    fractions: share of each split; None is `DEFAULT_FRACTIONS`.
+    seed: seed of the shuffle.
+
+  Raises:
+    InputError: there are both splits and fractions, or `split_at_random` can't use the fractions.
+  """
+  if "" in splits:
+    return {**split_at_random(splits[""], fractions or DEFAULT_FRACTIONS, seed)}
+  if fractions:
+    raise InputError(f"fractions: {root} has its own splits; leave fractions out")
+  return dict(splits)
+
+
 def split_at_random(
   items: Sequence[AnyItem], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[AnyItem]]:

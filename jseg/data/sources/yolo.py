@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jseg.data.files import FileError, fingerprint, read_bytes
+from jseg.data.files import FileError, read_bytes
 from jseg.data.files.images import canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.files.listing import IMAGE_SUFFIXES
@@ -23,6 +23,7 @@ from jseg.data.sources.annotated import (
   Box,
   Flaw,
   annotate,
+  annotated_source,
   cover_boxes,
   draw_polygons,
   has_labels,
@@ -83,22 +84,9 @@ def yolo_source(root: str | Path) -> ListedSource:
       f"{path} has neither train nor val: each is a folder of images, or a list of them"
     )
   items = list(itertools.chain(*splits.values()))
-
-  def digest() -> str:
-    files = {path, *(item.image for item in items), *(i.text for i in items if i.text)}
-    members = {split: [item.name for item in part] for split, part in splits.items()}
-    named = ((file.relative_to(home).as_posix(), file) for file in files)
-    return fingerprint(named, f"{classes.to_json()} {members}")
-
-  return ListedSource(
-    classes=classes,
-    splits=splits,
-    make_fingerprint=digest,
-    problems=problems,
-    notes=notes,
-    has_objects=True,
-    has_labels=has_labels(len(names)),
-  )
+  files = {path, *(item.image for item in items), *(i.text for i in items if i.text)}
+  named = [(file.relative_to(home).as_posix(), file) for file in files]
+  return annotated_source(classes, splits, named, problems, notes)
 
 
 def matches(root: Path) -> bool:
