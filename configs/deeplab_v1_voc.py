@@ -1,14 +1,14 @@
 """DeepLab V1 with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
 
 jseg train --config=deeplab_v1_voc --config.data.root=voc2012 \
-      --config.init_from=vgg16.safetensors --workdir=runs/deeplab_v1
+      --config.init_from=torchvision:vgg16 --workdir=runs/deeplab_v1
 """
 
 import jseg.config
 
 ABOUT = jseg.config.About(
   data="250 small Pascal VOC images as a folder data set, `voc2012`",
-  weights="vgg16.safetensors or .pth of ImageNet",
+  weights="torchvision:vgg16, or another file of ImageNet's",
   minutes=5,
   reaches="mIoU .130; .035, background alone, from random values",
 )

@@ -1,14 +1,14 @@
 """FCN-8s with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
 
 jseg train --config=fcn8s_voc --config.data.root=voc2012 \
-      --config.init_from=vgg16.safetensors --workdir=runs/fcn8s
+      --config.init_from=torchvision:vgg16 --workdir=runs/fcn8s
 """
 
 import jseg.config
 
 ABOUT = jseg.config.About(
   data="250 small Pascal VOC images as a folder data set, `voc2012`",
-  weights="vgg16.safetensors or .pth of ImageNet",
+  weights="torchvision:vgg16, or another file of ImageNet's",
   minutes=15,
   reaches="mIoU .214; .035, background alone, from random values",
 )

@@ -24,6 +24,7 @@ from jseg.config_values import at_least, build, defaults_of
 from jseg.models import Network
 from jseg.outputs import write_text
 from jseg.types import InputError
+from jseg.weights.published import check_name, is_published
 
 _Recipe = TypeVar("_Recipe")
 
@@ -65,7 +66,8 @@ class RunKeys:
     dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
       and logits stay float32.
     given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
-    init_from: a run directory, or a .safetensors or .pth file, to take parameters from.
+    init_from: a run directory, a .safetensors or .pth file, or a name of published weights
+      (torchvision:NAME, hf:OWNER/NAME), to take parameters from.
     precise_bn_batches: batches over which norms' statistics are recomputed before each evaluation;
       0 is off.
     ema: decay of the moving average of the parameters, which is then evaluated; 0 is off.
@@ -246,6 +248,8 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
   if not 0 <= config.ema < 1:
     raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
+  if is_published(config.init_from):
+    check_name(config.init_from)
   # The parts check their own values.
   if model is None:
     make_model(config, num_classes=2)

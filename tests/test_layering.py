@@ -14,6 +14,7 @@ RANKS = {
   "install": 0,
   "console": 0,
   "outputs": 1,
+  "download": 2,
   "record": 2,
   "collection": 3,
   "parameters": 0,

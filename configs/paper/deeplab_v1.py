@@ -1,7 +1,7 @@
 """DeepLab-LargeFOV on Pascal VOC (Chen et al. 2015, section 4.1 and table 1).
 
   jseg train --config=paper/deeplab_v1 --config.data.root=VOCdevkit \
-      --config.init_from=vgg16.safetensors --workdir=runs/deeplab_v1
+      --config.init_from=torchvision:vgg16 --workdir=runs/deeplab_v1
 
 The paper's number: 62.25 mean IoU on VOC 2012 val before the CRF. `--config.model.msc=True` is the
 multi-scale form. Not run here.
@@ -11,7 +11,7 @@ import jseg.config
 
 ABOUT = jseg.config.About(
   data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-  weights="vgg16.safetensors or .pth of ImageNet",
+  weights="torchvision:vgg16, or another file of ImageNet's",
   published="62.25 mean IoU on VOC 2012 val, before the CRF",
 )
 

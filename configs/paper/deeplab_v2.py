@@ -1,7 +1,7 @@
 """DeepLab V2 on Pascal VOC (Chen et al. 2017, section 4.1.2 and table 4): ResNet-101, ASPP-L.
 
   jseg train --config=paper/deeplab_v2 --config.data.root=VOCdevkit \
-      --config.init_from=resnet101.safetensors --workdir=runs/deeplab_v2
+      --config.init_from=torchvision:resnet101 --workdir=runs/deeplab_v2
 
 The paper's number: 76.35 mean IoU on VOC 2012 val before the CRF, from a ResNet that had been
 trained on MS COCO too, not on ImageNet alone. Not run here.
@@ -11,7 +11,7 @@ import jseg.config
 
 ABOUT = jseg.config.About(
   data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-  weights="resnet101.safetensors or .pth of ImageNet",
+  weights="torchvision:resnet101, or another file of ImageNet's",
   published="76.35 mean IoU on VOC 2012 val before the CRF, from a ResNet trained on MS COCO too",
 )
 

@@ -4,7 +4,7 @@ Two phases: at output stride 16 with live batch norm, then at 8 with its statist
 second one, on train and val, is for the test server; weights don't depend on the stride.
 
   jseg train --config=paper/deeplab_v3:phase1 --config.data.root=VOCdevkit \
-      --config.init_from=resnet101.safetensors --workdir=runs/deeplab_v3
+      --config.init_from=torchvision:resnet101 --workdir=runs/deeplab_v3
   jseg train --config=paper/deeplab_v3:phase2 --config.data.root=VOCdevkit \
       --config.init_from=runs/deeplab_v3 --workdir=runs/deeplab_v3_phase2
 
@@ -23,7 +23,7 @@ VARIANTS = {
 ABOUT = {
   "phase1": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-    weights="resnet101.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet101, or another file of ImageNet's",
     published="77.21 mean IoU on VOC 2012 val at stride 16, 78.51 at stride 8",
   ),
   "phase2": jseg.config.About(

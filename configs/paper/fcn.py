@@ -4,13 +4,13 @@ In stages, each from the one before (the paper's numbers: 63.6, 65.0 and 65.5 me
 seg11valid), or FCN-8s at once (Shelhamer et al. 2017, section 4.3). Not run here.
 
   jseg train --config=paper/fcn:fcn32s --config.data.root=VOCdevkit \
-      --config.init_from=vgg16.safetensors --workdir=runs/fcn32s
+      --config.init_from=torchvision:vgg16 --workdir=runs/fcn32s
   jseg train --config=paper/fcn:fcn16s --config.data.root=VOCdevkit \
       --config.init_from=runs/fcn32s --workdir=runs/fcn16s
   jseg train --config=paper/fcn:fcn8s --config.data.root=VOCdevkit \
       --config.init_from=runs/fcn16s --workdir=runs/fcn8s
   jseg train --config=paper/fcn:fcn8s_at_once --config.data.root=VOCdevkit \
-      --config.init_from=vgg16.safetensors --workdir=runs/fcn8s_at_once
+      --config.init_from=torchvision:vgg16 --workdir=runs/fcn8s_at_once
 
 The released recipes sum the loss over an image and take rates of 1e-10, 1e-12 and 1e-14, and 1e-10
 at once; ours is a mean, so rates are multiplied by the pixels of an image, about 2e5. Their weight
@@ -23,7 +23,7 @@ VARIANTS = {"fcn32s": 2e-5, "fcn16s": 2e-7, "fcn8s": 2e-9, "fcn8s_at_once": 2e-5
 ABOUT = {
   "fcn32s": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-    weights="vgg16.safetensors or .pth of ImageNet",
+    weights="torchvision:vgg16, or another file of ImageNet's",
     published="63.6 mean IoU on seg11valid",
   ),
   "fcn16s": jseg.config.About(
@@ -38,7 +38,7 @@ ABOUT = {
   ),
   "fcn8s_at_once": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-    weights="vgg16.safetensors or .pth of ImageNet",
+    weights="torchvision:vgg16, or another file of ImageNet's",
   ),
 }
 

@@ -1,7 +1,7 @@
 """torchvision's FCN on ResNet (pytorch/vision references/segmentation), on Pascal VOC.
 
   jseg train --config=paper/fcn_resnet:fcn_resnet50 --config.data.root=VOCdevkit \
-      --config.init_from=resnet50.safetensors --workdir=runs/fcn_resnet50
+      --config.init_from=torchvision:resnet50 --workdir=runs/fcn_resnet50
 
 Also `:fcn_resnet101`. torchvision trains on COCO's images with VOC's 20 categories for 30 epochs,
 and reports 60.5 and 63.7 mean IoU on COCO val 2017; this is the same on VOC's images, which has no
@@ -14,12 +14,12 @@ VARIANTS = {"fcn_resnet50": "resnet50", "fcn_resnet101": "resnet101"}  # the bac
 ABOUT = {
   "fcn_resnet50": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-    weights="resnet50.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet50, or another file of ImageNet's",
     published="60.5 mean IoU on COCO val 2017, trained on COCO's images",
   ),
   "fcn_resnet101": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-    weights="resnet101.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet101, or another file of ImageNet's",
     published="63.7 mean IoU on COCO val 2017, trained on COCO's images",
   ),
 }

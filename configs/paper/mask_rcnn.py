@@ -1,9 +1,9 @@
 """Mask R-CNN on COCO 2017 (He et al. 2017, section 3.1), and as Detectron's 1x baseline.
 
   jseg train --config=paper/mask_rcnn:paper --config.data.root=coco \
-      --config.init_from=resnet50.safetensors --workdir=runs/mask_rcnn_paper
+      --config.init_from=torchvision:resnet50 --workdir=runs/mask_rcnn_paper
   jseg train --config=paper/mask_rcnn:detectron --config.data.root=coco \
-      --config.init_from=resnet50.safetensors --workdir=runs/mask_rcnn_detectron
+      --config.init_from=torchvision:resnet50 --workdir=runs/mask_rcnn_detectron
 
 `coco` holds annotations/instances_{train,val}2017.json, train2017 and val2017. Published for
 ResNet-50-FPN: mask AP .336 (paper, table 2a, 160,000 steps), .339 (Detectron, 90,000 steps), both
@@ -25,13 +25,13 @@ WARMUP = 500
 ABOUT = {
   "paper": jseg.config.About(
     data="COCO 2017 as `coco`",
-    weights="resnet50.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet50, or another file of ImageNet's",
     extras=("instance",),
     published="mask AP .336 on minival",
   ),
   "detectron": jseg.config.About(
     data="COCO 2017 as `coco`",
-    weights="resnet50.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet50, or another file of ImageNet's",
     extras=("instance",),
     published="mask AP .339 on minival",
   ),

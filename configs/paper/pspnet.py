@@ -1,11 +1,11 @@
 """PSPNet on Pascal VOC, Cityscapes and ADE20K (Zhao et al. 2017), as in the authors' hszhao/semseg.
 
   jseg train --config=paper/pspnet:voc --config.data.root=VOCdevkit \
-      --config.init_from=resnet101.safetensors --workdir=runs/pspnet_voc
+      --config.init_from=torchvision:resnet101 --workdir=runs/pspnet_voc
   jseg train --config=paper/pspnet:cityscapes --config.data.root=cityscapes \
-      --config.init_from=resnet101.safetensors --workdir=runs/pspnet_cityscapes
+      --config.init_from=torchvision:resnet101 --workdir=runs/pspnet_cityscapes
   jseg train --config=paper/pspnet:ade20k --config.data.root=ade20k \
-      --config.init_from=resnet50.safetensors --workdir=runs/pspnet_ade20k
+      --config.init_from=torchvision:resnet50 --workdir=runs/pspnet_ade20k
 
 The authors' numbers at one scale: .7907 mean IoU on VOC 2012 val (PSPNet-101), .7863 on Cityscapes
 val (PSPNet-101), .4189 on ADE20K val (PSPNet-50); theirs slide a window of the crop's size over the
@@ -29,17 +29,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ABOUT = {
   "voc": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
-    weights="resnet101.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet101, or another file of ImageNet's",
     published=".7907 mean IoU on VOC 2012 val",
   ),
   "cityscapes": jseg.config.About(
     data="Cityscapes' leftImg8bit and gtFine",
-    weights="resnet101.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet101, or another file of ImageNet's",
     published=".7863 mean IoU on Cityscapes val",
   ),
   "ade20k": jseg.config.About(
     data="ADE20K as a folder data set, `ade20k`",
-    weights="resnet50.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet50, or another file of ImageNet's",
     published=".4189 mean IoU on ADE20K val",
   ),
 }

@@ -1,9 +1,9 @@
 """RefineNet on Pascal VOC and Cityscapes (Lin et al. 2017; the authors' guosheng/refinenet).
 
   jseg train --config=paper/refinenet:voc --config.data.root=VOCdevkit \
-      --config.init_from=resnet50.safetensors --workdir=runs/refinenet_voc
+      --config.init_from=torchvision:resnet50 --workdir=runs/refinenet_voc
   jseg train --config=paper/refinenet:cityscapes --config.data.root=cityscapes \
-      --config.init_from=resnet101.safetensors --workdir=runs/refinenet_cityscapes
+      --config.init_from=torchvision:resnet101 --workdir=runs/refinenet_cityscapes
 
 The released recipe has ResNet-50 and VOC 2012's own 1,464 training images, and reaches about .691
 mean IoU on val; the paper has 73.6 on Cityscapes' test set with ResNet-101, at several scales.
@@ -23,12 +23,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ABOUT = {
   "voc": jseg.config.About(
     data="Pascal VOC's VOCdevkit",
-    weights="resnet50.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet50, or another file of ImageNet's",
     published="about .691 mean IoU on VOC 2012 val",
   ),
   "cityscapes": jseg.config.About(
     data="Cityscapes' leftImg8bit and gtFine",
-    weights="resnet101.safetensors or .pth of ImageNet",
+    weights="torchvision:resnet101, or another file of ImageNet's",
     published="73.6 mean IoU on Cityscapes' test set, at several scales",
   ),
 }

@@ -1,7 +1,7 @@
 """SegNet and SegNet-Basic on CamVid (Badrinarayanan et al. 2017, section 4.1 and table 1).
 
   jseg train --config=paper/segnet:segnet --config.data.root=camvid \
-      --config.init_from=vgg16_bn.safetensors --workdir=runs/segnet
+      --config.init_from=torchvision:vgg16_bn --workdir=runs/segnet
   jseg train --config=paper/segnet:segnet_basic --config.data.root=camvid \
       --workdir=runs/segnet_basic
 
@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"segnet": {}, "segnet_basic": {}}
 ABOUT = {
   "segnet": jseg.config.About(
     data="CamVid as a folder data set, `camvid`",
-    weights="vgg16_bn.safetensors or .pth of ImageNet",
+    weights="torchvision:vgg16_bn, or another file of ImageNet's",
     published="60.1 mean IoU, global accuracy 90.4, on 3,433 training images",
   ),
   "segnet_basic": jseg.config.About(

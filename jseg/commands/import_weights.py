@@ -11,15 +11,19 @@ from jseg.run import Run
 
 HELP = "make a run of weights that were trained elsewhere; nothing in the file is executed"
 EXAMPLES = """\
-  jseg import-weights deeplabv3_resnet50_coco.pth --out runs/deeplab_v3
+  jseg import-weights torchvision:deeplabv3_resnet50 --out runs/deeplab_v3
   jseg import-weights fcn8s-atonce_from_caffe.pth --set model.at_once=True --out runs/fcn8s
-  jseg import-weights resnet50.safetensors --model deeplab_v3 --classes my_data/classes.json \
+  jseg import-weights hf:timm/resnet50.a1_in1k --model deeplab_v3 --classes my_data/classes.json \
 --out runs/start"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments."""
-  parser.add_argument("source", metavar="SRC", help="a .safetensors, .pth or .pt file")
+  parser.add_argument(
+    "source",
+    metavar="SRC",
+    help="a .safetensors, .pth or .pt file, or published weights: torchvision:NAME, hf:OWNER/NAME",
+  )
   parser.add_argument("--model", help="the network, where the file is an ImageNet classifier")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="run directory to make")
   parser.add_argument("--classes", type=pathlib.Path, help="a classes.json with names and colors")

@@ -3,10 +3,12 @@
 from jseg.weights.convert import LayerTarget, convert
 from jseg.weights.find import Found, find_network, read_tensors, recognize
 from jseg.weights.load import Loaded, load, source_variables
+from jseg.weights.published import TORCHVISION_FILES, get_published
 from jseg.weights.source_model import Preprocessing, SourceModel, fold_preprocessing
 from jseg.weights.transfer import Transfer, transfer
 
 __all__ = [
+  "TORCHVISION_FILES",
   "Found",
   "LayerTarget",
   "Loaded",
@@ -16,6 +18,7 @@ __all__ = [
   "convert",
   "find_network",
   "fold_preprocessing",
+  "get_published",
   "load",
   "read_tensors",
   "recognize",

@@ -1,5 +1,6 @@
 """Reads files of weights: .safetensors, and PyTorch's."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -7,21 +8,29 @@ from safetensors.numpy import load_file
 
 from jseg.types import InputError
 from jseg.weights.pth import read_pth
+from jseg.weights.published import get_published, is_published
 
 
-def read_file(path: str | pathlib.Path) -> Any:
+def read_file(source: str | os.PathLike[str]) -> Any:
   """Reads what is in a .safetensors, .pth or .pt file: dictionaries and lists that hold arrays.
 
   Nothing in the file is executed.
 
+  Args:
+    source: path of the file, or a name of published weights (`get_published`).
+
   Raises:
-    InputError: the file isn't there, is of another kind, or is damaged.
+    InputError: the file isn't there, is of another kind, or is damaged; or the weights can't be
+      downloaded.
   """
-  path = pathlib.Path(path).expanduser()
+  path = get_published(str(source)) if is_published(source) else pathlib.Path(source).expanduser()
   if path.is_dir():
     raise InputError(f"{path} is a folder; give a file of weights (.safetensors, .pth or .pt)")
   if not path.is_file():
-    raise InputError(f"there is no file {path}; give a run directory, a .safetensors or .pth file")
+    raise InputError(
+      f"there is no file {path}; give a run directory, a .safetensors or .pth file, or "
+      "a name such as torchvision:resnet50 or hf:timm/resnet50.a1_in1k"
+    )
   if path.suffix.lower() != ".safetensors":
     return read_pth(path)
   try:
