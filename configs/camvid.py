@@ -9,7 +9,7 @@
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="CamVid at 180 x 240 as a folder data set, `camvid`",
+  data="CamVid at 180 x 240 as `jseg get-data camvid` makes it",
   minutes=11,
   reaches="validation mIoU .381, pixel accuracy .830; rare classes are not learned in that time",
 )

@@ -1,13 +1,13 @@
 """DeepLab V1 with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
 
-jseg train --config=deeplab_v1_voc --config.data.root=voc2012 \
+jseg train --config=deeplab_v1_voc --config.data.root=voc2012_subset \
       --config.init_from=torchvision:vgg16 --workdir=runs/deeplab_v1
 """
 
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="250 small Pascal VOC images as a folder data set, `voc2012`",
+  data="250 small Pascal VOC images, `jseg get-data voc2012_subset`",
   weights="torchvision:vgg16, or another file of ImageNet's",
   minutes=5,
   reaches="mIoU .130; .035, background alone, from random values",

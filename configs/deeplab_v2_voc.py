@@ -1,13 +1,13 @@
 """DeepLab V2 on VGG16, narrower and at two scales, on small Pascal VOC images, on CPU.
 
-jseg train --config=deeplab_v2_voc --config.data.root=voc2012 \
+jseg train --config=deeplab_v2_voc --config.data.root=voc2012_subset \
       --config.init_from=torchvision:vgg16 --workdir=runs/deeplab_v2
 """
 
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="250 small Pascal VOC images as a folder data set, `voc2012`",
+  data="250 small Pascal VOC images, `jseg get-data voc2012_subset`",
   weights="torchvision:vgg16, or another file of ImageNet's",
   minutes=8,
   reaches="mIoU .117; .035 is background alone",

@@ -1,13 +1,13 @@
 """FCN-8s with narrower fc layers on small Pascal VOC images, from an ImageNet VGG16, on CPU.
 
-jseg train --config=fcn8s_voc --config.data.root=voc2012 \
+jseg train --config=fcn8s_voc --config.data.root=voc2012_subset \
       --config.init_from=torchvision:vgg16 --workdir=runs/fcn8s
 """
 
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="250 small Pascal VOC images as a folder data set, `voc2012`",
+  data="250 small Pascal VOC images, `jseg get-data voc2012_subset`",
   weights="torchvision:vgg16, or another file of ImageNet's",
   minutes=15,
   reaches="mIoU .214; .035, background alone, from random values",

@@ -9,7 +9,7 @@ and evaluates whole slices. This is the padded, batch-normed U-Net; the paper's 
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="ISBI 2012 as a folder data set, `isbi2012`",
+  data="ISBI 2012 as `jseg get-data isbi2012` makes it",
   minutes=6,
   reaches="mIoU .778, pixel accuracy .919 on slices 24-29 of the training stack",
 )

@@ -16,7 +16,7 @@ images as classes, for a U-Net:
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="252 images of nuclei of the Data Science Bowl 2018 as a folder of objects, `dsb2018`",
+  data="252 images of nuclei of the Data Science Bowl 2018 as `jseg get-data dsb2018` makes them",
   extras=("instance",),
   minutes=30,
   reaches="validation mask AP .472, AP50 .783, box AP .448",

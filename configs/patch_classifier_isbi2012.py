@@ -8,7 +8,7 @@ Crops are larger than a patch: each holds those of 42 x 42 middles, at little mo
 
 import jseg.config
 
-ABOUT = jseg.config.About(data="ISBI 2012 as a folder data set, `isbi2012`")
+ABOUT = jseg.config.About(data="ISBI 2012 as `jseg get-data isbi2012` makes it")
 
 
 def get_config():

@@ -7,7 +7,7 @@ jseg train --config=unet3d_hippocampus --config.data.root=hippocampus3d \
 import jseg.config
 
 ABOUT = jseg.config.About(
-  data="the Decathlon's hippocampus as volumes, `hippocampus3d`",
+  data="the Decathlon's hippocampus, `jseg get-data hippocampus3d`",
   extras=("volumes",),
   minutes=28,
   reaches="Dice .860 anterior, .852 posterior",

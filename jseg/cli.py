@@ -15,6 +15,7 @@ COMMANDS = (
   "configs",
   "config",
   "models",
+  "get_data",
   "check_data",
   "evaluate",
   "predict",

@@ -129,7 +129,7 @@ def test_the_list_has_a_line_for_each_variant(capsys):
   assert len(lines) == len(VARIANTS)
   (line,) = [line for line in lines if line.startswith("unet3d_hippocampus |")]
   assert (
-    "needs the Decathlon's hippocampus as volumes, `hippocampus3d`; packages: pip install \"nib"
+    "needs the Decathlon's hippocampus, `jseg get-data hippocampus3d`; packages: pip install \"nib"
     in line
   )
   assert line.endswith("| 28 minutes on two CPU cores: Dice .860 anterior, .852 posterior")

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from helpers.pth import save_pth
+from helpers.server import Server
 from safetensors.numpy import save
 from test_weights_find import RESNET
 
@@ -26,38 +27,6 @@ DIGITS = hashlib.sha256(WEIGHTS).hexdigest()
 NAMED = f"resnet18-{DIGITS[:8]}.safetensors"
 
 
-class Server:
-  """Answers with `files`: by path, bytes, a status, or (status, headers, bytes)."""
-
-  def __init__(self):
-    self.files, self.seen = {}, []
-    outer = self
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-      def do_GET(self):
-        outer.seen.append((self.path, dict(self.headers)))
-        answer = outer.files.get(self.path, 404)
-        answer = (answer, {}, b"") if isinstance(answer, int) else answer
-        status, headers, body = (200, {}, answer) if isinstance(answer, bytes) else answer
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-          self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-      def log_message(self, *arguments):
-        pass
-
-    self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    self.url = f"http://127.0.0.1:{self.server.server_port}"
-    threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-  def paths(self):
-    """Paths that were asked for, since the last call."""
-    paths, self.seen = [path for path, _ in self.seen], []
-    return paths
-
-
 @pytest.fixture
 def server(monkeypatch, tmp_path):
   """A server that has torchvision's `resnet18` and stands for the Hugging Face Hub, too."""
@@ -70,8 +39,7 @@ def server(monkeypatch, tmp_path):
   monkeypatch.setattr(published, "TORCHVISION", f"{server.url}/")
   monkeypatch.setitem(TORCHVISION_FILES, "resnet18", NAMED)
   yield server
-  server.server.shutdown()
-  server.server.server_close()
+  server.close()
 
 
 def put_on_hub(server, repo, files, revision="main"):

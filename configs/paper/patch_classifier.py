@@ -10,7 +10,7 @@ ours. Not run here.
 
 import jseg.config
 
-ABOUT = jseg.config.About(data="ISBI 2012 as a folder data set, `isbi2012`")
+ABOUT = jseg.config.About(data="ISBI 2012 as `jseg get-data isbi2012` makes it")
 
 
 def get_config():

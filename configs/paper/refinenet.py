@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 ABOUT = {
   "voc": jseg.config.About(
-    data="Pascal VOC's VOCdevkit",
+    data="Pascal VOC, `jseg get-data voc2012`",
     weights="torchvision:resnet50, or another file of ImageNet's",
     published="about .691 mean IoU on VOC 2012 val",
   ),

@@ -17,12 +17,12 @@ import jseg.config
 VARIANTS: dict[str, dict[str, Any]] = {"segnet": {}, "segnet_basic": {}}
 ABOUT = {
   "segnet": jseg.config.About(
-    data="CamVid as a folder data set, `camvid`",
+    data="CamVid as `jseg get-data camvid` makes it",
     weights="torchvision:vgg16_bn, or another file of ImageNet's",
     published="60.1 mean IoU, global accuracy 90.4, on 3,433 training images",
   ),
   "segnet_basic": jseg.config.About(
-    data="CamVid as a folder data set, `camvid`",
+    data="CamVid as `jseg get-data camvid` makes it",
     published="47.7 mean IoU with median frequency balancing",
   ),
 }
