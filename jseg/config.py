@@ -141,7 +141,7 @@ RESUMABLE = {
   "data.threads",
   "data.eval_batch_size",
 }
-"""Keys that may change when a run is resumed: they change no parameter."""
+"""Keys that may change when a run is resumed: no parameter depends on them, or on `inference`."""
 
 
 def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.ConfigDict:
@@ -427,7 +427,9 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
   return [
     f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
     for key in sorted(before.keys() | after.keys())
-    if before.get(key) != after.get(key) and key not in RESUMABLE
+    if before.get(key) != after.get(key)
+    and key not in RESUMABLE
+    and not key.startswith("inference.")
   ]
 
 

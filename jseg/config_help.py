@@ -20,9 +20,10 @@ from jseg.models import Network
 from jseg.models.deeplab_v3 import FORMS, HEADS
 from jseg.models.refinenet import CHAINS
 from jseg.nn.norm import KINDS
+from jseg.tasks.semantic.inference import AVERAGES, BLENDS, FLIPS, MODES, Inference
 from jseg.types import InputError
 
-SECTIONS = ("", "data", "model", "augment", "loss", "aux_weights", "optim", "crf")
+SECTIONS = ("", "data", "model", "augment", "loss", "aux_weights", "optim", "inference", "crf")
 """The order of the sections."""
 
 _CHOICES = {
@@ -34,6 +35,10 @@ _CHOICES = {
   "loss.classes": CLASSES,
   "optim.optimizer": tuple(optim.OPTIMIZERS),
   "optim.schedule": tuple(optim.SCHEDULES),
+  "inference.mode": MODES,
+  "inference.blend": BLENDS,
+  "inference.average": AVERAGES,
+  "inference.flip": FLIPS,
   "crf.normalization": NORMALIZATIONS,
   "crf.method": METHODS,
   "crf.spatial_filter": SPATIAL_FILTERS,
@@ -125,6 +130,7 @@ def _meanings(network: type[Network]) -> dict[str, str]:
   found |= _prefixed("optim", _documented(optim.make_optimizer) | _documented(optim.make_schedule))
   found |= _prefixed("augment", _documented(augment.make_augment) | _strengths(network))
   found |= _prefixed("loss", _losses() | _documented(losses.make_loss))
+  found |= _prefixed("inference", _documented(Inference))
   found |= _prefixed("crf", _documented(CrfParams) | _documented(DenseCRF))
   return found | _documented(task.defaults)
 

@@ -14,6 +14,7 @@ from jseg.models import Network
 from jseg.outputs import try_file
 from jseg.run import Run
 from jseg.step import replicate
+from jseg.tasks.semantic.inference import protocol_changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ def evaluate(
   checkpoint: str | int = "best",
   root: str | None = None,
   batch_size: int | None = None,
+  protocol: str | None = None,
   metrics: Sequence[str] = (),
   crf: CrfParams | None = None,
   changes: Mapping[str, Any] | None = None,
@@ -61,6 +63,8 @@ def evaluate(
     checkpoint: "best", "latest" or a step.
     root: where the data set's files are now, if they have moved.
     batch_size: images per batch over all devices; that of the configuration if None.
+    protocol: how the network looks at an image, a key of
+      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
     metrics: names of further metrics that need whole images, as `jseg.metrics.create` takes them:
       "boundary", "rand=CLASS", or your own as "package.module:Name".
     crf: parameters of a dense CRF; the metrics after it are computed too.
@@ -74,10 +78,11 @@ def evaluate(
       set has other classes than the run's; the run's task has no such option; or the metrics can't
       be written, which is tried first.
   """
-  settings = dict(changes or {})
+  opened = Run.open(run, model=model)
+  settings = {**protocol_changes(opened.config, protocol), **(changes or {})}
   if batch_size is not None:
     settings["data.eval_batch_size"] = batch_size
-  opened = Run.open(run, settings, model=model)
+  opened = Run.open(opened, settings)
   task = opened.task
   options = {"metrics": tuple(metrics), "crf": crf}
   tasks.refuse_options(opened.config.model.name, options, task.evaluate_options)
@@ -90,6 +95,8 @@ def evaluate(
   step, variables = opened.restore(checkpoint)
   scores = task.evaluator(dataset, split)(replicate(variables))
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
+  if "inference" in opened.config:
+    extra["inference"] = opened.config.inference.to_dict()
   known = {name: options[name] for name in task.evaluate_options}
   extra |= task.extra_metrics(variables, dataset, split, **known)
   opened.save_evaluation(scores, split, step, extra)

@@ -128,6 +128,16 @@ def everywhere(condition: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(condition)).all())
 
 
+def add_up(counts: np.ndarray) -> np.ndarray:
+  """The sum of an integer array over all processes, each of which must ask."""
+  if jax.process_count() == 1:
+    return counts
+  # int64 would become int32 on the way.
+  halves = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
+  high, low = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64).sum(0)
+  return (high << 31) + low
+
+
 @contextlib.contextmanager
 def lost_processes() -> Iterator[None]:
   """Ends this process, and says what to do, where a step failed because another one was lost."""

@@ -21,6 +21,7 @@ from jseg.outputs import try_folder, unwritable
 from jseg.parameters import digest
 from jseg.record import Entry, Record
 from jseg.run import Run
+from jseg.tasks.semantic.inference import protocol_changes
 from jseg.types import InputError, Variables
 
 _PARTIAL = ".jseg-partial"  # hidden: not an input, and not a result
@@ -62,6 +63,7 @@ class Segmenter:
     checkpoint: str | int = "best",
     changes: Mapping[str, Any] | None = None,
     *,
+    protocol: str | None = None,
     model: Network | None = None,
     **options: Any,
   ) -> "Segmenter":
@@ -72,15 +74,18 @@ class Segmenter:
       checkpoint: "best", "latest" or a step.
       changes: configuration values by dotted key that are to differ, such as
         {"model.output_stride": 8}.
+      protocol: how the network looks at an image, a key of
+        `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
       model: the network, where the run was started with one made in Python.
-      **options: options of the task; networks of classes have `tile`, `margin` and `crf` (see
+      **options: options of the task; networks of classes have `crf` (see
         `jseg.tasks.semantic.predict.SemanticPredictor`).
 
     Raises:
       InputError: nothing was trained there, the checkpoint is of another network, or the network
         has no such option.
     """
-    opened = Run.open(run, changes, model=model)
+    opened = Run.open(run, model=model)
+    opened = Run.open(opened, {**protocol_changes(opened.config, protocol), **(changes or {})})
     return cls(opened.task, opened.restore(checkpoint)[1], **options)
 
   def __call__(self, image: np.ndarray) -> Any:
@@ -125,6 +130,7 @@ def predict_files(
   *,
   checkpoint: str | int = "best",
   changes: Mapping[str, Any] | None = None,
+  protocol: str | None = None,
   overwrite: bool = False,
   **options: Any,
 ) -> Predicted:
@@ -141,6 +147,8 @@ def predict_files(
     checkpoint: "best", "latest" or a step.
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}.
+    protocol: how the network looks at an image, a key of
+      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
     overwrite: predicts all files again, and replaces whatever bears the name of a result.
     **options: options of the task, as for `Segmenter.from_run`.
 
@@ -149,7 +157,8 @@ def predict_files(
       that isn't one; the folder holds results of other settings, or can't be written. And as soon
       as results can't be written.
   """
-  out, opened = pathlib.Path(out), Run.open(run, changes)
+  out, opened = pathlib.Path(out), Run.open(run)
+  opened = Run.open(opened, {**protocol_changes(opened.config, protocol), **(changes or {})})
   task = opened.task
   inputs = find_inputs([pathlib.Path(path) for path in paths], task.suffixes)
   plan = plan_outputs(inputs.files, task.outputs, out)
@@ -162,7 +171,7 @@ def predict_files(
   settings = {
     "step": step,
     "weights": digest(variables),
-    **_plain(changes or {}),
+    **_plain({"protocol": protocol, **(changes or {})}),
     **_plain(options),
   }
   failed = dict(inputs.broken)

@@ -6,7 +6,7 @@ what comes out is device 0's value, so everything returned has been reduced befo
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jseg.arithmetic import cdiv
 from jseg.nn.devices import AXIS
 from jseg.optim import frozen
 from jseg.state import TrainState
@@ -28,6 +29,7 @@ TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Any
 """`(state, batch, key) -> (state, metrics)`."""
 
 _Tree = TypeVar("_Tree")
+_Item = TypeVar("_Item")
 
 
 class Forward(Protocol):
@@ -79,6 +81,41 @@ def parallel(
     devices=_devices() if jax.process_count() > 1 else None,
     donate_argnums=(0,) if donate else (),
   )
+
+
+class LocalDevices:
+  """The devices of this process, which share batches of independent items.
+
+  Args:
+    batch_size: items of a batch over all of them, rounded up to a multiple of their number.
+  """
+
+  def __init__(self, batch_size: int):
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    self._count = mesh.size
+    self._batch = self.round_up(batch_size)
+    self._same, self._split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+    self._given: Any = None
+    self._copies: Any = None
+
+  def round_up(self, count: int) -> int:
+    """Returns the smallest number of items, at least `count`, that the devices can share."""
+    return cdiv(count, self._count) * self._count
+
+  def batches(self, items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """Yields the items batch by batch; the last batch may be smaller."""
+    for first in range(0, len(items), self._batch):
+      yield items[first : first + self._batch]
+
+  def replicate(self, tree: _Tree) -> _Tree:
+    """Copies a pytree to every device, unless it is the one that was copied last."""
+    if tree is not self._given:
+      self._given, self._copies = tree, jax.device_put(tree, self._same)
+    return self._copies
+
+  def shard(self, *arrays: np.ndarray) -> list[Array]:
+    """Splits the first axis of arrays over the devices, which must divide it."""
+    return [jax.device_put(array, self._split) for array in arrays]
 
 
 def make_train_step(

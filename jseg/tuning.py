@@ -15,6 +15,7 @@ from jseg.metrics import ConfusionState, host_confusion, none_if_nan
 from jseg.outputs import try_file
 from jseg.predict import Segmenter
 from jseg.run import Run, write_json
+from jseg.tasks.semantic.inference import protocol_changes
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import InputError
 
@@ -63,6 +64,7 @@ def tune_crf(
   ranges: str = "v2",
   base: CrfParams | None = None,
   changes: Mapping[str, Any] | None = None,
+  protocol: str | None = None,
 ) -> Tuning:
   """Searches on images from all over a split, and writes the run's `crf.json`.
 
@@ -79,6 +81,8 @@ def tune_crf(
     base: the parameters that aren't searched.
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}.
+    protocol: how the network looks at an image, a key of
+      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
 
   Raises:
     InputError: no such run, checkpoint, split or ranges; the network is of volumes or objects; or
@@ -88,7 +92,8 @@ def tune_crf(
     raise InputError(f"there are no ranges {ranges!r}; choose from {', '.join(RANGES)}")
   if images < 1:
     raise InputError(f"images: {images} must be at least 1; 20 to 100 are usual")
-  opened = Run.open(run, changes)
+  opened = Run.open(run)
+  opened = Run.open(opened, {**protocol_changes(opened.config, protocol), **(changes or {})})
   if "crf" not in opened.config:
     raise InputError(
       f"{opened.config.model.name}: the CRF is for classes of images; there is nothing to tune"

@@ -54,7 +54,7 @@ def test_a_segmenter_with_a_crf_is_the_crf_of_its_probabilities(run):
   np.testing.assert_allclose(refined.probabilities, expected, atol=1e-4)
   np.testing.assert_array_equal(refined.mask, refined.probabilities.argmax(-1))
   assert (refined.mask != plain.mask).any()
-  tiled = jseg.Segmenter.from_run(run, tile=True, margin=0, crf=MILD)(image)
+  tiled = jseg.Segmenter.from_run(run, protocol="tile", crf=MILD)(image)
   assert tiled.mask.shape == (40, 28)
 
 

@@ -161,7 +161,11 @@ def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
     (["evaluate", "RUN", "--metrics", "boundary"], "metrics: mask_rcnn has no such option"),
     (["evaluate", "RUN", "--crf"], "crf: mask_rcnn has no such option; it takes none"),
     (["evaluate", "RUN", "--split", "dev"], "no split 'dev'; it has train, val, test"),
-    (["predict", "RUN", "IMAGES", "--out", "OUT", "--tile"], "tile: mask_rcnn has no such option"),
+    (
+      ["predict", "RUN", "IMAGES", "--out", "OUT", "--protocol", "tile"],
+      "protocol: mask_rcnn finds objects in the whole image",
+    ),
+    (["evaluate", "RUN", "--protocol", "pspnet"], "protocol: mask_rcnn finds objects"),
     (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "crf: mask_rcnn has no such option"),
     (["tune-crf", "RUN"], "mask_rcnn: the CRF is for classes of images; there is nothing to tune"),
     (["export", "RUN"], "mask_rcnn finds objects; only networks with one class per pixel"),

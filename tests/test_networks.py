@@ -14,6 +14,7 @@ from jseg import cli
 from jseg.loop import train
 from jseg.predict import Segmenter
 from jseg.run import load_model
+from jseg.tasks.semantic.inference import Inference
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.types import InputError
 
@@ -207,9 +208,11 @@ def test_tiles_give_what_the_whole_image_gives():
   image = np.random.default_rng(0).integers(0, 255, (150, 203, 3), dtype=np.uint8)
   variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)))
   classes = jseg.data.ClassInfo(("a", "b", "c"))
-  tiled = SemanticPredictor(model, classes, (96, 128), tile=True, margin=32)(variables, image)
+  tiled = SemanticPredictor(model, classes, (96, 128), inference=Inference("tile", margin=32))(
+    variables, image
+  )
   whole = SemanticPredictor(model, classes, (150, 203))(variables, image)
   np.testing.assert_allclose(tiled.probabilities, whole.probabilities, atol=1e-5)
-  for margin, message in ((64, r"64 pixels on both sides leave nothing"), (-1, r"-1 must be at")):
+  for margin, message in ((64, r"64 pixels on both sides leave nothing"), (-2, r"-2 must be at")):
     with pytest.raises(InputError, match=f"margin: {message}"):
-      SemanticPredictor(model, classes, (96, 128), tile=True, margin=margin)
+      SemanticPredictor(model, classes, (96, 128), inference=Inference("tile", margin=margin))

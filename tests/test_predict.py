@@ -129,18 +129,18 @@ def test_other_settings_are_refused_or_all_is_done_again(run, tmp_path):
   predict_files(run, paths, out)
   before = states(out)
   with pytest.raises(
-    InputError, match=r"other settings \(margin: was None, is 0; tile: was .*--overwrite"
+    InputError, match=r"other settings \(protocol: was None, is tile.*--overwrite"
   ):
-    predict_files(run, paths, out, tile=True, margin=0)
+    predict_files(run, paths, out, protocol="tile")
   other = make_run(tmp_path / "other", classes=NAMES, widths=(2, 4, 4))
   with pytest.raises(InputError, match=r"results of other settings \(weights: was"):
     predict_files(other, paths, out)
   assert states(out) == before
   with pytest.raises(InputError, match=r"also of 1 file\(s\) that aren't given now, such as b"):
-    predict_files(run, paths[:1], out, tile=True, margin=0, overwrite=True)
-  result = predict_files(run, paths, out, tile=True, margin=0, overwrite=True)
+    predict_files(run, paths[:1], out, protocol="tile", overwrite=True)
+  result = predict_files(run, paths, out, protocol="tile", overwrite=True)
   assert (result.done, result.before) == (["a", "b"], [])
-  assert predict_files(run, paths, out, tile=True, margin=0).before == ["a", "b"]
+  assert predict_files(run, paths, out, protocol="tile").before == ["a", "b"]
 
 
 @pytest.mark.parametrize("out", ["photos", "link", "masks"])
@@ -250,7 +250,7 @@ def test_what_is_no_image(run, image, match):
 
 def test_tiles_are_computed_again_for_probabilities_and_agree(run):
   image = np.random.default_rng(0).integers(0, 256, (70, 45, 3), np.uint8)
-  prediction = jseg.Segmenter.from_run(run, tile=True, margin=0)(image)
+  prediction = jseg.Segmenter.from_run(run, protocol="tile")(image)
   np.testing.assert_array_equal(prediction.probabilities.argmax(-1), prediction.mask)
   np.testing.assert_allclose(prediction.probabilities.sum(-1), 1, rtol=1e-5)
   shares = np.bincount(prediction.mask.ravel(), minlength=3) / prediction.mask.size

@@ -14,6 +14,7 @@ from jseg import console
 from jseg.crf import CrfParams, parse_params
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
+from jseg.tasks.semantic.inference import PROTOCOLS
 from jseg.types import InputError
 
 
@@ -73,6 +74,17 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
   """Adds --split and --root."""
   parser.add_argument("--split", help="default: the validation split of the run")
   parser.add_argument("--root", help="where the data set's files are, if they have moved")
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+  """Adds --protocol."""
+  parser.add_argument(
+    "--protocol",
+    choices=PROTOCOLS,
+    help="how the network looks at an image: shrink (to its canvas), window (overlapping and "
+    "blended), tile (U-Net's), or as papers measure: deeplab, pspnet, nnunet; details by --set "
+    "inference.KEY=VALUE (default: the run's)",
+  )
 
 
 def add_crf(parser: argparse.ArgumentParser, what: str) -> None:

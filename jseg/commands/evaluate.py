@@ -14,6 +14,7 @@ HELP = "measure a checkpoint on a split, at the images' original size"
 EXAMPLES = """\
   jseg evaluate runs/quickstart
   jseg evaluate runs/camvid --split test
+  jseg evaluate runs/camvid --protocol pspnet
   jseg evaluate runs/camvid --crf --metrics boundary
   jseg evaluate runs/isbi2012 --metrics rand=cell"""
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_run(parser)
   common.add_dataset(parser)
   parser.add_argument("--batch-size", type=int, help="images per batch, over all devices")
+  common.add_protocol(parser)
   parser.add_argument(
     "--metrics",
     nargs="+",
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint=arguments.checkpoint,
     root=arguments.root,
     batch_size=arguments.batch_size,
+    protocol=arguments.protocol,
     metrics=arguments.metrics,
     changes=common.changes(arguments),
     crf=common.crf_params(arguments, opened),

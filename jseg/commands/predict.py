@@ -12,6 +12,7 @@ HELP = "segment images or NIfTI volumes: class indices or objects, and overlays"
 EXAMPLES = """\
   jseg predict runs/mine photo.jpg --out out
   jseg predict runs/mine photos/ --out out
+  jseg predict runs/mine aerial/ --out out --protocol window
   jseg predict runs/hippocampus scans/ --out out
 
 Stopped or failed in part, the same command goes on with what is missing."""
@@ -29,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="predict all again, and replace what bears the name of a result",
   )
-  parser.add_argument(
-    "--tile", action="store_true", help="cut large images into overlapping tiles, don't shrink them"
-  )
-  parser.add_argument("--margin", type=int, help="pixels that tiles overlap on every side")
+  common.add_protocol(parser)
   common.add_crf(parser, "refine by a dense CRF on the image's own colors")
 
 
@@ -50,8 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint=arguments.checkpoint,
     changes=common.changes(arguments),
     overwrite=arguments.overwrite,
-    tile=arguments.tile,
-    margin=arguments.margin,
+    protocol=arguments.protocol,
     crf=common.crf_params(arguments, opened),
   )
   if result.done or result.before:

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments."""
   common.add_run(parser)
   common.add_dataset(parser)
+  common.add_protocol(parser)
   parser.add_argument(
     "--images", type=int, default=20, help="images of the split; the papers take 100 (default: 20)"
   )
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     ranges=arguments.ranges,
     base=None if text is None else parse_params(text),
     changes=common.changes(arguments),
+    protocol=arguments.protocol,
   )
   table = Table(*result.trials[0][0], "mIoU", title="the best of them", title_justify="left")
   for values, miou in result.trials[:10]:

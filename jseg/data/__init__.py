@@ -69,7 +69,14 @@ _HOMES = {
   "sources.base": ("Example", "Item", "ListedSource", "Source"),
   "files.nifti": ("flatten_volume", "read_volume", "write_mask"),
   "repair": ("repair_folder",),
-  "pipeline": ("as_channels", "check_canvas", "eval_batches", "resize_and_pad", "train_iterator"),
+  "pipeline": (
+    "as_channels",
+    "check_canvas",
+    "eval_batches",
+    "resize",
+    "resize_and_pad",
+    "train_iterator",
+  ),
 }
 
 

@@ -180,12 +180,23 @@ def resize_and_pad(image: np.ndarray, size: Size, short_side: int = 0) -> tuple[
     check_canvas(image.shape[:3], size)
     return _pad(image, size, 0), image.shape[:3]
   covered = _fitted(image.shape[:2], size, short_side)
-  if covered != image.shape[:2]:
-    smaller = covered[0] < image.shape[0]
-    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    image = cv2.resize(image, covered[::-1], interpolation=method)
-    image = image.reshape(*covered, -1)  # OpenCV drops the axis of a single channel
-  return _pad(image, size, 0), covered
+  return _pad(resize(image, covered), size, 0), covered
+
+
+def resize(image: np.ndarray, size: Size, *, linear: bool = False) -> np.ndarray:
+  """Brings an image [h w c] to another size.
+
+  Args:
+    image: uint8 or float32 [h w c].
+    size: (h', w').
+    linear: interpolates to smaller sizes too, where otherwise means over areas are taken.
+  """
+  if image.shape[:2] == size:
+    return image
+  area = size[0] < image.shape[0] and not linear
+  method = cv2.INTER_AREA if area else cv2.INTER_LINEAR
+  # OpenCV drops the axis of a single channel.
+  return cv2.resize(image, size[::-1], interpolation=method).reshape(*size, -1)
 
 
 def check_canvas(largest: Size, size: Size) -> None:

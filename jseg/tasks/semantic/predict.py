@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,22 @@ from PIL import Image
 
 from jseg import crf as dense
 from jseg.arithmetic import cdiv, strips
-from jseg.data import ClassInfo, as_channels, flatten_volume, resize_and_pad, write_mask
+from jseg.data import (
+  ClassInfo,
+  as_channels,
+  flatten_volume,
+  resize,
+  resize_and_pad,
+  write_mask,
+)
 from jseg.images import prepare
 from jseg.models import Network
 from jseg.nn import resize_to
 from jseg.report import legend, overlay
+from jseg.step import LocalDevices
 from jseg.tasks.semantic.forward import label_at_full_size
+from jseg.tasks.semantic.inference import GRIDS, Inference
+from jseg.tasks.semantic.windows import Window, blend, gaussian_weights, overlapping, tiles
 from jseg.types import Array, InputError, Outputs, Variables
 
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
@@ -36,6 +45,8 @@ def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 _resize_to = jax.jit(resize_to, static_argnums=3)
+_label_at_full_size = jax.jit(label_at_full_size, static_argnums=3)
+_LEAST = 1e-30  # a probability whose logarithm is finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +69,7 @@ class SemanticPrediction:
   def probabilities(self) -> np.ndarray:
     """float32 [... k] on the mask, summing to 1; computed when first asked for, as it is large.
 
-    Of an image in tiles, the network is run once more.
+    Of an image in windows, the network is run once more.
     """
     return np.asarray(jax.nn.softmax(self._logits_at_full_size(), -1))
 
@@ -142,23 +153,22 @@ def output_names(stem: str, ndim: int) -> list[str]:
 class SemanticPredictor:
   """Predicts single images of any size, or volumes: `predictor(variables, image)`.
 
-  Images larger than the network's canvas are shrunk to fit it, smaller ones padded, as in training;
-  the result is brought back to the image's own size before the classes are decided. Volumes, and
-  images too with `tile`, keep their pixels: what doesn't fit is worked through in overlapping tiles
-  surrounded by the image's mirror image (Ronneberger et al. 2015, figure 2).
+  Where the protocol shrinks, images larger than the network's canvas are shrunk to fit it, smaller
+  ones padded, as in training; the result is brought back to the image's own size before the classes
+  are decided. Otherwise images and volumes keep their size and are worked through in windows.
 
   Args:
     model: network of classes.
     classes: names and colors of the classes.
     size: canvas (height, width) of the network, or (depth, height, width).
     channels: 3 (RGB) or 1 (gray); of volumes, as many as they have.
-    tile: whether large images are tiled and not shrunk.
-    margin: pixels on every side of a tile that are not used, but give the others their context;
-      None: a quarter of the canvas. Rounded down to a multiple of 32, or 8 in volumes.
+    inference: how the network looks at an image.
+    batch_size: windows that it sees at a time, over all local devices.
     crf: parameters of a dense CRF that refines each prediction; None: none does.
 
   Raises:
-    InputError: the margins leave nothing of a tile, or a CRF is asked for volumes.
+    InputError: the margins leave nothing of a tile, or volumes are to be shrunk, scaled, or refined
+      by a CRF.
   """
 
   def __init__(
@@ -168,49 +178,46 @@ class SemanticPredictor:
     size: Sequence[int],
     channels: int = 3,
     *,
-    tile: bool = False,
-    margin: int | None = None,
+    inference: Inference | None = None,
+    batch_size: int = 1,
     crf: dense.CrfParams | None = None,
   ):
-    if crf is not None and len(size) == 3:
-      raise InputError(_NO_VOLUMES)
-    self._crf = crf
-    self._classes = classes
     self._size = tuple(int(n) for n in size)
-    self._channels = channels
-    self._tile = tile
-    # Pooling must fall on the same grid in every tile.
-    grid = 32 if len(self._size) == 2 else 8
-    if margin is not None and margin < 0:
-      raise InputError(f"margin: {margin} must be at least 0, pixels that tiles overlap")
-    self._margins = [(n // 4 if margin is None else margin) // grid * grid for n in self._size]
-    self._steps = [
-      (n - 2 * m) // grid * grid or n - 2 * m
-      for n, m in zip(self._size, self._margins, strict=True)
-    ]
-    if margin is not None and min(self._steps) < 1:
-      raise InputError(
-        f"margin: {margin} pixels on both sides leave nothing of tiles of {self._size}; "
-        f"take at most {(min(self._size) - grid) // 2}"
-      )
+    ndim = len(self._size)
+    if crf is not None and ndim == 3:
+      raise InputError(_NO_VOLUMES)
+    self._inference = inference or Inference("shrink" if ndim == 2 else "window")
+    self._inference.check(self._size)
+    self._crf, self._classes, self._channels = crf, classes, channels
+    gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
+    self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
+    self._devices = LocalDevices(batch_size)
+    flips = self._inference.flipped_axes(ndim)
 
-    def logits(variables: Variables, image: Array, size: Array) -> Array:
-      prepared = prepare(image[None], size[None])
-      return cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
+    def scores(average: str, variables: Variables, image: Array, size: Array) -> Array:
+      prepared = prepare(image, size)
+      total = jnp.float32(0)
+      for axes in flips:
+        axes = tuple(axis + 1 for axis in axes)
+        outputs = model.apply(variables, jnp.flip(prepared, axes), train=False)
+        logits = jnp.flip(cast(Outputs, outputs).logits, axes).astype(jnp.float32)
+        total += jax.nn.softmax(logits) if average == "probabilities" else logits
+      return total / len(flips)
 
     @functools.partial(jax.jit, static_argnames="canvas")
-    def forward(
+    def whole(
       variables: Variables,
       image: Array,
       size: Array,
       full_size: Array,
       canvas: tuple[int, int],
     ) -> tuple[Array, Array]:
-      low = logits(variables, image, size)
-      return low, label_at_full_size(low, size, full_size, canvas)
+      prepared = prepare(image[None], size[None])
+      logits = cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
+      return logits, label_at_full_size(logits, size, full_size, canvas)
 
-    self._forward = forward
-    self._forward_tile = jax.jit(logits)
+    self._whole = whole
+    self._scores = jax.jit(scores, static_argnums=0)
 
   def __call__(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     """Segments one image.
@@ -233,58 +240,122 @@ class SemanticPredictor:
       raise InputError(
         f"this network takes {kinds[len(self._size)]}, not an array of shape {image.shape}"
       )
-    larger = any(n > m for n, m in zip(shape, self._size, strict=True))
-    if larger and (len(shape) == 3 or self._tile):
-      return self._segment_by_tiles(variables, image)
-    if len(shape) == 3:
-      logits = self._padded(variables, image)
-      return SemanticPrediction(image, _best(logits), self._classes, lambda: logits, shape)
+    if self._inference.one_pass:
+      return self._segment_at_once(variables, image)
+    if self._inference.mode == "shrink":
+      return self._segment_on_canvas(variables, image)
+    return self._segment_by_windows(variables, image)
+
+  def _segment_at_once(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+    shape = image.shape[:-1]
     canvas_image, size = resize_and_pad(image, self._size)
-    low, mask = self._forward(
+    low, mask = self._whole(
       variables, canvas_image, np.array(size, np.int32), np.array(shape), _canvas(shape)
     )
     mask = np.asarray(mask)[: shape[0], : shape[1]]
     return SemanticPrediction(image, mask, self._classes, lambda: low, tuple(size))
 
-  def _padded(self, variables: Variables, image: np.ndarray) -> np.ndarray:
-    canvas, size = resize_and_pad(image, self._size)
-    logits = self._forward_tile(variables, canvas, np.array(size, np.int32))
-    return np.asarray(logits)[tuple(map(slice, size))]
+  def _segment_on_canvas(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+    """Averages flips and scales of the whole image, at the size that it has on the canvas."""
+    shape, total = image.shape[:-1], jnp.float32(0)
+    size = resize_and_pad(image, self._size)[1]
+    for scale in self._inference.scales:
+      canvas, covered = _scaled(self._size, scale), _scaled(size, scale)
+      shown = resize_and_pad(resize(image, covered), canvas)[0]
+      sizes = np.array(covered, np.int32)[None]
+      scores = self._scores(self._inference.average, variables, shown[None], sizes)[0]
+      total += _resize_to(scores, np.array(covered), np.array(size), self._size)
+    low = _logits(total / len(self._inference.scales), self._inference.average)
+    mask = _label_at_full_size(low, np.array(size), np.array(shape), _canvas(shape))
+    mask = np.asarray(mask)[: shape[0], : shape[1]]
+    return SemanticPrediction(image, mask, self._classes, lambda: low, tuple(size))
 
-  def _segment_by_tiles(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
-    shape = image.shape[:-1]
+  def _segment_by_windows(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+    shape, average = image.shape[:-1], self._average(image.shape[:-1])
 
     def logits() -> np.ndarray:
       result = np.empty((*shape, len(self._classes.names)), np.float32)
-      for place, part in self._tiles(variables, image):
-        result[place] = part
+      for rows, scores in self._strips(variables, image, average):
+        result[rows] = _logits(scores, average)
       return result
 
     if self._crf is not None:  # which asks for them anyway
       whole = logits()
       return SemanticPrediction(image, _best(whole), self._classes, lambda: whole, shape)
     mask = np.empty(shape, np.uint8)
-    for place, part in self._tiles(variables, image):
-      mask[place] = part.argmax(-1)
+    for rows, scores in self._strips(variables, image, average):
+      mask[rows] = _best(scores)
     return SemanticPrediction(image, mask, self._classes, logits, shape)
 
-  def _tiles(
-    self, variables: Variables, image: np.ndarray
-  ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """Parts of an image of any size, and their logits float32 [... k]."""
-    shape, size = image.shape[:-1], np.array(self._size, np.int32)
-    starts = [range(0, n, step) for n, step in zip(shape, self._steps, strict=True)]
-    for first in itertools.product(*starts):
-      window = [
-        _mirrored(f - m, n, length)
-        for f, m, n, length in zip(first, self._margins, self._size, shape, strict=True)
-      ]
-      logits = np.asarray(self._forward_tile(variables, image[np.ix_(*window)], size))
-      place = tuple(
-        slice(f, min(f + step, n)) for f, step, n in zip(first, self._steps, shape, strict=True)
+  def _average(self, shape: Sequence[int]) -> str:
+    """What is averaged; logits, as they are, where there is nothing to average."""
+    protocol = self._inference
+    alone = protocol.mode == "tile" or not _is_larger(shape, self._size)
+    if alone and protocol.flip == "none" and tuple(protocol.scales) == (1.0,):
+      return "logits"
+    return protocol.average
+
+  def _strips(
+    self, variables: Variables, image: np.ndarray, average: str
+  ) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of an image, and their scores float32 [rows ... k]; of several scales, all at once."""
+    shape, scales = image.shape[:-1], self._inference.scales
+    if tuple(scales) == (1.0,):
+      yield from self._blended(variables, image, average)
+      return
+    total = np.zeros((*shape, len(self._classes.names)), np.float32)
+    for scale in scales:
+      shown = resize(image, _scaled(shape, scale))
+      scores = np.concatenate([part for _, part in self._blended(variables, shown, average)])
+      total += resize(scores, shape, linear=True)
+    total /= len(scales)
+    yield slice(0, shape[0]), total
+
+  def _blended(
+    self, variables: Variables, image: np.ndarray, average: str
+  ) -> Iterator[tuple[slice, np.ndarray]]:
+    shape = image.shape[:-1]
+    # What fits is padded, as in training.
+    if self._inference.mode == "tile" and _is_larger(shape, self._size):
+      windows = tiles(shape, self._size, self._inference.margins(self._size), GRIDS[len(shape)])
+    else:
+      windows = overlapping(shape, self._size, self._inference.overlap, GRIDS[len(shape)])
+    return blend(self._scored(variables, image, windows, average), shape, self._weights)
+
+  def _scored(
+    self, variables: Variables, image: np.ndarray, windows: Sequence[Window], average: str
+  ) -> Iterator[tuple[Window, np.ndarray]]:
+    """Windows and their scores float32 [... k]; the host lags a batch behind the devices."""
+    variables = self._devices.replicate(variables)
+    pending: tuple[Sequence[Window], Any] = ((), ())
+    for part in self._devices.batches(windows):
+      shown = np.zeros(
+        (self._devices.round_up(len(part)), *self._size, self._channels), image.dtype
       )
-      inner = (slice(m, m + p.stop - p.start) for m, p in zip(self._margins, place, strict=True))
-      yield place, logits[tuple(inner)]
+      sizes = np.ones((len(shown), len(self._size)), np.int32)
+      for i, window in enumerate(part):
+        sizes[i] = [len(index) for index in window.index]
+        shown[i][tuple(map(slice, sizes[i]))] = image[np.ix_(*window.index)]
+      current = part, self._scores(average, variables, *self._devices.shard(shown, sizes))
+      yield from zip(pending[0], np.asarray(pending[1]), strict=False)
+      pending = current
+    yield from zip(pending[0], np.asarray(pending[1]), strict=False)
+
+
+def _logits(scores: Any, average: str) -> Any:
+  """What the averaged scores are the softmax of."""
+  if average == "logits":
+    return scores
+  log = jnp.log if isinstance(scores, jax.Array) else np.log
+  return log(scores.clip(_LEAST))
+
+
+def _is_larger(shape: Sequence[int], size: Sequence[int]) -> bool:
+  return any(n > m for n, m in zip(shape, size, strict=True))
+
+
+def _scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
+  return tuple(max(1, round(int(n) * scale)) for n in size)
 
 
 def _best(logits: np.ndarray) -> np.ndarray:
@@ -293,10 +364,3 @@ def _best(logits: np.ndarray) -> np.ndarray:
   for part in strips(mask.shape):
     mask[part] = logits[part].argmax(-1)
   return mask
-
-
-def _mirrored(first: int, count: int, length: int) -> np.ndarray:
-  """Indices of an axis from `first`, which beyond its ends run back as in a mirror."""
-  period = max(1, 2 * (length - 1))
-  index = np.arange(first, first + count) % period
-  return np.minimum(index, period - index) if length > 1 else index

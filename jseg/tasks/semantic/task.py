@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import grain
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jseg import augment, images, losses, metrics
+from jseg import augment, hosts, images, losses, metrics
 from jseg.config_values import at_least, build
 from jseg.console import progress
 from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
@@ -34,6 +35,7 @@ from jseg.step import Forward
 from jseg.tasks.base import LossFn, Serving, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
+from jseg.tasks.semantic.inference import Inference
 from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor, output_names
 from jseg.types import IGNORE, Array, InputError, Outputs, Variables
 
@@ -57,7 +59,7 @@ class SemanticTask:
 
   metric: ClassVar[str] = "miou"
   title: ClassVar[str] = "mIoU"
-  predict_options: ClassVar[tuple[str, ...]] = ("tile", "margin", "crf")
+  predict_options: ClassVar[tuple[str, ...]] = ("crf",)
   evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
   folder_outputs: ClassVar[tuple[str, ...]] = ()
 
@@ -67,7 +69,7 @@ class SemanticTask:
 
   @staticmethod
   def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
-    """Returns the sections `augment`, `loss` and, for images, `crf`.
+    """Returns the sections `augment`, `loss`, `inference` and, for images, `crf`.
 
     Keys:
       augment.crop: size of the crops that are trained on, as data.size; () is data.size itself.
@@ -86,6 +88,7 @@ class SemanticTask:
         "border_weight": 0.0,
         "border_sigma": 5.0,
       },
+      "inference": dataclasses.asdict(Inference("shrink" if network.ndim == 2 else "window")),
     }
     if network.ndim == 2:
       # As many iterations as Zheng et al. 2015 train with; the compatibility is Potts at first.
@@ -109,6 +112,7 @@ class SemanticTask:
       raise InputError(f"data.channels: {channels} must be 3 (RGB) or 1 (gray)")
     _make_augment(config)
     _make_loss(config)
+    build("inference", _make_inference(config).check, config.data.size)
     _check_weights(config.loss, network.ndim)
 
   @staticmethod
@@ -199,6 +203,8 @@ class SemanticTask:
 
   def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], SemanticScores]:
     """Returns `evaluate(variables)`, exact at the images' own size."""
+    if not self._shows_whole(dataset, split):
+      return self._window_evaluator(dataset, split)
     step = forward.make_eval_step(self.model, images.prepare)
     canvas = dataset.max_size(split)
     results = make_results(self.config, dataset, split, step, label_size=canvas)
@@ -208,6 +214,32 @@ class SemanticTask:
       for counts in results(variables):
         state = state.update(counts)
       return state.compute()
+
+    return evaluate
+
+  def _shows_whole(self, dataset: Dataset, split: str) -> bool:
+    """Whether the network sees every image of a split once, and all of it."""
+    protocol = _make_inference(self.config)
+    if dataset.ndim == 2:
+      return protocol.one_pass
+    fits = all(n <= m for n, m in zip(dataset.max_size(split), self.config.data.size, strict=True))
+    return fits and protocol.flip == "none"
+
+  def _window_evaluator(
+    self, dataset: Dataset, split: str
+  ) -> Callable[[Variables], SemanticScores]:
+    """Returns `evaluate(variables)` by the predictor, image by image: what `predict` gives."""
+    predict, source = self.predictor(), dataset.source(split)
+    indices = range(jax.process_index(), len(source), jax.process_count())
+
+    def evaluate(variables: Variables) -> SemanticScores:
+      variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
+      state = ConfusionState.empty(len(self.classes.names))
+      for index in progress(indices, f"evaluating {split}", len(indices)):
+        example = source[index]
+        mask = predict(variables, example["image"]).mask
+        state = state.update(host_confusion(mask, example["label"], len(self.classes.names)))
+      return ConfusionState(hosts.add_up(state.matrix)).compute()
 
     return evaluate
 
@@ -284,17 +316,16 @@ class SemanticTask:
       )
     return read_volume(path) if is_volume else read_image(path)
 
-  def predictor(
-    self, *, tile: bool = False, margin: int | None = None, crf: CrfParams | None = None
-  ) -> SemanticPredictor:
+  def predictor(self, *, crf: CrfParams | None = None) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
+    data = self.config.data
     return SemanticPredictor(
       self.model,
       self.classes,
-      self.config.data.size,
-      self.config.data.channels,
-      tile=tile,
-      margin=margin,
+      data.size,
+      data.channels,
+      inference=_make_inference(self.config),
+      batch_size=data.eval_batch_size,
       crf=crf,
     )
 
@@ -369,6 +400,10 @@ def _make_augment(config: ConfigDict) -> augment.Augment:
   arguments = dict(config.augment)
   crop = tuple(arguments.pop("crop"))
   return build("augment", augment.make_augment, size=crop or tuple(config.data.size), **arguments)
+
+
+def _make_inference(config: ConfigDict) -> Inference:
+  return build("inference", Inference, **config.inference)
 
 
 def _make_loss(config: ConfigDict) -> losses.Loss:

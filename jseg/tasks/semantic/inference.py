@@ -1,0 +1,140 @@
+"""How a network of classes looks at an image of any size: one protocol for all that predict."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jseg.types import InputError
+
+MODES = ("shrink", "window", "tile")
+BLENDS = ("gaussian", "uniform")
+AVERAGES = ("probabilities", "logits")
+FLIPS = ("none", "horizontal", "all")
+GRIDS = {2: 32, 3: 8}
+"""What windows move by a multiple of, by the number of axes: so pooling has one grid in all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+  """A protocol: what a network is shown of an image, and how its answers become one.
+
+  Attributes:
+    mode: "shrink": the whole image, made to fit the canvas (data.size) where it is larger, for
+      images only; "window": windows of the canvas's size at the image's own size, blended where
+      they overlap; "tile": the same, but each pixel from one window alone, which sees a margin
+      about it, beyond the image its mirror image (Ronneberger et al. 2015, figure 2).
+    overlap: share of a window that the next one shows too, in "window" mode.
+    margin: pixels on every side of a tile that are context alone; -1: a quarter of the canvas.
+    blend: how windows are weighed where they overlap: "gaussian" (a deviation of an eighth of the
+      window, as in nnU-Net) or "uniform".
+    average: what is averaged over windows, flips and scales: "probabilities" or "logits".
+    flip: mirror images that are predicted too: "none", "horizontal" or "all" (of each axis, and
+      of their combinations).
+    scales: sizes at which the image is shown, 1 being its own; for images only.
+
+  Raises:
+    InputError: a value is impossible.
+  """
+
+  mode: str = "shrink"
+  overlap: float = 0.5
+  margin: int = -1
+  blend: str = "gaussian"
+  average: str = "probabilities"
+  flip: str = "none"
+  scales: Sequence[float] = (1.0,)
+
+  def __post_init__(self) -> None:
+    choices = {"mode": MODES, "blend": BLENDS, "average": AVERAGES, "flip": FLIPS}
+    for name, known in choices.items():
+      if (value := getattr(self, name)) not in known:
+        raise InputError(f"{name}: {value!r} is unknown; choose from {', '.join(known)}")
+    if not 0 <= self.overlap < 1:
+      raise InputError(
+        f"overlap: {self.overlap} must be at least 0 and below 1, a share of a window"
+      )
+    if self.margin < -1:
+      raise InputError(f"margin: {self.margin} must be at least 0, pixels, or -1 for a quarter")
+    good = all(isinstance(s, int | float) and 0 < s <= 8 for s in self.scales)
+    if not self.scales or not good:
+      raise InputError(f"scales: {tuple(self.scales)} must be numbers above 0, at most 8")
+    if len(self.scales) > 1 and self.mode == "tile":
+      raise InputError("scales: tiles are shown at the image's own size; leave scales at (1.0,)")
+
+  def check(self, size: Sequence[int]) -> None:
+    """Refuses what can't be done on a canvas.
+
+    Args:
+      size: (height, width), or (depth, height, width) of a network of volumes.
+
+    Raises:
+      InputError: volumes are to be shrunk or scaled, or the margins leave nothing of a tile.
+    """
+    if len(size) == 3 and self.mode == "shrink":
+      raise InputError("mode: volumes keep their voxels; choose window or tile")
+    if len(size) == 3 and tuple(self.scales) != (1.0,):
+      raise InputError(
+        f"scales: {tuple(self.scales)} is for images; leave it at (1.0,) for volumes"
+      )
+    if min(n - 2 * m for n, m in zip(size, self.margins(size), strict=True)) < 1:
+      most = (min(size) - GRIDS[len(size)]) // 2
+      raise InputError(
+        f"margin: {self.margin} pixels on both sides leave nothing of tiles of {tuple(size)}; take "
+        f"at most {most}"
+      )
+
+  def margins(self, size: Sequence[int]) -> list[int]:
+    """Returns the context on both sides of each axis of a tile, on the grid of windows."""
+    grid = GRIDS[len(size)]
+    return [(n // 4 if self.margin < 0 else self.margin) // grid * grid for n in size]
+
+  @property
+  def one_pass(self) -> bool:
+    """Whether the network sees the whole image once, as it is or shrunk."""
+    return self.mode == "shrink" and self.flip == "none" and tuple(self.scales) == (1.0,)
+
+  def flipped_axes(self, ndim: int) -> list[tuple[int, ...]]:
+    """Returns the spatial axes, counted from 0, that are flipped in each pass of the network."""
+    axes = {"none": (), "horizontal": (ndim - 1,), "all": tuple(range(ndim))}[self.flip]
+    return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+
+
+_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+PROTOCOLS = {
+  "shrink": Inference(),
+  "tile": Inference("tile"),
+  "window": Inference("window"),
+  # Chen et al. 2017, arXiv:1706.05587, section 4.2: scales and mirror images of the whole image.
+  "deeplab": Inference(flip="horizontal", scales=_SCALES),
+  # Zhao et al. 2017, section 5.1, as in hszhao/semseg's test: windows of the crop's size that
+  # move by two thirds of it. There, scales are of an image brought to a given size before.
+  "pspnet": Inference("window", overlap=1 / 3, blend="uniform", flip="horizontal", scales=_SCALES),
+  # Isensee et al. 2021, and nnunetv2's predictor: logits are averaged.
+  "nnunet": Inference("window", average="logits", flip="all"),
+}
+"""Protocols by name: the plain ones, and those that papers measure with."""
+
+
+def protocol_changes(config: ConfigDict, name: str | None) -> dict[str, Any]:
+  """Returns the configuration values, by dotted key, of a protocol's name; none for None.
+
+  Args:
+    config: configuration of the run.
+    name: a key of `PROTOCOLS`.
+
+  Raises:
+    InputError: there is no such protocol, or the run's network finds objects.
+  """
+  if name is None:
+    return {}
+  if "inference" not in config:
+    raise InputError(
+      f"protocol: {config.model.name} finds objects in the whole image, and has no other protocol"
+    )
+  if name not in PROTOCOLS:
+    raise InputError(f"protocol: {name!r} is unknown; choose from {', '.join(PROTOCOLS)}")
+  values = dataclasses.asdict(PROTOCOLS[name])
+  return {f"inference.{key}": value for key, value in values.items()}
