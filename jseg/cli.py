@@ -17,6 +17,7 @@ COMMANDS = (
   "models",
   "get_data",
   "check_data",
+  "show_batches",
   "evaluate",
   "predict",
   "export",

@@ -56,6 +56,8 @@ SLOW = (
   "test_examples.py",
   "test_doors.py",
   "test_predict.py",
+  "test_inference.py",
+  "test_preview.py",
 )
 for name in SLOW:
   assert (pathlib.Path(__file__).parent / name).is_file(), f"SLOW names {name}, which isn't there"

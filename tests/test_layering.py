@@ -48,6 +48,7 @@ RANKS = {
   "export": 10,
   "import_weights": 10,
   "tuning": 11,
+  "preview": 9,
   "loop": 11,
   "commands": 12,
   "cli": 13,

@@ -3,7 +3,7 @@
 from jseg.report.objects import draw_objects, save_instance_map
 from jseg.report.overlay import VOID_COLOR, colorize, legend, overlay, patches
 from jseg.report.plots import save_confusion_plot, save_curves
-from jseg.report.samples import save_samples, terminal_pictures
+from jseg.report.samples import save_previews, save_samples, terminal_pictures
 
 __all__ = [
   "VOID_COLOR",
@@ -15,6 +15,7 @@ __all__ = [
   "save_confusion_plot",
   "save_curves",
   "save_instance_map",
+  "save_previews",
   "save_samples",
   "terminal_pictures",
 ]

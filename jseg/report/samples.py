@@ -1,5 +1,6 @@
 """Samples: image, truth and prediction side by side, as a PNG and in a terminal."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -33,6 +34,34 @@ def save_samples(
   """
   cell = min(max(_CELL[0], *rows[0][0].shape[:2]), _CELL[1])
   figure = _triples(rows, title, cell=cell / DPI)
+  _add_legend(figure, legend)
+  figure.savefig(path)
+
+
+def save_previews(
+  pictures: Sequence[np.ndarray], legend: Sequence[tuple[str, Sequence[int]]], path: pathlib.Path
+) -> None:
+  """Draws pictures in a grid, with a legend.
+
+  Args:
+    pictures: uint8 [h w 3], at least one; the first one's height and width shape the grid.
+    legend: name and color of each class; empty: there is none.
+    path: picture to write.
+  """
+  columns = math.ceil(math.sqrt(len(pictures)))
+  lines = cdiv(len(pictures), columns)
+  height, width = pictures[0].shape[:2]
+  cell = min(max(_CELL[0], height, width), _CELL[1]) / DPI / max(height, width)
+  figure = make_figure(cell * columns * width, cell * lines * height + 0.6)
+  for axes in figure.subplots(lines, columns, squeeze=False).flat:
+    axes.set_axis_off()
+  for axes, picture in zip(figure.axes, pictures, strict=False):
+    axes.imshow(picture, interpolation="nearest")
+  _add_legend(figure, legend)
+  figure.savefig(path)
+
+
+def _add_legend(figure: Figure, legend: Sequence[tuple[str, Sequence[int]]]) -> None:
   if legend:
     figure.legend(
       patches([color for _, color in legend]),
@@ -42,7 +71,6 @@ def save_samples(
       fontsize=9,
       frameon=False,
     )
-  figure.savefig(path)
 
 
 def _triples(rows: Sequence[Sequence[np.ndarray]], title: str, cell: float) -> Figure:

@@ -23,6 +23,26 @@ LossFn = Callable[[Any, Any], Losses]
 """`(outputs, targets) -> {name: (sum, count)}`, of one device's part of a batch."""
 
 
+class Unseen:
+  """Stands for a network in its training pass, and gives back the images that it is shown.
+
+  Args:
+    network: the network that it stands for.
+  """
+
+  def __init__(self, network: Network):
+    self._network = network
+
+  def training_labels(self, label: Array) -> Array:
+    """As the network's."""
+    return self._network.training_labels(label)
+
+  def apply(self, variables: Variables, image: Array, **_: Any) -> tuple[Array, dict[str, Any]]:
+    """Returns (image, no updates)."""
+    del variables
+    return image, {}
+
+
 class Scores(Protocol):
   """The metrics of one split."""
 
@@ -121,8 +141,11 @@ class Task(Protocol):
   def batches(self, dataset: Dataset, seed: int) -> grain.DatasetIterator:
     """Returns endless training batches, with `get_state` and `set_state`."""
 
-  def forward(self) -> Forward:
-    """Returns the network's pass over a training batch, augmentation included."""
+  def forward(self, *, without_network: bool = False) -> Forward:
+    """Returns the network's pass over a training batch, augmentation included.
+
+    Without the network, the outputs are the augmented images that it would get.
+    """
 
   def losses(self, dataset: Dataset) -> LossFn:
     """Returns the losses of a training batch by name."""
@@ -177,6 +200,9 @@ class Task(Protocol):
     self, prediction: Any, example: Mapping[str, Any]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image, truth and prediction of one example as pictures, uint8 [h w 3]."""
+
+  def target_pictures(self, images: np.ndarray, targets: Any) -> list[np.ndarray]:
+    """Returns augmented images with their targets drawn over them, uint8 [h w 3] each."""
 
   def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
     """Returns name and color of each class in `pictures`; empty where colors mean nothing."""

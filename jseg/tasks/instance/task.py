@@ -25,17 +25,18 @@ from jseg.data import (
   read_image,
 )
 from jseg.data.survey import no_object
+from jseg.images import denormalize
 from jseg.losses import DETECTION_LOSSES, detection_losses
 from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.models import Network, fitting
 from jseg.outputs import write_text
 from jseg.report import draw_objects
 from jseg.step import Forward, Losses
-from jseg.tasks.base import LossFn, Serving, check_size
+from jseg.tasks.base import LossFn, Serving, Unseen, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
 from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor, output_names
-from jseg.types import Array, InputError, InstanceOutputs, Targets, Variables
+from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets, Variables
 
 _PICTURE = 384  # pixels, longest side of a picture with objects
 
@@ -138,9 +139,10 @@ class InstanceTask:
       short_side=keys.short_side,
     )
 
-  def forward(self) -> Forward:
+  def forward(self, *, without_network: bool = False) -> Forward:
     """Returns the training pass; its targets are `jseg.types.Targets`."""
-    return forward.make_forward(self.model, _make_augment(self.config))
+    network: Any = Unseen(self.model) if without_network else self.model
+    return forward.make_forward(network, _make_augment(self.config))
 
   def losses(self, dataset: Dataset) -> LossFn:
     """Returns the losses of `jseg.losses.detection_losses`."""
@@ -266,6 +268,24 @@ class InstanceTask:
       for objects in (None, example["objects"], prediction.objects)
     )
     return plain, truth, found
+
+  def target_pictures(self, images: np.ndarray, targets: Targets) -> list[np.ndarray]:
+    """Returns augmented images with the objects that are to be found in each."""
+    drawn = []
+    for place, image in enumerate(denormalize(images)):
+      one = jax.tree.map(lambda a, place=place: np.asarray(a[place]), targets)
+      slots = Detections(
+        boxes=one.frames,
+        scores=one.valid,
+        classes=one.classes,
+        masks=one.masks / 255,
+        valid=one.valid,
+      )
+      size = image.shape[:2]
+      found = dataclasses.replace(objects_from_detections(slots, size, size), scores=None)
+      pixels = np.asarray(image).round().clip(0, 255).astype(np.uint8)
+      drawn.append(draw_objects(pixels, found, self.classes.names, longest=_PICTURE))
+    return drawn
 
   def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
     """Returns nothing: every object has a color of its own."""

@@ -32,9 +32,10 @@ from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
 from jseg.report import VOID_COLOR, colorize, save_confusion_plot
 from jseg.step import Forward
-from jseg.tasks.base import LossFn, Serving, check_size
+from jseg.tasks.base import LossFn, Serving, Unseen, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
+from jseg.tasks.semantic.forward import Targets as SemanticTargets
 from jseg.tasks.semantic.inference import Inference
 from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor, output_names
 from jseg.types import IGNORE, Array, InputError, Outputs, Variables
@@ -173,9 +174,10 @@ class SemanticTask:
     border = (loss.border_weight, loss.border_sigma) if loss.border_weight else None
     return training_batches(self.config, dataset, seed, border=border)
 
-  def forward(self) -> Forward:
+  def forward(self, *, without_network: bool = False) -> Forward:
     """Returns the training pass; its targets are labels and, with a weight map, weights."""
-    return forward.make_forward(self.model, _make_augment(self.config))
+    network: Any = Unseen(self.model) if without_network else self.model
+    return forward.make_forward(network, _make_augment(self.config))
 
   def losses(self, dataset: Dataset) -> LossFn:
     """Returns the configured loss of the logits, "main", and of each auxiliary output."""
@@ -372,6 +374,18 @@ class SemanticTask:
     hidden = np.where(truth == IGNORE, IGNORE, mask)
     image = np.broadcast_to(image, (*image.shape[:2], 3))
     return image, colorize(truth, palette), colorize(hidden, palette)
+
+  def target_pictures(self, images: np.ndarray, targets: SemanticTargets) -> list[np.ndarray]:
+    """Returns augmented images under their classes' colors, void gray; of volumes a slice."""
+    return [self._target_picture(*pair) for pair in zip(images, targets.label, strict=True)]
+
+  def _target_picture(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    if image.ndim == 3:
+      image = np.asarray(images.denormalize(image)).round().clip(0, 255).astype(np.uint8)
+    image, label = flatten_volume(image, label.astype(np.uint8))
+    margins = [n - m for n, m in zip(image.shape, label.shape, strict=False)]  # unpadded networks
+    label = np.pad(label, [(m // 2, m - m // 2) for m in margins], constant_values=IGNORE)
+    return (0.5 * image + 0.5 * colorize(label, self.classes.palette)).round().astype(np.uint8)
 
   def legend(self) -> list[tuple[str, Sequence[int]]]:
     """Returns name and color of each class, and of void."""

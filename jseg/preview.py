@@ -1,0 +1,71 @@
+"""What a network is trained on: batches after augmentation, drawn before anything is trained."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jseg import config as configs
+from jseg import tasks
+from jseg.nn.devices import AXIS
+from jseg.outputs import try_file
+from jseg.report import save_previews
+from jseg.step import parallel, shard
+from jseg.types import Array, Batch, InputError
+
+_MOST = 64  # pictures on a page
+
+
+def preview(config: ConfigDict, out: str | pathlib.Path, batches: int = 1) -> int:
+  """Draws the first batches of a training as the network sees them, with their targets.
+
+  They are the ones that a run of this configuration begins with, draw for draw.
+
+  Args:
+    config: a configuration.
+    out: the picture to write, .png, .jpg or .webp.
+    batches: number of batches; 64 images are drawn at most.
+
+  Returns:
+    Number of images on the picture.
+
+  Raises:
+    InputError: the configuration, the data or `out` can't be used.
+  """
+  if batches < 1:
+    raise InputError(f"batches: {batches} must be at least 1")
+  out = pathlib.Path(out)
+  try_file(out, "name another --out", (".png", ".jpg", ".jpeg", ".webp"))
+  configs.validate(config)
+  dataset = configs.load_dataset(config)
+  network = configs.make_model(config, len(dataset.classes.names))
+  task = tasks.create(config, network, dataset.classes)
+  task.check_data(dataset)
+  pictures: list[np.ndarray] = []
+  for images, targets in _batches(config, task, task.batches(dataset, config.seed), batches):
+    pictures += task.target_pictures(images, targets)
+    if len(pictures) >= _MOST:
+      break
+  pictures = pictures[:_MOST]
+  save_previews(pictures, task.legend(), out)
+  return len(pictures)
+
+
+def _batches(
+  config: ConfigDict, task: tasks.Task, iterator: Iterator[Batch], count: int
+) -> Iterator[Any]:
+  """(images, targets) of the first batches, as arrays of the host."""
+  forward = task.forward(without_network=True)
+
+  def step(batch: Batch, key: Array) -> Any:
+    images, targets, _ = forward({}, batch, key, [])
+    return jax.lax.all_gather((images, targets), AXIS, tiled=True)
+
+  mapped = parallel(step, in_axes=(0, None))
+  key = jax.random.split(jax.random.key(config.seed))[1]  # as the training splits it
+  for number in range(count):
+    batch = shard(next(iterator), jax.local_device_count())
+    yield jax.device_get(mapped(batch, jax.random.fold_in(key, number)))
