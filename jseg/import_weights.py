@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from jseg import config as configs
-from jseg import tasks
+from jseg import json_files, tasks
 from jseg.data import ClassInfo
 from jseg.data.published import class_info
-from jseg.run import Files, Run, write_json
+from jseg.run import Files, Run
 from jseg.state import TrainState
 from jseg.types import InputError
 from jseg.weights import Loaded, load
@@ -54,7 +54,7 @@ def import_run(
   run = Run(out, configs.change(config, changes), classes)
   run.write()
   report = {"source": str(path), "what": loaded.description, **dataclasses.asdict(loaded.report)}
-  write_json(run.files.imported, report)
+  json_files.write(run.files.imported, report)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=loaded.variables["params"],

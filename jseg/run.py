@@ -13,7 +13,6 @@ export/                          StableHLO
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,12 +23,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import hosts, tasks
+from jseg import hosts, json_files, tasks
 from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
 from jseg.models import Network
-from jseg.outputs import try_folder, unwritable, write_text
+from jseg.outputs import sweep, try_folder
 from jseg.types import InputError, Variables
 
 
@@ -184,6 +183,7 @@ class Run:
   def _begin(self) -> None:
     """Checks that the directory is free or holds this run, and writes what describes it."""
     try_folder(self.path, "name another --workdir")
+    sweep(self.path)
     if self.files.imported.exists():
       raise InputError(
         f"{self.path} holds imported weights and no training; to train from them, name another "
@@ -207,12 +207,9 @@ class Run:
     Raises:
       InputError: the directory can't be written.
     """
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      configs.save(self.config, self.files.config)
-      self.classes.save(self.files.classes)
-    except OSError as error:
-      raise unwritable(self.path, error, "name another directory") from None
+    # A run is there as soon as its configuration is, which is written last.
+    self.classes.save(self.files.classes)
+    configs.save(self.config, self.files.config)
 
   # What is in it.
 
@@ -306,10 +303,9 @@ class Run:
       step: step of the checkpoint.
       extra: further plain values.
     """
-    self.files.evaluation.mkdir(exist_ok=True)
     values = scores.to_dict(self.classes.names)
     about = {"split": split, "step": step, "resolution": "original"}
-    write_json(self.files.scores(split), {**about, **values, **(extra or {})})
+    json_files.write(self.files.scores(split), {**about, **values, **(extra or {})})
     self.task.save_plots(scores, self.files.evaluation / split)
 
   def pretrained(self) -> Sequence[str]:
@@ -318,18 +314,12 @@ class Run:
     Raises:
       InputError: the run's record of it can't be read.
     """
-    try:
-      return json.loads(self.files.init.read_text())["taken"]
-    except (OSError, ValueError, KeyError) as error:
-      raise InputError(
-        f"{self.files.init}, which tells new parameters from others, can't be read ({error}); "
-        "start anew in another --workdir"
-      ) from None
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-  """Writes a JSON file as a whole or not at all."""
-  write_text(path, json.dumps(values, indent=2) + "\n")
+    path = self.files.init
+    remedy = "it tells new parameters from others; start anew in another --workdir"
+    taken = json_files.read(path, remedy).get("taken")
+    if not isinstance(taken, list) or not all(isinstance(name, str) for name in taken):
+      raise InputError(f"{path} is damaged ('taken' is no list of names); {remedy}")
+    return taken
 
 
 def load_model(

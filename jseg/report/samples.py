@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from jseg.arithmetic import cdiv
-from jseg.report.figure import DPI, make_figure, plain
+from jseg.report.figure import DPI, make_figure, plain, save_figure
 from jseg.report.overlay import patches
 
 _CELL = (240, 384)  # pixels, bounds of the longest side of a picture
@@ -42,7 +42,7 @@ def save_samples(
       fontsize=9,
       frameon=False,
     )
-  figure.savefig(path)
+  save_figure(figure, path)
 
 
 def _triples(rows: Sequence[Sequence[np.ndarray]], title: str, cell: float) -> Figure:
