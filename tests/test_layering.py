@@ -20,6 +20,7 @@ RANKS = {
   "collection": 4,
   "parameters": 0,
   "hosts": 1,
+  "checksums": 1,
   "lookup": 1,
   "config_values": 1,
   "images": 1,
