@@ -28,7 +28,7 @@ from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
-from jseg.run import Run
+from jseg.run import Run, held
 from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
@@ -84,16 +84,18 @@ def train(
   check_devices(config)
   use_compilation_cache(config)
 
-  # Data, network and run directory.
+  # Data and network.
   dataset = _as_dataset(dataset, config)
   network = model or configs.make_model(config, len(dataset.classes.names))
   task = tasks.create(config, network, dataset.classes)
   task.check_data(dataset)
-  run = Run.start(workdir, config, dataset.classes, model)
   batches = task.batches(dataset, config.seed)
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
   with contextlib.ExitStack() as stack:
+    hosts.on_first(lambda: stack.enter_context(held(workdir)))
+    run = Run.start(workdir, config, dataset.classes, model)
+
     # State: a new one, or the last checkpoint's.
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
     make_optimizer = _optimizer_maker(config, optimizer)

@@ -2,6 +2,8 @@
 
 config.json  classes.json        what the run was started with
 checkpoints/                     latest and best (`jseg.checkpoint`)
+damaged/                         checkpoints that turned out to be damaged
+lock                             who trains in it now (`jseg.lock`)
 metrics.jsonl  tensorboard/      metrics by step
 curves.png  samples/STEP.png     pictures
 evaluation/SPLIT.json            metrics of a split, and plots beside them
@@ -14,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +29,7 @@ from jseg import hosts, json_files, tasks
 from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
+from jseg.lock import locked
 from jseg.models import Network
 from jseg.outputs import sweep, try_folder
 from jseg.types import InputError, Variables
@@ -51,6 +54,11 @@ class Files:
   def classes(self) -> pathlib.Path:
     """Names and colors of the classes, JSON."""
     return self.root / "classes.json"
+
+  @property
+  def lock(self) -> pathlib.Path:
+    """Lock that a training holds."""
+    return self.root / "lock"
 
   @property
   def metrics(self) -> pathlib.Path:
@@ -182,7 +190,6 @@ class Run:
 
   def _begin(self) -> None:
     """Checks that the directory is free or holds this run, and writes what describes it."""
-    try_folder(self.path, "name another --workdir")
     sweep(self.path)
     if self.files.imported.exists():
       raise InputError(
@@ -320,6 +327,24 @@ class Run:
     if not isinstance(taken, list) or not all(isinstance(name, str) for name in taken):
       raise InputError(f"{path} is damaged ('taken' is no list of names); {remedy}")
     return taken
+
+
+@contextlib.contextmanager
+def held(path: str | pathlib.Path) -> Iterator[None]:
+  """Keeps a run directory, which is made if it isn't there, for one process that writes it.
+
+  Whoever only reads it need not ask.
+
+  Args:
+    path: the directory.
+
+  Raises:
+    InputError: another process holds it, or it can't be written.
+  """
+  path = pathlib.Path(path).expanduser()
+  try_folder(path, "name another --workdir")
+  with locked(Files(path).lock, str(path), "wait for it, stop it, or name another --workdir"):
+    yield
 
 
 def load_model(

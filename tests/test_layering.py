@@ -16,6 +16,7 @@ RANKS = {
   "owner": 0,
   "outputs": 1,
   "json_files": 2,
+  "lock": 2,
   "record": 3,
   "collection": 4,
   "parameters": 0,
