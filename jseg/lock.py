@@ -15,7 +15,6 @@ except ImportError:  # Windows
   fcntl = None  # type: ignore[assignment]
 
 from jseg.console import ERRORS
-from jseg.outputs import GO_ON, unwritable
 from jseg.owner import Owner
 from jseg.types import InputError
 
@@ -29,7 +28,7 @@ _LONG_AGO = 600.0  # seconds that no two clocks differ by
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, what: str, remedy: str) -> Iterator[None]:
+def locked(path: pathlib.Path, what: str, remedy: str, *, wait: bool = False) -> Iterator[None]:
   """Holds a lock, whose file says by whom it is held; it is removed at the end.
 
   The system releases the lock when the process ends, however it ends. Where it can't tell, because
@@ -40,15 +39,19 @@ def locked(path: pathlib.Path, what: str, remedy: str) -> Iterator[None]:
     path: the file; its folder is made.
     what: what is locked, for the message.
     remedy: what the user is to do meanwhile.
+    wait: waits until it is released, instead of refusing.
 
   Raises:
-    InputError: another process holds it, or it can't be written.
+    InputError: another process holds it.
+    OSError: it can't be written.
   """
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file, holder = _acquire(path)
+  if wait and holder is not None:
+    ERRORS.print(f"{what} is in use by {holder}: waiting for it", soft_wrap=True)
+  while wait and holder is not None:
+    time.sleep(0.5)
     file, holder = _acquire(path)
-  except OSError as error:
-    raise unwritable(path, error, GO_ON) from None
   if holder is not None:
     raise InputError(
       f"{what} is in use by {holder}; {remedy}. If that process is gone for certain, remove {path}"

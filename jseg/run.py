@@ -31,7 +31,7 @@ from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
 from jseg.lock import locked
 from jseg.models import Network
-from jseg.outputs import sweep, try_folder
+from jseg.outputs import sweep, try_folder, unwritable
 from jseg.types import InputError, Variables
 
 
@@ -343,7 +343,12 @@ def held(path: str | pathlib.Path) -> Iterator[None]:
   """
   path = pathlib.Path(path).expanduser()
   try_folder(path, "name another --workdir")
-  with locked(Files(path).lock, str(path), "wait for it, stop it, or name another --workdir"):
+  remedy = "wait for it, stop it, or name another --workdir"
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(locked(Files(path).lock, str(path), remedy))
+    except OSError as error:
+      raise unwritable(Files(path).lock, error, "name another --workdir") from None
     yield
 
 
