@@ -1,15 +1,21 @@
 """Checkpoints of a run, through Orbax: written in the background, atomically, latest and best.
 
-A checkpoint has three items: `model` (parameters, running statistics, averaged parameters), all
-that evaluation reads; `training` (optimizer state, step); `data` (state of the data iterator).
+A checkpoint has four items: `model` (parameters, running statistics, averaged parameters), all
+that evaluation reads; `training` (optimizer state, step); `data` (state of the data iterator);
+`checksums` of the others. What is restored is compared with them; checkpoints that are older than
+they are have none.
 """
 
+import contextlib
 import errno
 import glob
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jseg import checksums, hosts, json_files
+from jseg.console import ERRORS
 from jseg.parameters import parameter_name
 from jseg.state import TrainState
 from jseg.types import InputError
 
 _policy = ocp.checkpoint_managers
+
+
+class DamagedCheckpoint(InputError):
+  """A checkpoint can't be read, or isn't what was saved."""
 
 
 class Checkpoints:
@@ -56,7 +68,9 @@ class Checkpoints:
     # Orbax tells every save in ten lines; and what its tasks fail with is raised here anyway.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    self._name = metric
+    self._name, self._directory = metric, directory
+    if directory.is_dir():
+      hosts.on_first(lambda: self._check_metrics(read_only))
     best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
       directory,
@@ -64,6 +78,7 @@ class Checkpoints:
         "model": _array_handler(directory),
         "training": _array_handler(directory),
         "data": ocp.JsonCheckpointHandler(),
+        "checksums": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(keep), best]),
@@ -91,8 +106,50 @@ class Checkpoints:
     return max(known, key=lambda step: (known[step], step)) if known else max(scores)
 
   def _metric(self, step: int) -> float | None:
-    metrics = self._manager.metrics(step)
+    record = self._sound_record(step)
+    metrics = self._manager.metrics(step) if record is None else record["metrics"]
     return _only_value(metrics) if metrics else None
+
+  def _check_metrics(self, read_only: bool) -> None:
+    """Mends files of metrics that are damaged, at which Orbax would fail for all steps."""
+    for step in self._finished():
+      path = self._directory / str(step) / "metrics" / "metrics"
+      record, found, problem = self._sound_record(step), None, ""
+      try:
+        found = _read_metrics(path)
+      except InputError as error:
+        if read_only:
+          raise
+        problem = str(error)
+      if record is not None and found != record["metrics"]:
+        problem = problem or f"{path} isn't what was saved"
+      if problem and not read_only:
+        _mend_metrics(path, record and record["metrics"], problem)
+
+  def _finished(self) -> list[int]:
+    return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+
+  def _sound_record(self, step: int) -> dict[str, Any] | None:
+    try:
+      return self._record(step)
+    except DamagedCheckpoint:  # is told where the checkpoint is restored
+      return None
+
+  def _record(self, step: int) -> dict[str, Any] | None:
+    """Checksums and metrics of a checkpoint, or None where it is older than they are.
+
+    Raises:
+      DamagedCheckpoint: they are damaged themselves.
+    """
+    path = self._directory / str(step) / "checksums" / "metadata"
+    if not path.parent.exists():
+      return None
+    with self._told(step):
+      record = json_files.read(path, "")
+      content = record["content"]
+      if record["own"] != checksums.of_json(content):
+        raise ValueError(f"{path} isn't what was saved")
+      return content
 
   def pick(self, which: str | int) -> int:
     """The step that "best", "latest" or a number stands for.
@@ -129,6 +186,13 @@ class Checkpoints:
     state = jax.device_get(state)
     model = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
     training = {"opt_state": state.opt_state, "step": state.step}
+    metrics = None if score is None or math.isnan(score) else {self._name: float(score)}
+    content = {
+      "model": checksums.of_arrays(model),
+      "training": checksums.of_arrays(training),
+      "data": checksums.of_json(position),
+      "metrics": metrics,
+    }
     try:
       self._manager.save(
         int(state.step),
@@ -136,8 +200,9 @@ class Checkpoints:
           model=ocp.args.PyTreeSave(model),
           training=ocp.args.PyTreeSave(training),
           data=ocp.args.JsonSave(dict(position)),
+          checksums=ocp.args.JsonSave({"content": content, "own": checksums.of_json(content)}),
         ),
-        metrics=None if score is None or math.isnan(score) else {self._name: score},
+        metrics=metrics,
       )
     except (OSError, ValueError, RuntimeError) as error:
       raise self._save_error(error) from error
@@ -168,21 +233,53 @@ class Checkpoints:
     )
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The latest state and the position in the data that was saved with it.
+    """The latest state that isn't damaged, and the position in the data that was saved with it.
+
+    Damaged checkpoints after it are told and set aside, into the folder `damaged` of the run.
 
     Args:
       template: a state of the same shapes; its values are not used.
 
     Raises:
-      InputError: the checkpoint is of another network, or damaged.
+      InputError: the checkpoint is of another network, or all are damaged.
     """
-    step = self.latest()
-    assert step is not None, "look at latest() before"
+    damaged: dict[int, str] = {}
+    for step in reversed(self.steps()):
+      found = None
+      try:
+        found = self._restore_all(step, template)
+      except DamagedCheckpoint as error:
+        damaged[step] = str(error)
+      if hosts.everywhere(found is not None) and found is not None:
+        if damaged:
+          hosts.on_first(lambda: self._set_aside(damaged, step))  # noqa: B023, it is called here
+          self._manager.reload()
+        return found
+    assert damaged, "look at latest() before"
+    raise InputError("\n".join([*damaged.values(), "Start anew in another --workdir"]))
+
+  def _restore_all(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
     model = {"params": template.params, "batch_stats": template.batch_stats, "ema": template.ema}
     training = {"opt_state": template.opt_state, "step": template.step}
     items = self._restore(step, {"model": model, "training": training})
-    data = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+    record = self._record(step)
+    with self._told(step):
+      arguments = ocp.args.Composite(data=ocp.args.JsonRestore())
+      data = self._manager.restore(step, args=arguments)["data"]
+      if record is not None and record["data"] != checksums.of_json(data):
+        raise ValueError("'data' isn't what was saved")
     return TrainState(**items["training"], **items["model"]), data
+
+  def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
+    """Moves damaged checkpoints away, whose steps are going to be saved again."""
+    aside = self.run / "damaged"
+    for step in damaged:
+      shutil.rmtree(aside / str(step), ignore_errors=True)
+      aside.mkdir(exist_ok=True)
+      (self._directory / str(step)).rename(aside / str(step))
+    for reason in damaged.values():
+      _tell(reason)
+    _tell(f"going on from checkpoint {used}; what is damaged is now in {aside}")
 
   def restore_model(self, step: int, template: Mapping[str, Any]) -> dict[str, Any]:
     """Variables to apply the model with, from the checkpoint of one step.
@@ -214,35 +311,51 @@ class Checkpoints:
       )
       for name, template in items.items()
     }
-    try:
+    record = self._record(step)
+    with self._told(step):
       restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-      others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
-      raise InputError(
-        f"checkpoint {step} of {self.run} is damaged ({str(error).strip().splitlines()[0]}); "
-        f"delete its folder to go on from another one (steps: {others})"
-      ) from error
+      for name in items:
+        wrong = [] if record is None else checksums.differences(record[name], restored[name])
+        if wrong:
+          more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
+          raise ValueError(f"{wrong[0]}{more} of its {name!r}: not what was saved")
     # Copies of JAX's own: a step may donate them, and NumPy's memory can't be.
     return {name: jax.tree.map(jnp.array, restored[name]) for name in items}
 
-  def _metadata(self, step: int, item: str) -> dict[str, Any]:
+  @contextlib.contextmanager
+  def _told(self, step: int) -> Iterator[None]:
+    """Tells whatever a checkpoint's reading fails with; damaged files fail in any way."""
     try:
-      return self._manager.item_metadata(step)[item].tree
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-      raise InputError(
-        f"checkpoint {step} of {self.run} is damaged: its {item!r} can't be read ({error}); "
-        "delete its folder to go on from an earlier one"
+      yield
+    except Exception as error:
+      _ignore_leftovers()
+      lines = str(error).strip().splitlines() or [type(error).__name__]
+      others = ", ".join(str(s) for s in self._finished() if s != step) or "none"
+      raise DamagedCheckpoint(
+        f"checkpoint {step} of {self.run} is damaged ({lines[0]}); use another one (there is "
+        f"{others}), as jseg train does by itself"
       ) from error
 
+  def _metadata(self, step: int, item: str) -> dict[str, Any]:
+    with self._told(step):
+      metadata = self._manager.item_metadata(step)[item]
+      if metadata is None:
+        raise ValueError(f"its {item!r} can't be read")
+      return metadata.tree
+
   def _check(self, step: int, item: str, template: Any) -> None:
-    saved = _shapes(self._metadata(step, item))
-    expected = _shapes(template)
+    saved, expected = _shapes(self._metadata(step, item)), _shapes(template)
+    record = self._record(step)
+    when_saved = record and {name: tuple(shape) for name, (_, shape, _) in record[item].items()}
     problems = [
       f"{path}: {saved.get(path, 'not in the checkpoint')} in the checkpoint, "
       f"{expected.get(path, 'not in the network')} in the network"
       for path in sorted(saved.keys() | expected.keys())
       if saved.get(path) != expected.get(path)
     ]
+    if problems and when_saved == expected:
+      with self._told(step):
+        raise ValueError(f"{problems[0]}, and not when it was saved")
     if problems:
       more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
       raise InputError(
@@ -267,6 +380,43 @@ def _array_handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:
   # that matches nothing, or another run, it is to write the format that has no parts; it reads
   # either.
   return ocp.PyTreeCheckpointHandler(use_ocdbt=not glob.has_magic(str(directory)))
+
+
+def _ignore_leftovers() -> None:
+  """Keeps Python from printing what a failed restore leaves behind: Orbax's unfinished tasks."""
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+  previous = sys.unraisablehook
+  if getattr(previous, "__name__", "") == "_without_closed_loops":
+    return
+
+  def _without_closed_loops(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      previous(unraisable)
+
+  sys.unraisablehook = _without_closed_loops
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, float] | None:
+  """The metrics of a checkpoint, or None where it wasn't evaluated."""
+  if not path.exists():
+    return None
+  remedy = "remove it: the checkpoint then counts as not evaluated"
+  metrics = json_files.read(path, remedy)
+  if [type(value) for value in metrics.values()] != [float]:
+    raise InputError(f"{path} is damaged (it holds no metric); {remedy}")
+  return metrics
+
+
+def _mend_metrics(path: pathlib.Path, known: dict[str, float] | None, problem: str) -> None:
+  if known:
+    json_files.write(path, known)
+  else:
+    shutil.rmtree(path.parent, ignore_errors=True)
+  _tell(f"{problem}; {'mended' if known else 'removed'}")
+
+
+def _tell(text: str) -> None:
+  ERRORS.print(f"! {text}", style="yellow", soft_wrap=True)
 
 
 def _only_value(metrics: Mapping[str, float]) -> float:

@@ -10,7 +10,6 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -19,10 +18,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from jseg import data, models, optim, tasks
+from jseg import data, json_files, models, optim, tasks
 from jseg.config_values import at_least, build, defaults_of
 from jseg.models import Network
-from jseg.outputs import write_text
 from jseg.types import InputError
 from jseg.weights.published import check_name, is_published
 
@@ -51,6 +49,8 @@ class About:
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+_MEND = "mend it, or put back a copy of it"
 
 FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.")
 """Sections whose keys are not known here: what reads them checks them."""
@@ -304,8 +304,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-  """Writes a configuration as JSON, as a whole or not at all."""
-  write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+  """Writes a configuration as JSON, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
+  json_files.write(path, config.to_dict())
 
 
 def load(path: pathlib.Path, model: Network | None = None) -> ml_collections.ConfigDict:
@@ -316,17 +316,26 @@ def load(path: pathlib.Path, model: Network | None = None) -> ml_collections.Con
     model: the network, where it was made in Python.
 
   Raises:
-    InputError: it isn't there, isn't JSON, or isn't a configuration of this version.
+    InputError: it isn't there, is damaged, or isn't a configuration of this version.
   """
-  try:
-    raw = json.loads(path.read_text())
-  except FileNotFoundError:
+  if not path.exists():
     raise InputError(
       f"{path.parent} is no run directory: it has no {path.name}; give the --workdir of jseg train"
-    ) from None
-  except json.JSONDecodeError as error:
-    raise InputError(f"{path} is not valid JSON ({error})") from None
-  values = _tuples(raw)
+    )
+  values = _tuples(json_files.read(path, _MEND))
+  try:
+    return _complete(values, path, model)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
+  # What isn't a configuration fails in one of the ways of values of another kind.
+  except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+    raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); {_MEND}") from error
+
+
+def _complete(
+  values: dict[str, Any], path: pathlib.Path, model: Network | None
+) -> ml_collections.ConfigDict:
+  """The configuration of a file's values, with the defaults of keys that it is older than."""
   config = ml_collections.ConfigDict(values)
   section = values.get("model", {})
   if isinstance(section, dict) and (name := section.get("name")):

@@ -1,7 +1,6 @@
 """A trained network as one file that needs JAX to run, and nothing of this library."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from jseg import json_files
 from jseg.install import install_line
-from jseg.outputs import try_file, unwritable
+from jseg.outputs import try_file, write_bytes
 from jseg.run import Run
 from jseg.types import InputError
 
@@ -83,11 +83,8 @@ def export_run(
     "platforms": list(exported.platforms),
     "jax": jax.__version__,
   }
-  try:
-    paths[0].write_bytes(exported.serialize())
-    paths[1].write_text(json.dumps(about, indent=2) + "\n")
-  except OSError as error:
-    raise unwritable(paths[0], error, "name another --out") from None
+  write_bytes(paths[0], exported.serialize())
+  json_files.write(paths[1], about)
   return paths
 
 

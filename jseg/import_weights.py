@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from jseg import config as configs
-from jseg import tasks
+from jseg import json_files, tasks
 from jseg.data import ClassInfo
 from jseg.data.published import class_info
-from jseg.run import Files, Run, write_json
+from jseg.run import Files, Run, held
 from jseg.state import TrainState
 from jseg.types import InputError
 from jseg.weights import Loaded, load
@@ -52,9 +52,16 @@ def import_run(
   config = configs.default(loaded.name, **loaded.arguments)
   config.data.update(tasks.get(loaded.model.task).foreign_data(len(classes.names)))
   run = Run(out, configs.change(config, changes), classes)
+  with held(out):
+    _write(run, loaded, path)
+  return loaded
+
+
+def _write(run: Run, loaded: Loaded, path: str | pathlib.Path) -> None:
+  """Writes the files of a run of these weights."""
   run.write()
   report = {"source": str(path), "what": loaded.description, **dataclasses.asdict(loaded.report)}
-  write_json(run.files.imported, report)
+  json_files.write(run.files.imported, report)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=loaded.variables["params"],
@@ -64,4 +71,3 @@ def import_run(
   )
   with contextlib.closing(run.checkpoints(read_only=False)) as checkpoints:
     checkpoints.save(state, {})
-  return loaded

@@ -1,8 +1,8 @@
 """Training metrics: averaged over a window, written to files, shown beside the progress bar."""
 
 import contextlib
-import json
 import math
+import os
 import pathlib
 import time
 from collections import deque
@@ -13,10 +13,13 @@ import jax
 import numpy as np
 import optax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
-from jseg import hosts
+from jseg import hosts, json_files
 from jseg.console import CONSOLE
+from jseg.outputs import GO_ON, unwritable, write_text
 from jseg.run import Files, Run
 from jseg.tasks import Task
 from jseg.types import InputError
@@ -185,41 +188,77 @@ class MetricWriter:
     files: paths of the run.
     step: finished steps. Lines of later steps come from a run that was killed after its last
       checkpoint; they are taken out and will be written again.
+
+  Raises:
+    InputError: there are metrics that can't be read; or, from any method, they can't be written.
   """
 
   def __init__(self, files: Files, step: int):
     self._writes = hosts.is_first()
     if not self._writes:
       return
-    path = files.metrics
-    keep = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(keep))
-    temporary.replace(path)
-    self._file = path.open("a")
-    self._events = SummaryWriter(str(files.events), purge_step=step + 1)
+    self._path = files.metrics
+    lines = json_files.read_metrics(files.metrics)
+    write_text(
+      files.metrics, "".join(json_files.line(line) for line in lines if line["step"] <= step)
+    )
+    self._events = Events(files.events, step + 1)
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """Writes one line."""
     if not self._writes:
       return
     plain = {k: None if math.isnan(v) else v for k, v in values.items()}
-    self._file.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
-    self._file.flush()
-    for key, value in values.items():
-      self._events.add_scalar(f"{split}/{key}", value, step)
+    json_files.append(self._path, {"step": step, "split": split, **plain})
+    self._events.write(step, {f"{split}/{key}": value for key, value in values.items()})
 
   def close(self) -> None:
-    """Writes what is still held back."""
+    """Lets go of the files."""
     if self._writes:
-      self._file.close()
       self._events.close()
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-  # A line without its end was being written when the run was killed.
-  text = path.read_text() if path.exists() else ""
-  return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+class Events:
+  """A file of TensorBoard events, which is complete after each call.
+
+  Args:
+    folder: folder of such files.
+    first: step from which on what files before say doesn't count.
+
+  Raises:
+    WriteError: from any method, it can't be written.
+  """
+
+  def __init__(self, folder: pathlib.Path, first: int):
+    self._folder = folder
+    with self._told():
+      folder.mkdir(parents=True, exist_ok=True)
+      # Not tensorboardX's SummaryWriter: it writes in a thread, minutes later, and waits for it
+      # forever once the thread has met a full disk.
+      self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+      start = SessionLog(status=SessionLog.START)
+      self._file.write_event(Event(step=first, session_log=start, wall_time=time.time()))
+      self._file.flush()
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes values by tag."""
+    with self._told():
+      for tag, value in values.items():
+        event = Event(step=step, summary=scalar(tag, value), wall_time=time.time())
+        self._file.write_event(event)
+      self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    with self._told():
+      self._file.close()
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise unwritable(self._folder, error, GO_ON) from None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from jseg import config as configs
-from jseg import data, hosts, tasks
+from jseg import data, hosts, json_files, tasks
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.console import CONSOLE
@@ -28,7 +28,7 @@ from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
-from jseg.run import Run, write_json
+from jseg.run import Run, held
 from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
@@ -84,16 +84,18 @@ def train(
   check_devices(config)
   use_compilation_cache(config)
 
-  # Data, network and run directory.
+  # Data and network.
   dataset = _as_dataset(dataset, config)
   network = model or configs.make_model(config, len(dataset.classes.names))
   task = tasks.create(config, network, dataset.classes)
   task.check_data(dataset)
-  run = Run.start(workdir, config, dataset.classes, model)
   batches = task.batches(dataset, config.seed)
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
   with contextlib.ExitStack() as stack:
+    hosts.on_first(lambda: stack.enter_context(held(workdir)))
+    run = Run.start(workdir, config, dataset.classes, model)
+
     # State: a new one, or the last checkpoint's.
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
     make_optimizer = _optimizer_maker(config, optimizer)
@@ -263,7 +265,7 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
   report = dataclasses.replace(report, unused=[*report.unused, *unused])
   CONSOLE.print(f"initialized from {path} ({what}): {report}", highlight=False)
   if hosts.is_first():
-    write_json(run.files.init, dataclasses.asdict(report))
+    json_files.write(run.files.init, dataclasses.asdict(report))
   params = variables["params"]
   ema = jax.tree.map(jnp.copy, params) if run.config.ema else state.ema
   return dataclasses.replace(state, ema=ema, **variables), report.taken
@@ -376,9 +378,7 @@ class Validation:
       rows.append(task.pictures(self._predict(variables, example["image"]), example))
     self._pictures = rows
     if rows:
-      path = run.files.sample(step)
-      path.parent.mkdir(exist_ok=True)
-      save_samples(rows, task.legend(), path, f"step {step}")
+      save_samples(rows, task.legend(), run.files.sample(step), f"step {step}")
 
   def show(self) -> None:
     """Prints the last pictures, where the terminal has colors, and the table of metrics."""

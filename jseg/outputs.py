@@ -1,11 +1,29 @@
 """Files that are written: their places tried before the work, written whole or not at all."""
 
+import contextlib
 import os
 import pathlib
+import re
+import secrets
 import tempfile
+import time
 from collections.abc import Collection
 
+from jseg.owner import Owner
 from jseg.types import InputError
+
+GO_ON = "mend that, then start the same command again: it goes on from there"
+"""Remedy where what was written before is kept."""
+
+_DAY = 86400.0
+_TEMPORARY = re.compile(r"\.jseg-(?P<host>.+)-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.tmp")
+
+
+class WriteError(InputError):
+  """A file or folder can't be written: the disk is full, it is read-only, something is in its way.
+
+  The message names it, the reason and the remedy.
+  """
 
 
 def try_folder(folder: pathlib.Path, remedy: str) -> None:
@@ -20,8 +38,8 @@ def try_folder(folder: pathlib.Path, remedy: str) -> None:
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(b"jseg")  # a full disk still makes empty files
   except OSError as error:
     raise unwritable(folder, error, remedy) from None
 
@@ -52,7 +70,7 @@ def try_file(path: pathlib.Path, remedy: str, suffixes: Collection[str] = ()) ->
     raise unwritable(path, error, remedy) from None
 
 
-def unwritable(path: pathlib.Path, error: OSError, remedy: str) -> InputError:
+def unwritable(path: pathlib.Path, error: OSError, remedy: str) -> WriteError:
   """The error of a place that can't be written to.
 
   Args:
@@ -65,11 +83,68 @@ def unwritable(path: pathlib.Path, error: OSError, remedy: str) -> InputError:
     if os.path.isfile(place) and (place != path or isinstance(error, FileExistsError)):
       reason = f"{'it' if place == path else place} is a file and no folder"
       break
-  return InputError(f"{path} can't be written ({reason}); {remedy}")
+  return WriteError(f"{path} can't be written ({reason}); {remedy}")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text file as a whole or not at all. Raises OSError."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
+  """Writes a text file in UTF-8; see `write_bytes`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes | bytearray) -> None:
+  """Writes a file as a whole or not at all, and not if this is what it holds already.
+
+  All files of the library are written here, beside those that are appended to
+  (`jseg.json_files`), so that none is ever seen half. Its folder is made if it isn't there.
+
+  Args:
+    path: the file.
+    content: what it is to hold.
+
+  Raises:
+    WriteError: it can't be written; what was there is as it was.
+  """
+  try:
+    if _holds(path, content):
+      return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_temporary_name())
+    try:
+      with temporary.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      temporary.replace(path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+  except OSError as error:
+    raise unwritable(path, error, GO_ON) from None
+
+
+def _holds(path: pathlib.Path, content: bytes | bytearray) -> bool:
+  """Whether a file is there and holds this already."""
+  try:
+    return path.stat().st_size == len(content) and path.read_bytes() == content
+  except OSError:
+    return False
+
+
+def _temporary_name() -> str:
+  owner = Owner.here()
+  return f".jseg-{owner.host}-{owner.pid}-{secrets.token_hex(4)}.tmp"
+
+
+def sweep(folder: pathlib.Path) -> None:
+  """Removes what processes that were killed have left half-written in a folder and below.
+
+  Args:
+    folder: the folder; it need not be there. Of processes on other machines, which may still be at
+      it, only what is older than a day is removed.
+  """
+  for path in [*folder.glob(".jseg-*.tmp"), *folder.glob("*/.jseg-*.tmp")]:
+    if match := _TEMPORARY.fullmatch(path.name):
+      owner = Owner(match["host"], int(match["pid"]), "")
+      with contextlib.suppress(OSError):
+        if owner.is_gone() or time.time() - path.stat().st_mtime > _DAY:
+          path.unlink()

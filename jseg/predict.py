@@ -17,7 +17,7 @@ from jseg.console import progress
 from jseg.crf import CrfParams, params_to_dict
 from jseg.data import ClassInfo, FileError
 from jseg.models import Network
-from jseg.outputs import try_folder, unwritable
+from jseg.outputs import GO_ON, WriteError, try_folder, unwritable
 from jseg.parameters import digest
 from jseg.record import Entry, Record
 from jseg.run import Run
@@ -190,8 +190,7 @@ def predict_files(
         record.add_failure(name, reason)
     table = task.report(record.results(), out)
   except OSError as error:
-    remedy = "mend that, then start the same command again: it goes on from there"
-    raise unwritable(out, error, remedy) from None
+    raise unwritable(out, error, GO_ON) from None
   finally:
     shutil.rmtree(out / _PARTIAL, ignore_errors=True)
   done = [name for name in todo if name not in failed]
@@ -214,6 +213,8 @@ def _predict_file(segmenter: Segmenter, name: str, file: pathlib.Path, out: path
 def _reason(file: pathlib.Path, error: Exception) -> str | None:
   """Why a file failed, or None where the reason isn't the file."""
   text = str(error)
+  if isinstance(error, WriteError):
+    return None
   if isinstance(error, FileError):
     return text
   if isinstance(error, InputError):

@@ -6,12 +6,12 @@ when its files are in place, so that whatever is half-done isn't done.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jseg import json_files
 from jseg.outputs import write_text
 from jseg.types import InputError
 
@@ -78,18 +78,16 @@ class Record:
     record = cls(folder)
     if not record.path.is_file():
       return record
+    remedy = "remove it, or name another --out"
     try:
-      # A line without its end was being written when a call was killed.
-      lines = record.path.read_text("utf-8").splitlines(keepends=True)
-      head, *rest = [json.loads(line) for line in lines if line.endswith("\n")]
+      head, *rest = json_files.read_lines(record.path, remedy)
       record.settings, record.owned = dict(head["settings"]), set(head["files"])
       for line in rest:
         if "result" in line:
           record.done[line["name"]] = Entry(line["source"], line["outputs"], line["result"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
       raise InputError(
-        f"{record.path} is no record of jseg predict, or damaged ({error}); remove it, or name "
-        "another --out"
+        f"{record.path} is no record of jseg predict, or damaged ({error}); {remedy}"
       ) from None
     return record
 
@@ -169,29 +167,28 @@ class Record:
     ]
 
   def begin(self, settings: Mapping[str, Any], files: Iterable[str]) -> None:
-    """Writes the record as a whole: what is done, and what is going to be written. Raises OSError.
+    """Writes the record as a whole: what is done, and what is going to be written.
 
     Args:
       settings: settings of all results.
       files: files that are results, or are going to be.
+
+    Raises:
+      WriteError: it can't be written.
     """
     self.settings, self.owned = dict(settings), self.owned.union(files)
     head = {"settings": self.settings, "files": sorted(self.owned)}
-    entries = (_line(name, **dataclasses.asdict(entry)) for name, entry in self.done.items())
-    write_text(self.path, "".join([json.dumps(head) + "\n", *entries]))
+    entries = [{"name": name, **dataclasses.asdict(entry)} for name, entry in self.done.items()]
+    write_text(self.path, "".join(json_files.line(line) for line in [head, *entries]))
 
   def add(self, name: str, entry: Entry) -> None:
-    """Adds a file whose results are in place. Raises OSError."""
+    """Adds a file whose results are in place. Raises WriteError."""
     self.done[name] = entry
-    self._append(_line(name, **dataclasses.asdict(entry)))
+    json_files.append(self.path, {"name": name, **dataclasses.asdict(entry)})
 
   def add_failure(self, name: str, reason: str) -> None:
-    """Adds why a file failed, for whoever reads the record. Raises OSError."""
-    self._append(_line(name, failed=reason))
-
-  def _append(self, line: str) -> None:
-    with self.path.open("a", encoding="utf-8") as file:
-      file.write(line)
+    """Adds why a file failed, for whoever reads the record. Raises WriteError."""
+    json_files.append(self.path, {"name": name, "failed": reason})
 
   def is_done(self, name: str, source: Mapping[str, Any]) -> bool:
     """Whether the results of a file are there and are of what it is now."""
@@ -205,7 +202,3 @@ class Record:
   def results(self) -> dict[str, Any]:
     """Returns what reports need of each file, by name, in the order of the names."""
     return {name: self.done[name].result for name in sorted(self.done)}
-
-
-def _line(name: str, **values: Any) -> str:
-  return json.dumps({"name": name, **values}) + "\n"

@@ -2,6 +2,8 @@
 
 config.json  classes.json        what the run was started with
 checkpoints/                     latest and best (`jseg.checkpoint`)
+damaged/                         checkpoints that turned out to be damaged
+lock                             who trains in it now (`jseg.lock`)
 metrics.jsonl  tensorboard/      metrics by step
 curves.png  samples/STEP.png     pictures
 evaluation/SPLIT.json            metrics of a split, and plots beside them
@@ -13,9 +15,8 @@ export/                          StableHLO
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,12 +25,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import hosts, tasks
+from jseg import hosts, json_files, tasks
 from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
+from jseg.lock import locked
 from jseg.models import Network
-from jseg.outputs import try_folder, unwritable, write_text
+from jseg.outputs import sweep, try_folder, unwritable
 from jseg.types import InputError, Variables
 
 
@@ -52,6 +54,11 @@ class Files:
   def classes(self) -> pathlib.Path:
     """Names and colors of the classes, JSON."""
     return self.root / "classes.json"
+
+  @property
+  def lock(self) -> pathlib.Path:
+    """Lock that a training holds."""
+    return self.root / "lock"
 
   @property
   def metrics(self) -> pathlib.Path:
@@ -183,7 +190,7 @@ class Run:
 
   def _begin(self) -> None:
     """Checks that the directory is free or holds this run, and writes what describes it."""
-    try_folder(self.path, "name another --workdir")
+    sweep(self.path)
     if self.files.imported.exists():
       raise InputError(
         f"{self.path} holds imported weights and no training; to train from them, name another "
@@ -207,12 +214,9 @@ class Run:
     Raises:
       InputError: the directory can't be written.
     """
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      configs.save(self.config, self.files.config)
-      self.classes.save(self.files.classes)
-    except OSError as error:
-      raise unwritable(self.path, error, "name another directory") from None
+    # A run is there as soon as its configuration is, which is written last.
+    self.classes.save(self.files.classes)
+    configs.save(self.config, self.files.config)
 
   # What is in it.
 
@@ -306,10 +310,9 @@ class Run:
       step: step of the checkpoint.
       extra: further plain values.
     """
-    self.files.evaluation.mkdir(exist_ok=True)
     values = scores.to_dict(self.classes.names)
     about = {"split": split, "step": step, "resolution": "original"}
-    write_json(self.files.scores(split), {**about, **values, **(extra or {})})
+    json_files.write(self.files.scores(split), {**about, **values, **(extra or {})})
     self.task.save_plots(scores, self.files.evaluation / split)
 
   def pretrained(self) -> Sequence[str]:
@@ -318,18 +321,35 @@ class Run:
     Raises:
       InputError: the run's record of it can't be read.
     """
+    path = self.files.init
+    remedy = "it tells new parameters from others; start anew in another --workdir"
+    taken = json_files.read(path, remedy).get("taken")
+    if not isinstance(taken, list) or not all(isinstance(name, str) for name in taken):
+      raise InputError(f"{path} is damaged ('taken' is no list of names); {remedy}")
+    return taken
+
+
+@contextlib.contextmanager
+def held(path: str | pathlib.Path) -> Iterator[None]:
+  """Keeps a run directory, which is made if it isn't there, for one process that writes it.
+
+  Whoever only reads it need not ask.
+
+  Args:
+    path: the directory.
+
+  Raises:
+    InputError: another process holds it, or it can't be written.
+  """
+  path = pathlib.Path(path).expanduser()
+  try_folder(path, "name another --workdir")
+  remedy = "wait for it, stop it, or name another --workdir"
+  with contextlib.ExitStack() as stack:
     try:
-      return json.loads(self.files.init.read_text())["taken"]
-    except (OSError, ValueError, KeyError) as error:
-      raise InputError(
-        f"{self.files.init}, which tells new parameters from others, can't be read ({error}); "
-        "start anew in another --workdir"
-      ) from None
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-  """Writes a JSON file as a whole or not at all."""
-  write_text(path, json.dumps(values, indent=2) + "\n")
+      stack.enter_context(locked(Files(path).lock, str(path), remedy))
+    except OSError as error:
+      raise unwritable(Files(path).lock, error, "name another --workdir") from None
+    yield
 
 
 def load_model(

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from jseg import json_files
 from jseg.arithmetic import evenly_spaced
 from jseg.console import progress
 from jseg.crf import CrfParams, params_from_dict, params_to_dict
 from jseg.metrics import ConfusionState, host_confusion, none_if_nan
 from jseg.outputs import try_file
 from jseg.predict import Segmenter
-from jseg.run import Run, write_json
+from jseg.run import Run
 from jseg.tasks.semantic.inference import protocol_changes
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import InputError
@@ -116,7 +117,7 @@ def tune_crf(
     "miou": none_if_nan(result.miou),
     "miou_without": none_if_nan(result.without),
   }
-  write_json(opened.files.crf, about)
+  json_files.write(opened.files.crf, about)
   return result
 
 

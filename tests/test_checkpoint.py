@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import os
 import shutil
 
 import jax
@@ -152,13 +154,127 @@ def test_nothing_there(tmp_path):
     Checkpoints(tmp_path, read_only=True)
 
 
-def test_a_damaged_checkpoint_names_the_others(tmp_path):
+ITEMS = ["model", "training", "data", "checksums", "_CHECKPOINT_METADATA"]
+
+
+def damage(path, kind):
+  """Removes, empties or halves a file, or the files of a folder."""
+  files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+  if kind == "gone" and path.is_dir():
+    shutil.rmtree(path)
+    return
+  for file in files:
+    content = file.read_bytes()
+    if kind == "gone":
+      file.unlink()
+    else:
+      file.write_bytes(content[: len(content) // 2 if kind == "half" else 0])
+
+
+@pytest.mark.parametrize("kind", ["gone", "empty", "half"])
+@pytest.mark.parametrize("item", ITEMS)
+def test_damage_is_told_and_training_goes_on_from_the_checkpoint_before(
+  tmp_path, item, kind, capsys
+):
+  save_all(tmp_path, {10: 0.5, 20: 0.4, 30: None}, keep=3).close()
+  damage(tmp_path / "checkpoints" / "20" / item, kind)
+  damage(tmp_path / "checkpoints" / "30" / item, kind)
+  template = {"params": make_state(0).params, "batch_stats": make_state(0).batch_stats}
+  harmless = item == "_CHECKPOINT_METADATA" or (item, kind) == ("checksums", "gone")
+  with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+    assert checkpoints.best() == 10
+    if item == "model":
+      with pytest.raises(InputError, match=r"checkpoint 20 of .* is damaged .*there is 10, 30"):
+        checkpoints.restore_model(20, template)
+  with contextlib.closing(Checkpoints(tmp_path, keep=3)) as checkpoints:
+    state, position = checkpoints.restore(make_state(0))
+    if harmless:  # nothing is read from it, or it is as of an old run
+      assert_equal(state, make_state(30))
+      return
+    assert_equal(state, make_state(10))
+    assert position == {"next_index": 10}
+    assert checkpoints.steps() == [10]
+    checkpoints.save(make_state(20), {"next_index": 20})
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(make_state(0))[0], make_state(20))
+  told = capsys.readouterr().err
+  assert "checkpoint 30 of" in told
+  assert "checkpoint 20 of" in told
+  assert "going on from checkpoint 10" in told
+  assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["20", "30"]
+
+
+def test_where_all_checkpoints_are_damaged_nothing_begins_anew(tmp_path):
   save_all(tmp_path, {10: None, 20: None}).close()
-  shutil.rmtree(tmp_path / "checkpoints" / "20" / "model")
-  checkpoints = Checkpoints(tmp_path)
-  with pytest.raises(InputError, match=r"checkpoint 20 .* damaged"):
+  for step in ("10", "20"):
+    damage(tmp_path / "checkpoints" / step / "model", "half")
+  with (
+    contextlib.closing(Checkpoints(tmp_path)) as checkpoints,
+    pytest.raises(InputError, match=r"(?s)checkpoint 20 .*checkpoint 10 .*another --workdir"),
+  ):
     checkpoints.restore(make_state(0))
-  checkpoints.close()
+  assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+
+
+@pytest.mark.parametrize("kind", ["gone", "empty", "half", "[]", '{"miou": 0.95}', '{"miou": "x"}'])
+def test_damaged_metrics_are_mended(tmp_path, kind, capsys):
+  save_all(tmp_path, {10: 0.9, 20: 0.8}).close()
+  path = tmp_path / "checkpoints" / "20" / "metrics" / "metrics"
+  if kind in ("gone", "empty", "half"):
+    damage(path, kind)
+  else:
+    path.write_text(kind)
+  if kind in ("empty", "half", "[]", '{"miou": "x"}'):
+    with pytest.raises(InputError, match=r"20/metrics/metrics is damaged .*; remove it"):
+      Checkpoints(tmp_path, read_only=True)
+  else:
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+      assert checkpoints.best() == 10
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    assert checkpoints.best() == 10
+  assert path.read_text().split() == ["{", '"miou":', "0.8", "}"]
+  assert "20/metrics/metrics" in capsys.readouterr().err
+
+
+def test_a_run_from_before_checksums_is_read(tmp_path, capsys):
+  save_all(tmp_path, {10: 0.9, 20: 0.8}).close()
+  for step in ("10", "20"):
+    shutil.rmtree(tmp_path / "checkpoints" / step / "checksums")
+  (tmp_path / "checkpoints" / "10" / "metrics" / "metrics").write_text("{")
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    assert_equal(checkpoints.restore(make_state(0))[0], make_state(20))
+    assert checkpoints.best() == 20
+  told = capsys.readouterr().err
+  assert "removed" in told
+  assert "checkpoint 20" not in told
+
+
+def test_no_flipped_bit_is_read_in_silence(tmp_path):
+  saved = make_state(10, width=50, ema=True)
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    checkpoints.save(saved, {"next_index": 10}, 0.5)
+  files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+  sizes = np.array([path.stat().st_size for path in files])
+  rng, refused = np.random.default_rng(0), 0
+  template = make_state(0, width=50, ema=True)
+  for _ in range(int(os.environ.get("JSEG_FUZZ", "60"))):
+    # Half of the flips by size, half by file: metadata are small.
+    chances = sizes / sizes.sum() if rng.random() < 0.5 else (sizes > 0) / (sizes > 0).sum()
+    path = files[rng.choice(len(files), p=chances)]
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[rng.integers(len(flipped))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(flipped)
+    try:
+      with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        assert checkpoints._metric(10) == 0.5
+        state, position = checkpoints.restore(template)
+      assert_equal(state, saved)
+      assert position == {"next_index": 10}
+    except InputError:
+      refused += 1
+    path.write_bytes(content)
+  assert refused > 0
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):

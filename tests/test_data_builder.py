@@ -1,8 +1,12 @@
 """Preparation and reading back: once, again after changes, and never by halves."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from PIL import Image
 from jseg import data
 from jseg.data.sources import SOURCES, make_source
 from jseg.data.sources.shapes import ShapesItem, draw
+from jseg.lock import locked
 from jseg.types import IGNORE, InputError
 
 SHAPES = {"size": 32, "train": 5, "val": 3, "test": 0}
@@ -215,6 +220,46 @@ def test_tfrecord_names_the_extra(tmp_path):
     path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
   with pytest.raises(InputError, match=r"stored as tfrecord.*pip install tensorflow.*convert"):
     data.load("tiny_masks", data_dir=tmp_path, fields=FIELDS)
+
+
+@pytest.mark.parametrize("kind", ["gone", "empty", "half", "other"])
+@pytest.mark.parametrize("name", ["jseg_shapes-train", "dataset_info", "metadata"])
+def test_damage_names_the_folder_to_remove(shapes, tmp_path, name, kind):
+  copy = tmp_path / "jseg_shapes"
+  shutil.copytree(shapes._builder.data_path.parents[1], copy)
+  (path,) = copy.glob(f"*/*/{name}*")
+  content = path.read_bytes()
+  changed = {"empty": b"", "half": content[: len(content) // 2], "other": b'{"a": 1}'}
+  if kind == "gone":
+    path.unlink()
+  else:
+    path.write_bytes(changed[kind])
+  with pytest.raises(InputError, match=rf"in {copy}.* are damaged \(.*\); remove that folder"):
+    _ = data.load("shapes", data_dir=tmp_path, options=SHAPES).source("train")[4]
+  shutil.rmtree(copy / shapes.fingerprint)
+  assert len(data.load("shapes", data_dir=tmp_path, options=SHAPES).source("train")) == 5
+
+
+def test_what_a_killed_preparation_left_is_swept(tmp_path):
+  left = tmp_path / "jseg_shapes" / make_source("shapes", options=SHAPES).fingerprint()
+  (left / "incomplete.ABCDEF_1.3.0").mkdir(parents=True)
+  (left / "incomplete.ABCDEF_1.3.0" / "half").touch()
+  data.load("shapes", data_dir=tmp_path, options=SHAPES)
+  assert [path.name for path in left.iterdir()] == ["1.3.0"]
+  assert [path.name for path in left.parent.iterdir()] == [left.name]
+
+
+def test_two_that_prepare_one_set_wait_for_one_another(tmp_path, capsys):
+  folder = tmp_path / "jseg_shapes" / make_source("shapes", options=SHAPES).fingerprint()
+  with contextlib.ExitStack() as first, ThreadPoolExecutor() as pool:
+    first.enter_context(locked(pathlib.Path(f"{folder}.lock"), "it", "wait"))
+    second = pool.submit(data.load, "shapes", data_dir=tmp_path, options=SHAPES)
+    while "waiting for it" not in capsys.readouterr().err:
+      assert not second.done()
+      time.sleep(0.01)
+    assert not folder.exists()
+    first.close()
+    assert second.result().splits == {"train": 5, "val": 3}
 
 
 def test_objects_are_stored(tmp_path):

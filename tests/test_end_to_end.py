@@ -1,5 +1,6 @@
 """Train, kill, resume, evaluate, predict: the whole way on generated data."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,11 +8,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from helpers.chaos import Writes
 from helpers.tiny import tiny_config
 from PIL import Image
 
@@ -20,7 +21,7 @@ from jseg import cli
 from jseg.evaluation import evaluate
 from jseg.images import normalize
 from jseg.loop import train
-from jseg.run import Run, load_model
+from jseg.run import Run, held, load_model
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -196,59 +197,65 @@ def test_mistakes_on_the_command_line(run, tmp_path, arguments, match, capsys):
   assert str(exit_info.value.code).startswith("error: ")
 
 
-def start(workdir, data_dir):
-  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  return subprocess.Popen(
-    [sys.executable, str(ROOT / "tests" / "helpers" / "tiny.py"), str(workdir), str(data_dir)],
+def chaos(workdir, data_dir, what, number):
+  """Trains in a process to which something happens at a write; returns (exit status, output)."""
+  environment = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "JAX_NUM_CPU_DEVICES": str(jax.local_device_count()),
+  }
+  program = str(ROOT / "tests" / "helpers" / "chaos.py")
+  done = subprocess.run(
+    [sys.executable, program, str(workdir), str(data_dir), "12", what, str(number)],
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
+  return done.returncode, done.stdout
 
 
-def wait_for(condition, process):
-  deadline = time.monotonic() + 120
-  while not condition():
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-
-
-def last_step(workdir):
-  path = workdir / "metrics.jsonl"
-  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-  return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("\n") else 0
-
-
-def test_a_killed_run_resumes_bit_for_bit_and_a_terminated_one_saves(tmp_path, data_dir):
-  whole = tmp_path / "whole"
-  process = start(whole, data_dir)
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  assert last_step(whole) == 30
-
-  # SIGKILL at a random step: maybe while a checkpoint is written, but after one was.
+def test_a_run_that_was_killed_at_any_write_resumes_bit_for_bit(run, tmp_path, data_dir):
+  number = int(np.random.default_rng().integers(1, 120))  # of about 180
   killed = tmp_path / "killed"
-  process = start(killed, data_dir)
-  target = int(np.random.default_rng().integers(7, 24))
-  wait_for(lambda: last_step(killed) >= target, process)
-  process.kill()
-  process.communicate()
-  reached = last_step(killed)
-  assert reached < 30
-  process = start(killed, data_dir)
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  assert "resuming at step" in output, (target, reached)
-  assert_same_run(whole, killed)
+  status, output = chaos(killed, data_dir, "kill", number)
+  assert status == -signal.SIGKILL, (number, output)
+  assert train(tiny_config(data_dir), killed) is not None, number
+  assert_same_run(run, killed)
+  names = [path.name for path in killed.rglob("*")]
+  assert not [name for name in names if name == "lock" or "tmp" in name], number
 
-  # SIGTERM: the step is finished and saved, and the exit is clean.
+
+def test_sigterm_saves_and_returns(tmp_path, data_dir, capsys):
   stopped = tmp_path / "stopped"
-  process = start(stopped, data_dir)
-  wait_for(lambda: last_step(stopped) >= 4, process)
-  process.send_signal(signal.SIGTERM)
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  assert "saved at step" in output
-  assert Run.open(stopped).restore("latest")[0] == last_step(stopped) < 30
+
+  def on_log(step, metrics):
+    if step == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  assert train(tiny_config(data_dir), stopped, on_log=on_log) is None
+  assert "saved at step 5" in capsys.readouterr().out
+  assert Run.open(stopped).restore("latest")[0] == metrics(stopped)[-1]["step"] == 5
+
+
+def test_the_second_training_in_a_folder_is_refused(run, data_dir):
+  before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+  with held(run), pytest.raises(InputError, match=r"tiny is in use by process \d+ on .* since"):
+    train(tiny_config(data_dir), run)
+  assert evaluate(run).step in (6, 12)  # reading goes on
+  after = sorted(
+    path.stat().st_mtime_ns for path in run.rglob("*") if "evaluation" not in str(path)
+  )
+  assert set(after) - {run.stat().st_mtime_ns} <= set(before)
+
+
+def full(workdir, number):
+  """Lets every write below a folder fail, from a number of writes on, until it is undone."""
+  return contextlib.closing(Writes(workdir, "full", number))
+
+
+@pytest.mark.parametrize("number", [2, 4, 8, 12, 15, 17, 30, 45, 60, 90])
+def test_a_full_disk_is_told_at_any_write(run, tmp_path, data_dir, number):
+  workdir = tmp_path / "full"
+  with full(workdir, number), pytest.raises(InputError, match=r"(No space left|disk is full)"):
+    train(tiny_config(data_dir), workdir)

@@ -16,7 +16,7 @@ from jseg import cli
 from jseg.commands.common import run_or_exit
 from jseg.data.builder import prepare
 from jseg.loop import use_compilation_cache
-from jseg.outputs import try_file, try_folder, write_text
+from jseg.outputs import WriteError, try_file, try_folder, write_text
 from jseg.types import InputError
 
 
@@ -84,9 +84,10 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / "a.json"
   write_text(path, "old é")
   monkeypatch.setattr(pathlib.Path, "replace", refuse(errno.ENOSPC))
-  with pytest.raises(OSError, match="No space"):
+  with pytest.raises(WriteError, match=r"a.json can't be written \(No space.*mend that"):
     write_text(path, "new")
   assert path.read_text("utf-8") == "old é"
+  assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import logging
 import os
+import pathlib
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +20,8 @@ from jseg.console import ERRORS, progress
 from jseg.data.files import FileError
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.survey import Survey
+from jseg.lock import locked
+from jseg.outputs import WriteError
 from jseg.types import IGNORE, InputError
 
 OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
@@ -52,12 +56,56 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
     )
   data_dir = os.path.expanduser(data_dir) if data_dir else None
   with _quiet():
-    builder = Builder(source, name, fingerprint, data_dir)
+    builder = _open(source, name, fingerprint, data_dir)
     if not builder.is_prepared():
       _write(builder)
-      builder = Builder(source, name, fingerprint, data_dir)
+      builder = _open(source, name, fingerprint, data_dir)
   _tell(builder.info.metadata["notes"])
   return builder, fingerprint
+
+
+def _open(
+  source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike | None
+) -> "Builder":
+  """Opens a prepared set, or what is to become one."""
+  folder = pathlib.Path(data_dir or os.path.expanduser(tfds.core.constants.DATA_DIR))
+  with prepared(folder / f"jseg_{name}" / fingerprint):
+    builder = Builder(source, name, fingerprint, data_dir)
+    if builder.data_path.exists():
+      sizes = builder.info.metadata["max_size"]
+      if missing := [split for split in source.splits if split not in sizes]:
+        raise ValueError(f"metadata.json doesn't know the split {missing[0]}")
+      if missing := [split for split in source.splits if split not in builder.info.splits]:
+        raise ValueError(f"dataset_info.json doesn't know the split {missing[0]}")
+  return builder
+
+
+@contextlib.contextmanager
+def prepared(folder: pathlib.Path) -> Iterator[None]:
+  """Tells whatever reading a prepared set fails with, and how it is made again.
+
+  Args:
+    folder: the folder of the set.
+
+  Raises:
+    InputError: reading failed.
+  """
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:  # damaged files fail in any way
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(
+      f"the prepared data in {folder} are damaged ({reason}); remove that folder: the next start "
+      "prepares them again"
+    ) from error
+
+
+def _sweep(folder: pathlib.Path) -> None:
+  """Removes what preparations that were killed have left; the lock says that none is going on."""
+  for path in folder.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*"):
+    shutil.rmtree(path, ignore_errors=True)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -234,12 +282,17 @@ def _tell(notes: Sequence[Sequence[str]]) -> None:
 
 
 def _write(builder: Builder) -> None:
+  """Prepares a set, unless another process has done so while this one waited for it."""
+  folder = builder.data_path.parent
   try:
-    builder.download_and_prepare(file_format="array_record")
+    with locked(pathlib.Path(f"{folder}.lock"), str(folder), "wait for it", wait=True):
+      _sweep(folder)
+      if not builder.data_path.exists():
+        builder.download_and_prepare(file_format="array_record")
   except OSError as error:
-    # Of several processes that prepare the same set, the last to finish finds it in place.
+    # Where the file system has no locks, the last to finish finds it in place.
     if not builder.data_path.exists():
-      raise InputError(
+      raise WriteError(
         f"cannot write prepared data to {builder.data_dir}: {error}; "
         "make room, or give another data_dir"
       ) from error

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jseg.data.builder import OBJECTS_PER_IMAGE, prepare
+from jseg.data.builder import OBJECTS_PER_IMAGE, prepare, prepared
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
@@ -31,8 +32,8 @@ class Examples(Sequence[dict[str, Any]]):
   are kept once they are decoded, so none can be written to.
   """
 
-  def __init__(self, records: Any, keep: bool):
-    self._records = records
+  def __init__(self, records: Any, keep: bool, folder: pathlib.Path):
+    self._records, self._folder = records, folder
     self._kept: dict[int, dict[str, Any]] | None = {} if keep else None
 
   def __len__(self) -> int:
@@ -43,7 +44,8 @@ class Examples(Sequence[dict[str, Any]]):
       raise IndexError(f"example {index} of {len(self)}")
     if self._kept is not None and index in self._kept:
       return self._kept[index]
-    example = _decode(self._records[index])
+    with prepared(self._folder):
+      example = _decode(self._records[index])
     if self._kept is not None:
       self._kept[index] = example
     return example
@@ -109,11 +111,13 @@ class Dataset:
       if isinstance(feature, tfds.features.Image)
     ]
     skip = {key: tfds.decode.SkipDecoding() for key in images}
-    records = self._builder.as_data_source(split, decoders=skip)
-    # Bytes per decoded pixel: three of color, or floats, and the label.
-    width = 4 if self.ndim == 2 else 1 + 4 * records[0]["image"].shape[-1]
-    keep = width * len(records) * math.prod(self.max_size(split)) <= _CACHE_BYTES
-    return Examples(records, keep)
+    folder = pathlib.Path(self._builder.data_path)
+    with prepared(folder):
+      records = self._builder.as_data_source(split, decoders=skip)
+      # Bytes per decoded pixel: three of color, or floats, and the label.
+      width = 4 if self.ndim == 2 else 1 + 4 * records[0]["image"].shape[-1]
+      keep = width * len(records) * math.prod(self.max_size(split)) <= _CACHE_BYTES
+    return Examples(records, keep, folder)
 
   def max_size(self, split: str) -> tuple[int, ...]:
     """Largest height and largest width in a split; of volumes, depth, height and width."""

@@ -1,8 +1,12 @@
 """Figures of matplotlib without its global state."""
 
+import io
+import pathlib
+
 from matplotlib.figure import Figure
 
 from jseg.console import one_line
+from jseg.outputs import write_bytes
 
 DPI = 120
 
@@ -16,3 +20,10 @@ def make_figure(width: float, height: float) -> Figure:
   """Returns a figure of this size in inches."""
   # Not through pyplot, which keeps every figure in a global list.
   return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a figure as PNG, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
+  png = io.BytesIO()
+  figure.savefig(png, format="png")
+  write_bytes(path, png.getvalue())

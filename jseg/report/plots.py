@@ -1,14 +1,14 @@
 """Plots: metrics over the steps, and the confusion matrix."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from jseg import json_files
 from jseg.metrics import SemanticScores
 from jseg.metrics.numbers import percent
-from jseg.report.figure import make_figure, plain
+from jseg.report.figure import make_figure, plain, save_figure
 
 
 def save_confusion_plot(scores: SemanticScores, names: Sequence[str], path: pathlib.Path) -> None:
@@ -39,7 +39,7 @@ def save_confusion_plot(scores: SemanticScores, names: Sequence[str], path: path
         color = "white" if share > 0.6 else "black"
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color)
   figure.colorbar(picture, fraction=0.046, pad=0.04, label="share of the true class")
-  figure.savefig(path)
+  save_figure(figure, path)
 
 
 def save_curves(
@@ -52,8 +52,11 @@ def save_curves(
     path: PNG to write.
     metric: key of the metric in the log, a fraction.
     title: name of the metric in the plot.
+
+  Raises:
+    InputError: the log is damaged.
   """
-  lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+  lines = json_files.read_metrics(metrics)
   figure = make_figure(9, 3.5)
   grid = figure.subplots(1, 2)
   for axes, key, factor, heading in zip(
@@ -69,4 +72,4 @@ def save_curves(
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
     axes.legend()
-  figure.savefig(path)
+  save_figure(figure, path)

@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from jseg.arithmetic import cdiv
-from jseg.report.figure import DPI, make_figure, plain
+from jseg.report.figure import DPI, make_figure, plain, save_figure
 from jseg.report.overlay import patches
 
 _CELL = (240, 384)  # pixels, bounds of the longest side of a picture
@@ -35,7 +35,7 @@ def save_samples(
   cell = min(max(_CELL[0], *rows[0][0].shape[:2]), _CELL[1])
   figure = _triples(rows, title, cell=cell / DPI)
   _add_legend(figure, legend)
-  figure.savefig(path)
+  save_figure(figure, path)
 
 
 def save_previews(
@@ -58,7 +58,7 @@ def save_previews(
   for axes, picture in zip(figure.axes, pictures, strict=False):
     axes.imshow(picture, interpolation="nearest")
   _add_legend(figure, legend)
-  figure.savefig(path)
+  save_figure(figure, path)
 
 
 def _add_legend(figure: Figure, legend: Sequence[tuple[str, Sequence[int]]]) -> None:

@@ -1,7 +1,4 @@
-"""The smallest run that goes the whole way; as a program: helpers/tiny.py RUN DATA_DIR."""
-
-import pathlib
-import sys
+"""The smallest run that goes the whole way."""
 
 import jseg.config
 import jseg.models
@@ -37,9 +34,3 @@ def tiny_config(data_dir, model="unet", knobs=None, **changes):
       target = target[part]
     target[name] = value
   return config
-
-
-if __name__ == "__main__":
-  from jseg.loop import train
-
-  train(tiny_config(sys.argv[2], steps=30), pathlib.Path(sys.argv[1]))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jseg.data.files import read_text
+from jseg.outputs import write_text
 from jseg.types import IGNORE, InputError
 
 Color = tuple[int, int, int]
@@ -150,9 +151,10 @@ class ClassInfo:
     path = Path(path)
     if not path.is_file():
       raise InputError(f"{path} is missing: it names the classes; the smallest one is {EXAMPLE}")
+    text = read_text(path)
     try:
-      content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+      content = json.loads(text)
+    except (ValueError, RecursionError) as error:
       raise InputError(f"{path} is not valid JSON ({error}); a valid one is {EXAMPLE}") from error
     if not isinstance(content, dict) or not _is_list(content.get("classes"), str):
       raise InputError(f'{path} must hold a list of names under "classes", as in {EXAMPLE}')
@@ -171,7 +173,7 @@ class ClassInfo:
       mask_values = content.get("mask_values")
       return cls(
         names=tuple(content["classes"]),
-        palette=np.array([_color("palette", c) for c in content.get("palette") or ()], np.uint8),
+        palette=np.array([_color("palette", c) for c in _colors(content)], np.uint8),
         ignore_label=_integer("ignore_label", ignore_label),
         ignore_color=None if ignore_color is None else _color("ignore_color", ignore_color),
         mask_values=None if mask_values is None else _integers("mask_values", mask_values),
@@ -193,8 +195,8 @@ class ClassInfo:
     return json.dumps(content)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a classes.json."""
-    Path(path).write_text(self.to_json(), "utf-8")
+    """Writes a classes.json, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
+    write_text(Path(path), self.to_json())
 
 
 def _duplicates(items: Iterable[Any]) -> list[Any]:
@@ -205,6 +207,13 @@ def _is_list(value: Any, kind: type) -> bool:
   # bool is an int to Python, not to whoever writes a palette.
   good = isinstance(value, Sequence) and not isinstance(value, str)
   return good and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+
+
+def _colors(content: dict[str, Any]) -> list[Any]:
+  colors = content.get("palette") or []
+  if not isinstance(colors, list):
+    raise InputError(f"palette: {colors!r} must be a list of colors, one a class")
+  return colors
 
 
 def _color(key: str, value: Any) -> Color:
