@@ -342,7 +342,7 @@ def test_categories_that_are_refused(tmp_path, categories, message):
   "text", ["[" * 100_000, '{"images": ' + "9" * 5000 + "}", '{"a":' * 50_000, "\ufeff{", "nul"]
 )
 def test_json_without_end(tmp_path, text):
-  with pytest.raises(InputError, match=r"_annotations.coco.json is not valid JSON \("):
+  with pytest.raises(InputError, match=r"_annotations.coco.json: is not valid JSON \("):
     coco_source(write(tmp_path, text))
 
 

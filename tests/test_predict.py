@@ -215,16 +215,14 @@ def test_not_enough_memory_for_one_is_its_own_failure(run, tmp_path, monkeypatch
   assert "huge.png: there is not enough memory for it" in result.failed["huge"]
 
 
-def test_the_limit_of_pixels_is_a_setting(run, tmp_path, monkeypatch):
+def test_the_limit_of_pixels_is_a_setting(run, tmp_path):
   path = photo(tmp_path / "a.png", (30, 40))
-  monkeypatch.setenv("JSEG_MAX_IMAGE_PIXELS", "1199")
-  result = predict_files(run, [path], tmp_path / "out")
+  changes = {"data.max_pixels": 1199}
+  result = predict_files(run, [path], tmp_path / "out", changes=changes)
   assert "1,200 pixels, and the limit is 1,199" in result.failed["a"]
-  assert "JSEG_MAX_IMAGE_PIXELS" in result.failed["a"]
-  monkeypatch.setenv("JSEG_MAX_IMAGE_PIXELS", "1200")
-  assert predict_files(run, [path], tmp_path / "out").done == ["a"]
-  # Pillow's own limit, at which it warns, is not in the way: nothing is decoded to say so.
-  assert Image.MAX_IMAGE_PIXELS is None
+  assert "raise data.max_pixels" in result.failed["a"]
+  changes = {"data.max_pixels": 1200}
+  assert predict_files(run, [path], tmp_path / "out", changes=changes).done == ["a"]
 
 
 @pytest.mark.parametrize(

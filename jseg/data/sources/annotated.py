@@ -7,14 +7,13 @@ first pixel's being (0, 0) and (1, 1).
 import math
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jseg.data.files import FileError, fingerprint
+from jseg.data.files import FileError, fingerprint, shown
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, encode_png
 from jseg.data.files.instances import Annotation, Size, coco_masks, make_objects
@@ -22,8 +21,6 @@ from jseg.data.sources.base import Example, Item, ListedSource
 from jseg.types import IGNORE
 
 Box = tuple[float, float, float, float]
-_SHORT = reprlib.Repr()  # what is nested may be short to write and endless to read out
-_SHORT.maxlevel = 3
 _FAR = 10  # times its size that a polygon may reach out of an image
 
 
@@ -187,16 +184,6 @@ def read_numbers(values: Any) -> list[float]:
   except (TypeError, ValueError, OverflowError):
     pass
   raise Flaw("malformed", f"has {shown(values)} where finite numbers belong")
-
-
-def shown(value: Any) -> str:
-  """A value of a file, for messages: short, and of characters that any terminal has."""
-  try:
-    text = value if isinstance(value, str) else _SHORT.repr(value)
-  except ValueError:  # an integer of thousands of digits
-    text = "a huge number"
-  text = text.encode("utf-8", "backslashreplace").decode()
-  return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def is_text(value: Any) -> bool:

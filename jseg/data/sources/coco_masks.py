@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jseg.data.sources.annotated import Flaw, draw_polygons, read_id, read_numbers, shown
+from jseg.data.files import shown
+from jseg.data.sources.annotated import Flaw, draw_polygons, read_id, read_numbers
 
 _DIGITS = 12  # of 5 bits, in one number of a run-length code
 

@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jseg.data.files import FileError, read_bytes
+from jseg.data.files import FileError, parse_json, read_bytes, shown
 from jseg.data.files.images import CanonicalImage, canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.files.listing import IMAGE_SUFFIXES
@@ -35,7 +34,6 @@ from jseg.data.sources.annotated import (
   on_a_drive,
   part,
   read_numbers,
-  shown,
   wrong_size,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
@@ -259,11 +257,7 @@ def _parts(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-  try:
-    content = json.loads(read_bytes(path))
-  except (ValueError, RecursionError) as error:
-    text = f"is not valid JSON ({error})"
-    raise FileError("unreadable", path, text, "Save it again, or remove it") from None
+  content = parse_json(read_bytes(path), path, "Save it again, or remove it")
   shapes = content.get("shapes") if isinstance(content, dict) else None
   if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
     text = "has no list of \"shapes\": it isn't LabelMe's"

@@ -138,6 +138,8 @@ class ImagePair(FilePair[CanonicalImage, RawMask]):
       traits.add("turned")
     if raw.turned and not image.rotated:
       traits.add("mask_turned")
+    if image.exif_damaged:
+      traits.add("exif_damaged")
     return make_example(image, dataclasses.replace(label, traits=frozenset(traits)), self.classes)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jseg.data.files import FileError, read_bytes
+from jseg.data.files import FileError, read_bytes, shown
 from jseg.data.files.images import canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.files.listing import IMAGE_SUFFIXES
@@ -32,7 +32,6 @@ from jseg.data.sources.annotated import (
   make_example,
   object_classes,
   on_a_drive,
-  shown,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
 from jseg.types import InputError
