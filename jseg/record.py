@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,10 +83,14 @@ class Record:
       # A line without its end was being written when a call was killed.
       lines = record.path.read_text("utf-8").splitlines(keepends=True)
       head, *rest = [json.loads(line) for line in lines if line.endswith("\n")]
-      record.settings, record.owned = dict(head["settings"]), set(head["files"])
+      record.settings, files = dict(head["settings"]), head["files"]
+      # Names were once as macOS decomposes them; their files still are.
+      record.owned = {*files, *map(_composed, files)}
       for line in rest:
         if "result" in line:
-          record.done[line["name"]] = Entry(line["source"], line["outputs"], line["result"])
+          record.done[_composed(line["name"])] = Entry(
+            line["source"], line["outputs"], line["result"]
+          )
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise InputError(
         f"{record.path} is no record of jseg predict, or damaged ({error}); remove it, or name "
@@ -205,6 +210,10 @@ class Record:
   def results(self) -> dict[str, Any]:
     """Returns what reports need of each file, by name, in the order of the names."""
     return {name: self.done[name].result for name in sorted(self.done)}
+
+
+def _composed(name: str) -> str:
+  return unicodedata.normalize("NFC", name)
 
 
 def _line(name: str, **values: Any) -> str:

@@ -12,7 +12,7 @@ RANKS = {
   "types": 0,
   "arithmetic": 0,
   "install": 0,
-  "console": 0,
+  "console": 1,
   "outputs": 1,
   "record": 2,
   "collection": 3,

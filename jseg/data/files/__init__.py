@@ -60,6 +60,14 @@ def attempt(
     return None, [problem]
 
 
+def is_file(path: Path) -> bool:
+  """Whether there is such a file, whatever characters its name has, and however many."""
+  try:
+    return path.is_file()
+  except (OSError, ValueError):
+    return False
+
+
 def read_bytes(path: Path) -> bytes:
   """Contents of a file.
 

@@ -204,14 +204,6 @@ def read_id(value: Any) -> int | str | None:
   return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def is_file(path: Path) -> bool:
-  """Whether there is such a file, whatever characters its name has."""
-  try:
-    return path.is_file()
-  except (OSError, ValueError):
-    return False
-
-
 def wrong_size(image: CanonicalImage, path: Path, size: Size, where: Any) -> FileError:
   """What is wrong with an image of another size than its annotations say."""
   (height, width), (h, w) = image.size, size

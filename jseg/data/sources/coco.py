@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jseg.data.files import FileError, parse_json, read_bytes, shown
+from jseg.data.files import FileError, is_file, parse_json, read_bytes, shown
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import canonical_image
 from jseg.data.files.instances import Annotation, coco_masks
@@ -24,7 +24,6 @@ from jseg.data.sources.annotated import (
   annotated_source,
   cover_boxes,
   has_labels,
-  is_file,
   is_text,
   make_example,
   object_classes,
