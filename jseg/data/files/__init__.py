@@ -41,7 +41,8 @@ class FileError(InputError):
   """
 
   def __init__(self, kind: str, file: Path | str, problem: str, fix: str):
-    super().__init__(f"{file}: {problem}. {fix}")
+    name = str(file).replace("\n", "\\n")  # which would look like another message
+    super().__init__(f"{name}: {problem}. {fix}")
     self.kind, self.file, self.problem, self.fix = kind, str(file), problem, fix
 
   def to_dict(self, severity: str) -> dict[str, str]:
