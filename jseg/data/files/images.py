@@ -65,9 +65,17 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def decode_raw(data: bytes) -> np.ndarray:
   """Decodes canonical bytes as OpenCV does: [h w], or [h w 3] in the order blue, green, red."""
-  array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  array = _decode(data)
   assert array is not None
-  return np.asarray(array)
+  return array
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+  """What OpenCV decodes; None if it can't."""
+  try:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  except cv2.error:
+    return None
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -102,6 +110,7 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     and opened.depth == 8
     and "transparency" not in image.info
     and orientation == 1
+    and _is_plain(data, image)
   )
   content = data if keep else encode_png(_pixels(image))
   return CanonicalImage(content, (image.height, image.width), orientation, opened.exif_damaged)
@@ -121,6 +130,18 @@ def _open(data: bytes, where: Path | str) -> Opened:
       "(image.clip(low, high) - low) * 255 / (high - low) with low and high fixed for all images",
     )
   return opened
+
+
+def _is_plain(data: bytes, image: Image.Image) -> bool:
+  """Whether OpenCV, by which training reads it, sees in a file what Pillow sees."""
+  array = _decode(data)
+  if array is None or array.dtype != np.uint8:
+    return False
+  if array.shape != (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]:
+    return False
+  # Decoders of JPEG may round in ways of their own.
+  shown = array[..., None] if array.ndim == 2 else array[..., ::-1]
+  return image.format == "JPEG" or np.array_equal(shown, _pixels(image))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -30,6 +30,7 @@ _OTHERS = (
   (0, b"%PDF", "a PDF", "Export its pages as PNG"),
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
+_LONGEST = 10**6  # which a PNG can't exceed, to libpng
 _OPENING = threading.Lock()
 
 
@@ -82,7 +83,10 @@ def _open(data: bytes, where: Path | str) -> Opened:
   with _without_pillows_limit():
     image: Any = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
   pixels = image.width * image.height
-  check_pixels(pixels, f"{image.width} wide x {image.height} high", where, 3)
+  size = f"{image.width} wide x {image.height} high"
+  check_pixels(pixels, size, where, 3)
+  if max(image.size) > _LONGEST:
+    raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
   exif_damaged = _is_damaged(image.info.get("exif") or b"")
   orientation = 1 if exif_damaged else image.getexif().get(_ORIENTATION, 1)
   orientation = orientation if orientation in range(1, 9) else 1
