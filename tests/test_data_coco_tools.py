@@ -356,6 +356,25 @@ def test_three_megabytes_of_run_lengths_take_little(tmp_path):
   tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+  "segmentation",
+  [
+    [[-290, 5, 290, 6] * 2000],
+    [[-290, 5, 290, 6, 0, 0]] * 2000,
+    [{"size": [20, 30], "counts": [600]}] * 3000 + [{"counts": 5}],
+  ],
+  ids=["one outline", "outlines", "run lengths"],
+)
+def test_outlines_without_end_take_little(tmp_path, segmentation):
+  """Drawn, the first would take some hundred megabytes, and a file of three any time."""
+  rows = [annotation(1, segmentation=segmentation)]
+  (item,) = coco_source(write(tmp_path, content([image()], rows))).splits["train"]
+  tracemalloc.start()
+  assert [note.kind for note in item.load().notes] == ["malformed"]
+  assert tracemalloc.get_traced_memory()[1] < 1 << 20
+  tracemalloc.stop()
+
+
 coordinates = st.lists(
   st.tuples(st.floats(-5, 35, width=32), st.floats(-5, 25, width=32)), min_size=3, max_size=9
 )

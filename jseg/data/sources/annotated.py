@@ -22,6 +22,7 @@ from jseg.types import IGNORE
 
 Box = tuple[float, float, float, float]
 _FAR = 10  # times its size that a polygon may reach out of an image
+_LONG = 100  # times the sides of an image that an outline may be longer than around all its pixels
 
 
 class Flaw(Exception):
@@ -162,7 +163,7 @@ def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray
   """Draws the union of polygons [x0, y0, x1, y1, ...]: bool [h w].
 
   Raises:
-    Flaw: they have no inside, or reach far out of the image.
+    Flaw: they have no inside, reach far out of the image, or are far longer than any outline.
   """
   whole = [polygon[: len(polygon) // 2 * 2] for polygon in polygons if len(polygon) >= 6]
   if not whole:
@@ -170,8 +171,16 @@ def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray
     raise Flaw("polygon", f"has a polygon of {points} points, which has no inside")
   if max(abs(n) for polygon in whole for n in polygon) > _FAR * max(size):
     raise Flaw("malformed", "has a polygon that reaches far outside of the image")
+  if sum(map(_length, whole)) > 2 * math.prod(size) + _LONG * sum(size):
+    raise Flaw("malformed", "has a polygon that runs to and fro without end")
   masks = coco_masks()
   return masks.decode(masks.merge(masks.frPyObjects(whole, *size))).astype(bool)
+
+
+def _length(polygon: Sequence[float]) -> float:
+  """How far it is around a polygon, in pixels that are drawn."""
+  points = np.reshape(polygon, (-1, 2))
+  return float(np.abs(np.roll(points, 1, 0) - points).max(1).sum())
 
 
 def read_numbers(values: Any) -> list[float]:
