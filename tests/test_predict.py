@@ -352,3 +352,17 @@ def test_a_message_commands_no_terminal_in_python_either(tmp_path):
     jseg.data.read_image(tmp_path / name)
   assert harmful(str(info.value)) == set()
   assert "\\x1b[2J" in str(info.value)
+
+
+def test_an_image_is_decoded_and_its_classes_are_counted_once(run, tmp_path, monkeypatch):
+  photo(tmp_path / "a.png")
+  count, counted = np.bincount, []
+
+  def listen(numbers, **options):
+    counted.append(len(numbers))
+    return count(numbers, **options)
+
+  monkeypatch.setattr("jseg.tasks.semantic.predict.np.bincount", listen)
+  monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("Pillow has decoded it"))
+  assert predict_files(run, [tmp_path / "a.png"], tmp_path / "out").done == ["a"]
+  assert counted == [20 * 24]
