@@ -1,6 +1,8 @@
 """Files of data sets that are damaged, or made to lead astray: read, or refused by name, soon."""
 
+import contextlib
 import gzip
+import itertools
 import json
 import re
 import struct
@@ -11,9 +13,11 @@ import nibabel
 import numpy as np
 import pytest
 from helpers.fuzz import ROUNDS, damaged
-from helpers.mangled import encode
+from helpers.mangled import encode, exif, write
 from PIL import Image
 
+from jseg import cli
+from jseg import config as configs
 from jseg.data import ClassInfo, check_folder, pixel_limit, read_image, read_volume
 from jseg.data.files.classes import EXAMPLE
 from jseg.data.files.images import canonical_image, decode_image
@@ -148,12 +152,6 @@ def with_checksums(png):
   return bytes(data)
 
 
-def exif(orientation):
-  tags = Image.Exif()
-  tags[0x0112] = orientation
-  return tags
-
-
 def read_as_image(path):
   """What prediction reads is what training will."""
   content = canonical_image(path.read_bytes(), path)
@@ -210,6 +208,26 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
   header = content[12:16] + struct.pack(">II", 20_000, 20_000) + content[24:29]
   content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
   assert "400,000,000 pixels" in refused(read_image, tmp_path / "x.png", content)
+
+
+def test_check_and_training_have_the_same_limit(tmp_path, capsys):
+  root = tmp_path / "set"
+  for split, kind in itertools.product(("train", "val"), ("images", "masks")):
+    write(root / split / kind / "x.png", encode(RGB if kind == "images" else LABELS))
+  write(root / "classes.json", b'{"classes": ["a", "b", "c"]}')
+  config = configs.default("unet")
+  config.data.update({"name": "folder", "root": str(root), "data_dir": str(tmp_path / "data")})
+  for limit, allowed in {153: False, 154: True}.items():
+    config.data.max_pixels = limit
+    command = ["check-data", str(root), "--max-pixels", str(limit), "--json"]
+    with contextlib.nullcontext() if allowed else pytest.raises(SystemExit, match="4 problem"):
+      cli.main(command)
+    assert ("the limit is 153" in capsys.readouterr().out) is not allowed
+    refusal = pytest.raises(InputError, match=r"the limit is 153\. .*raise data.max_pixels")
+    with contextlib.nullcontext() if allowed else refusal:
+      assert configs.load_dataset(config).splits == {"train": 1, "val": 1}
+  with pytest.raises(InputError, match=r"data.max_pixels: 0 must be at least 1"):
+    configs.change(config, {"data.max_pixels": 0})
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
