@@ -113,6 +113,7 @@ class DataKeys:
     batch_size: examples in a step, over all devices.
     eval_batch_size: examples in a batch of the evaluation, over all devices.
     threads: threads that read and decode examples.
+    max_pixels: pixels of an image, or values of a volume, up to which files are read.
   """
 
   name: str = "shapes"
@@ -127,6 +128,7 @@ class DataKeys:
   batch_size: int = 8
   eval_batch_size: int = 8
   threads: int = 2
+  max_pixels: int = data.MAX_PIXELS
 
 
 RESUMABLE = {
@@ -139,6 +141,7 @@ RESUMABLE = {
   "data.root",
   "data.data_dir",
   "data.threads",
+  "data.max_pixels",
   "data.eval_batch_size",
 }
 """Keys that may change when a run is resumed: no parameter depends on them, or on `inference`."""
@@ -241,8 +244,9 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
       raise InputError(f"{key}: {value!r} must be of the kind of its default, {expected[key]!r}")
   for key in expected.keys() - given.keys():
     raise InputError(f"{key} is missing; start the config from jseg.config.default()")
-  positive = ("steps", "log_every", "eval_every", "checkpoint_every", "keep", "data.batch_size")
-  at_least({key: given[key] for key in (*positive, "data.eval_batch_size", "data.threads")}, 1)
+  positive = ("steps", "log_every", "eval_every", "checkpoint_every", "keep")
+  of_data = ("batch_size", "eval_batch_size", "threads", "max_pixels")
+  at_least({key: given[key] for key in (*positive, *(f"data.{key}" for key in of_data))}, 1)
   at_least({key: given[key] for key in ("seed", "samples", "precise_bn_batches")}, 0)
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
@@ -283,15 +287,21 @@ def make_optimizer(
   return build("optim", optim.make_optimizer, schedule, pretrained, **arguments), schedule
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
-  """The data set of a configuration, prepared if it wasn't."""
-  return data.load(
-    config.data.name,
-    root=config.data.root or None,
-    data_dir=config.data.data_dir or None,
-    options=config.data.options.to_dict(),
-    fields=config.data.fields.to_dict(),
-  )
+def load_dataset(
+  config: ml_collections.ConfigDict, source: data.Source | None = None
+) -> data.Dataset:
+  """The data set of a configuration, or of a source instead, prepared if it wasn't."""
+  keys = config.data
+  with data.pixel_limit(keys.max_pixels):
+    if source is not None:
+      return data.load(source)
+    return data.load(
+      keys.name,
+      root=keys.root or None,
+      data_dir=keys.data_dir or None,
+      options=keys.options.to_dict(),
+      fields=keys.fields.to_dict(),
+    )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,12 +14,9 @@ from rich.progress import track
 from rich.segment import Segment
 from rich.text import Text
 
+from jseg.types import harmless
+
 _T = TypeVar("_T")
-_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_COMMANDS = {
-  **{i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\t\n"},
-  **{i: f"\\u{i:04x}" for i in _BIDI},
-}
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -30,10 +27,10 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     encoding: the encoding it is going to be printed in.
 
   Returns:
-    The text, with control characters and those that change the direction of writing spelled out by
-    their numbers, and a question mark for each character that the encoding lacks.
+    The text as `jseg.types.harmless` has it, and a question mark for each character that the
+    encoding lacks.
   """
-  return text.translate(_COMMANDS).encode(encoding, "replace").decode(encoding)
+  return harmless(text).encode(encoding, "replace").decode(encoding)
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from jseg import config as configs
-from jseg import data, hosts, json_files, tasks
+from jseg import hosts, json_files, tasks
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.console import CONSOLE
@@ -160,9 +160,7 @@ def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
   if isinstance(given, Dataset):
     return given
   # Processes that share a folder of prepared sets must not prepare one set twice.
-  return hosts.first_then_others(
-    lambda: configs.load_dataset(config) if given is None else data.load(given)
-  )
+  return hosts.first_then_others(lambda: configs.load_dataset(config, given))
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -15,7 +15,7 @@ from jseg import tasks
 from jseg.collection import Inputs, find_inputs, plan_outputs
 from jseg.console import progress
 from jseg.crf import CrfParams, params_to_dict
-from jseg.data import ClassInfo, FileError
+from jseg.data import ClassInfo, FileError, pixel_limit
 from jseg.models import Network
 from jseg.outputs import GO_ON, WriteError, try_folder, unwritable
 from jseg.parameters import digest
@@ -200,7 +200,9 @@ def predict_files(
 
 def _predict_file(segmenter: Segmenter, name: str, file: pathlib.Path, out: pathlib.Path) -> Any:
   """Predicts one file, puts its results in place, and returns what the report needs of it."""
-  prediction = segmenter(segmenter.task.read(file))
+  with pixel_limit(segmenter.task.config.data.max_pixels):
+    image = segmenter.task.read(file)
+  prediction = segmenter(image)
   folder, _, leaf = name.rpartition("/")
   saved = prediction.save(out / _PARTIAL, leaf, like=file)
   (out / folder).mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ when its files are in place, so that whatever is half-done isn't done.
 import dataclasses
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -81,10 +82,14 @@ class Record:
     remedy = "remove it, or name another --out"
     try:
       head, *rest = json_files.read_lines(record.path, remedy)
-      record.settings, record.owned = dict(head["settings"]), set(head["files"])
+      record.settings, files = dict(head["settings"]), head["files"]
+      # Names were once as macOS decomposes them; their files still are.
+      record.owned = {*files, *map(_composed, files)}
       for line in rest:
         if "result" in line:
-          record.done[line["name"]] = Entry(line["source"], line["outputs"], line["result"])
+          record.done[_composed(line["name"])] = Entry(
+            line["source"], line["outputs"], line["result"]
+          )
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(
         f"{record.path} is no record of jseg predict, or damaged ({error}); {remedy}"
@@ -202,3 +207,7 @@ class Record:
   def results(self) -> dict[str, Any]:
     """Returns what reports need of each file, by name, in the order of the names."""
     return {name: self.done[name].result for name in sorted(self.done)}
+
+
+def _composed(name: str) -> str:
+  return unicodedata.normalize("NFC", name)

@@ -27,11 +27,35 @@ Variables = Mapping[str, Any]
 """Flax collections by name: `params` and, of networks with batch norm, `batch_stats`."""
 
 
+_DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_COMMANDS = {
+  **{i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\t\n"},
+  **{i: f"\\u{i:04x}" for i in (*_DIRECTIONS, 0x2028, 0x2029)},
+}
+
+
+def harmless(text: str) -> str:
+  """Returns text without what commands a terminal: names of files and classes are anything.
+
+  Args:
+    text: any text.
+
+  Returns:
+    The text, with control characters, odd ends of lines, and what changes the direction of writing
+    spelled out by their numbers.
+  """
+  return text.translate(_COMMANDS)
+
+
 class InputError(ValueError):
   """Something the user gave is wrong. The message names the value, the rule and the remedy.
 
   The command line prints it without a traceback and exits with status 1.
   """
+
+  def __str__(self) -> str:
+    """The message; nothing in it commands the terminal, wherever it is printed."""
+    return harmless(super().__str__())
 
 
 @flax.struct.dataclass

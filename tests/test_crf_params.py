@@ -72,7 +72,14 @@ def test_weights_are_numbers_or_rectangles_of_numbers(value):
 
 @pytest.mark.parametrize(
   ("text", "match"),
-  [("[1]", "must hold an object"), ('{"params": 1}', "must hold an object"), ("{", "not valid")],
+  [
+    ("[1]", "must hold an object"),
+    ('{"params": 1}', "must hold an object"),
+    ("{", "not valid"),
+    ("[" * 100_000, "not valid"),
+    ('{"compatibility": 1' + "0" * 30 + "}", "must be a number or a list"),
+    ('{"compatibility": ' + "[" * 600 + "1" + "]" * 600 + "}", "must be a number or a list"),
+  ],
 )
 def test_mistakes_in_files(tmp_path, text, match):
   path = tmp_path / "p.json"

@@ -71,7 +71,7 @@ def test_defaults(tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ("{oops", r"classes\.json is not valid JSON .*a valid one is"),
+    ("{oops", r"classes\.json: is not valid JSON .*A valid one is"),
     ([], r'must hold a list of names under "classes"'),
     ({"names": ["a"]}, r'must hold a list of names under "classes"'),
     ({"classes": "abc"}, r'must hold a list of names under "classes"'),
@@ -84,7 +84,7 @@ def test_defaults(tmp_path):
     ({"classes": ["a", "b"], "palette": [[9, 9, 9]] * 2}, r"a, b share the color \[9, 9, 9\]"),
     ({"classes": ["a", "b"], "pallete": []}, r'"pallete"; did you mean "palette"'),
     ({"classes": ["a", "b"], "ignore_label": 1}, r"1 is also the mask value of class 'b'"),
-    ({"classes": ["a", "b"], "ignore_label": "void"}, r"'void' must be a whole number or null"),
+    ({"classes": ["a", "b"], "ignore_label": "void"}, r"void must be a whole number or null"),
     ({"classes": ["a", "b"], "ignore_label": True}, r"True must be a whole number or null"),
     ({"classes": ["a", "b"], "mask_values": [0]}, r"\[0\] must be 2 different values"),
     ({"classes": ["a", "b"], "mask_values": [0, 0]}, r"must be 2 different values"),

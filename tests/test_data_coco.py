@@ -267,7 +267,10 @@ def test_files_that_are_wrong_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    (json.dumps(content(annotation(1)))[:-40], r"2017\.json is not valid JSON .* was it cut short"),
+    (
+      json.dumps(content(annotation(1)))[:-40],
+      r"2017\.json: is not valid JSON .* Was it cut short",
+    ),
     ("", "is not valid JSON"),
     ("[]", 'no list of objects under "images"'),
     (json.dumps({**content(), "categories": []}), r"categories \[\] must have whole numbers"),

@@ -342,7 +342,7 @@ def test_categories_that_are_refused(tmp_path, categories, message):
   "text", ["[" * 100_000, '{"images": ' + "9" * 5000 + "}", '{"a":' * 50_000, "\ufeff{", "nul"]
 )
 def test_json_without_end(tmp_path, text):
-  with pytest.raises(InputError, match=r"_annotations.coco.json is not valid JSON \("):
+  with pytest.raises(InputError, match=r"_annotations.coco.json: is not valid JSON \("):
     coco_source(write(tmp_path, text))
 
 
@@ -353,6 +353,25 @@ def test_three_megabytes_of_run_lengths_take_little(tmp_path):
   tracemalloc.start()
   assert len(item.load().notes) == 1
   assert tracemalloc.get_traced_memory()[1] < 256 << 20
+  tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+  "segmentation",
+  [
+    [[-290, 5, 290, 6] * 2000],
+    [[-290, 5, 290, 6, 0, 0]] * 2000,
+    [{"size": [20, 30], "counts": [600]}] * 3000 + [{"counts": 5}],
+  ],
+  ids=["one outline", "outlines", "run lengths"],
+)
+def test_outlines_without_end_take_little(tmp_path, segmentation):
+  """Drawn, the first would take some hundred megabytes, and a file of three any time."""
+  rows = [annotation(1, segmentation=segmentation)]
+  (item,) = coco_source(write(tmp_path, content([image()], rows))).splits["train"]
+  tracemalloc.start()
+  assert [note.kind for note in item.load().notes] == ["malformed"]
+  assert tracemalloc.get_traced_memory()[1] < 1 << 20
   tracemalloc.stop()
 
 

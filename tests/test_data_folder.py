@@ -8,8 +8,9 @@ import tensorflow_datasets as tfds
 from helpers.files import add_classes, add_pair, save
 from PIL import Image
 
+from jseg.data import check_folder
 from jseg.data.files.images import decode_raw
-from jseg.data.sources import pets
+from jseg.data.sources import pets, recognize
 from jseg.data.sources.cityscapes import cityscapes_source
 from jseg.data.sources.folder import folder_source
 from jseg.data.sources.pets import oxford_iiit_pet_source
@@ -40,6 +41,27 @@ def test_splits_are_found_and_sorted(root):
   source = folder_source(root)
   assert names(source) == {"train": ["a", "b", "c"], "val": ["d"]}
   assert not source.problems
+
+
+def test_a_stray_volume_doesnt_make_images_volumes(root):
+  (root / "train" / "images" / "scan.nii.gz").write_bytes(b"")
+  source = recognize(root)
+  assert (source.ndim, names(source)) == (2, {"train": ["a", "b", "c"], "val": ["d"]})
+  (note,) = check_folder(root).notes
+  assert "1 file(s) (scan.nii.gz) end in .gz, which isn't read here: not used" in str(note)
+
+
+def test_a_stray_image_doesnt_make_volumes_images(tmp_path):
+  add_classes(tmp_path)
+  for kind in ("images", "masks"):
+    for name in ("a.nii", "b.NII.GZ"):
+      path = tmp_path / "train" / kind / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(b"")
+  save(tmp_path / "train" / "images" / "preview.png", np.zeros((1, 3, 3)))
+  source = recognize(tmp_path)
+  assert (source.ndim, names(source)) == (3, {"train": ["a", "b"]})
+  assert "1 file(s) (preview.png) end in .png" in str(source.notes[0])
 
 
 def test_a_plain_folder_is_split_at_random_but_always_alike(tmp_path):
@@ -160,6 +182,19 @@ def fake_pets(root):
   lines = [f"pet_{i} 1 1 1" for i in range(10)]
   (root / "annotations" / "trainval.txt").write_text("\n".join(lines[:8]) + "\n")
   (root / "annotations" / "test.txt").write_text("\n".join(lines[8:]) + "\n")
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/secret", "a/../../../secret", "x" * 5000])
+def test_names_in_a_list_lead_nowhere_else(name, tmp_path):
+  root = tmp_path / "set"
+  fake_pets(root)
+  for folder in (tmp_path, root / "annotations"):
+    save(folder / "secret.jpg", np.zeros((1, 3, 3)))
+    save(folder / "secret.png", [[1, 2, 3]])
+  path = root / "annotations" / "trainval.txt"
+  path.write_text(f"{path.read_text()}{name} 1 1 1\n")
+  source = oxford_iiit_pet_source(root)
+  assert [problem.kind for problem in source.problems] == ["partner", "partner"]
 
 
 def test_oxford_pet_trimaps(tmp_path):

@@ -1,5 +1,6 @@
 """A label map is what it was, whatever file it was written to; and files that are no label map."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -13,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from jseg.data import ClassInfo, FileError, read_image
+from jseg.data import ClassInfo, FileError, pixel_limit, read_image
 from jseg.data.files.classes import voc_colormap
 from jseg.data.files.images import canonical_image
 from jseg.data.files.masks import make_label, read_mask
-from jseg.data.files.opening import LIMIT_VARIABLE, open_checked
+from jseg.data.files.opening import open_checked
 from jseg.types import IGNORE, InputError
 
 ABC = ClassInfo(("a", "b", "c"))
@@ -357,19 +358,26 @@ def test_what_is_no_image_of_8_bits_says_what_it_is(data, message):
     canonical_image(data, "x")
 
 
-def test_the_limit_of_pixels_is_a_setting(monkeypatch):
-  data = encode(np.zeros((10, 12, 3), np.uint8))
-  monkeypatch.setenv(LIMIT_VARIABLE, "119")
-  with pytest.raises(FileError, match=r"12 wide x 10 high are 120 pixels.*limit is 119.*JSEG_MAX"):
-    canonical_image(data, "x")
-  monkeypatch.setenv(LIMIT_VARIABLE, "120")
-  assert canonical_image(data, "x").size == (10, 12)
-  monkeypatch.setenv(LIMIT_VARIABLE, "many")
-  with pytest.raises(InputError, match="JSEG_MAX_IMAGE_PIXELS: 'many' must be a number"):
-    canonical_image(data, "x")
+def test_the_limit_of_pixels_is_a_setting():
+  content = encode(np.zeros((10, 12, 3), np.uint8))
+  refusal = r"12 wide x 10 high are 120 pixels.*limit is 119.*raise data.max_pixels"
+  with pixel_limit(119), pytest.raises(FileError, match=refusal):
+    canonical_image(content, "x")
+  with pixel_limit(120):
+    assert canonical_image(content, "x").size == (10, 12)
+  with pixel_limit(1), contextlib.suppress(FileError):
+    canonical_image(content, "x")
+  assert canonical_image(content, "x").size == (10, 12)
+  for number in (0, -5, 2**31, 1.5):
+    with pytest.raises(InputError, match=rf"max_pixels: {number} must"), pixel_limit(number):
+      pass
 
 
-def test_an_image_beyond_the_librarys_own_limit_is_read():
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_an_image_beyond_the_librarys_own_limit_is_read(kind):
+  limit = Image.MAX_IMAGE_PIXELS
+  assert 2 * limit < 14000 * 13000
   data = io.BytesIO()
-  Image.new("1", (14000, 13000)).save(data, "PNG")
-  assert open_checked(data.getvalue(), "scan.png").image.size == (14000, 13000)
+  Image.new("1", (14000, 13000)).save(data, kind)
+  assert open_checked(data.getvalue(), "scan").image.size == (14000, 13000)
+  assert limit == Image.MAX_IMAGE_PIXELS  # which is the whole process's

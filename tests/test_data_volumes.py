@@ -9,9 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 from helpers.files import printed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from jseg import data
+from jseg.data.files.nifti import read_mask_file
 from jseg.data.sources.volumes import volumes_source
 from jseg.types import IGNORE, InputError
 
@@ -91,6 +95,24 @@ def test_orientation_becomes_z_y_x_of_ras(codes, tmp_path):
   np.testing.assert_allclose(out.affine, mask.affine, atol=1e-6)
   with pytest.raises(InputError, match=r"a mask of 5 wide x 4 high x 2 deep is not for"):
     data.write_mask(tmp_path / "out.nii.gz", example.label[1:], image)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "i8", "f4", "f8", ">i2", ">f4"]
+)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_label_volume_comes_back_identical(dtype, data, tmp_path_factory):
+  """In every type, version and orientation, packed or not."""
+  shape = data.draw(arrays.array_shapes(min_dims=3, max_dims=3, max_side=5))
+  labels = data.draw(arrays.arrays(np.uint8, shape, elements=st.integers(0, 3)))
+  kind = data.draw(st.sampled_from([nibabel.Nifti1Image, nibabel.Nifti2Image]))
+  codes = data.draw(st.sampled_from(["RAS", "LPS", "PIR", "SAL", "AIL"]))
+  image = kind(labels.transpose(2, 1, 0).astype(dtype), np.eye(4), dtype=dtype)
+  orientations = map(nibabel.orientations.axcodes2ornt, ("RAS", codes))
+  path = tmp_path_factory.mktemp("set") / f"x.{data.draw(st.sampled_from(['nii', 'nii.gz']))}"
+  nibabel.save(image.as_reoriented(nibabel.orientations.ornt_transform(*orientations)), path)
+  np.testing.assert_array_equal(read_mask_file(path).array, labels)
 
 
 def test_by_hand_x_runs_along_the_last_axis(tmp_path):

@@ -215,16 +215,14 @@ def test_not_enough_memory_for_one_is_its_own_failure(run, tmp_path, monkeypatch
   assert "huge.png: there is not enough memory for it" in result.failed["huge"]
 
 
-def test_the_limit_of_pixels_is_a_setting(run, tmp_path, monkeypatch):
+def test_the_limit_of_pixels_is_a_setting(run, tmp_path):
   path = photo(tmp_path / "a.png", (30, 40))
-  monkeypatch.setenv("JSEG_MAX_IMAGE_PIXELS", "1199")
-  result = predict_files(run, [path], tmp_path / "out")
+  changes = {"data.max_pixels": 1199}
+  result = predict_files(run, [path], tmp_path / "out", changes=changes)
   assert "1,200 pixels, and the limit is 1,199" in result.failed["a"]
-  assert "JSEG_MAX_IMAGE_PIXELS" in result.failed["a"]
-  monkeypatch.setenv("JSEG_MAX_IMAGE_PIXELS", "1200")
-  assert predict_files(run, [path], tmp_path / "out").done == ["a"]
-  # Pillow's own limit, at which it warns, is not in the way: nothing is decoded to say so.
-  assert Image.MAX_IMAGE_PIXELS is None
+  assert "raise data.max_pixels" in result.failed["a"]
+  changes = {"data.max_pixels": 1200}
+  assert predict_files(run, [path], tmp_path / "out", changes=changes).done == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -310,3 +308,61 @@ def test_names_are_composed_whatever_the_disk_says(run, tmp_path, monkeypatch):
   assert predict_files(run, [tmp_path / "in"], tmp_path / "out").done == ["sub/\u00fc"]
   assert reported == ["sub/\u00fc.png"]
   assert (tmp_path / "out" / "sub" / "\u00fc_overlay.png").is_file()
+
+
+NASTY = "\x1b[2J\x1b]0;title\x07\r\x9b2J\u202e[/b]:car:"
+"""Clears a terminal, names it, goes back in the line, turns the writing, and closes markup."""
+
+
+def harmful(text):
+  """Characters that no text for a terminal may have."""
+  return {c for c in text if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160} | (
+    {"\u202e"} & set(text)
+  )
+
+
+def test_names_command_no_terminal(tmp_path, capsys, monkeypatch):
+  """Names of classes and of files, in results, in the check and in messages."""
+  monkeypatch.chdir(tmp_path)
+  nasty = make_run(tmp_path / "run", classes=(f"a{NASTY}", "b\nerror: all is lost", f"c{NASTY}"))
+  photo(tmp_path / "in" / f"{NASTY.replace('/', '')}.png")
+  (tmp_path / "in" / f"bad\n{NASTY.replace('/', '')}.png").write_bytes(b"\x1b[31mred")
+  with pytest.raises(SystemExit) as info:
+    cli.main(["predict", str(nasty), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+  message = str(info.value.code)
+  assert "1 of 2 file(s) failed" in message
+  assert len(message.splitlines()) == 2
+  shown = capsys.readouterr()
+  assert harmful(message + shown.out + shown.err) == set()
+  assert "a\\x1b[2J\\x1b]0;title\\x07\\x0d\\x9b2J\\u202e[/b]:car:" in shown.out
+  shutil.move(tmp_path / "in", tmp_path / "set" / "train" / "images")
+  (tmp_path / "set" / "train" / "masks").mkdir()
+  (tmp_path / "set" / "classes.json").write_text(json.dumps({"classes": [f"a{NASTY}", "b"]}))
+  with pytest.raises(SystemExit) as info:
+    cli.main(["check-data", str(tmp_path / "set")])
+  shown = capsys.readouterr()
+  assert harmful(str(info.value.code) + shown.out + shown.err) == set()
+  assert "has no mask of the same name" in " ".join(shown.out.split())
+
+
+def test_a_message_commands_no_terminal_in_python_either(tmp_path):
+  name = f"{NASTY.replace('/', '')}.png"
+  (tmp_path / name).write_bytes(b"\x1b[31mred")
+  with pytest.raises(InputError) as info:
+    jseg.data.read_image(tmp_path / name)
+  assert harmful(str(info.value)) == set()
+  assert "\\x1b[2J" in str(info.value)
+
+
+def test_an_image_is_decoded_and_its_classes_are_counted_once(run, tmp_path, monkeypatch):
+  photo(tmp_path / "a.png")
+  count, counted = np.bincount, []
+
+  def listen(numbers, **options):
+    counted.append(len(numbers))
+    return count(numbers, **options)
+
+  monkeypatch.setattr("jseg.tasks.semantic.predict.np.bincount", listen)
+  monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("Pillow has decoded it"))
+  assert predict_files(run, [tmp_path / "a.png"], tmp_path / "out").done == ["a"]
+  assert counted == [20 * 24]

@@ -132,3 +132,12 @@ def test_failures_are_written_down_and_tried_again(tmp_path):
   record.add_failure("bad", "damaged [/b]")
   assert '"failed": "damaged [/b]"' in (out / RECORD).read_text()
   assert missing(tmp_path, "a", "bad")[0] == ["bad"]
+
+
+def test_names_that_were_decomposed_are_known(tmp_path):
+  """Names were once as macOS decomposes them."""
+  out = make(tmp_path, "u\u0308")
+  record = Record.read(out)
+  assert record.missing({"\u00fc": tmp_path / "u\u0308.jpg"}, SETTINGS, {}, overwrite=False) == {}
+  assert record.owned == {"\u00fc.png", "u\u0308.png"}
+  assert record.results() == {"\u00fc": [0.5]}

@@ -23,7 +23,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds PATH, --sheet, --json, --strict and --fix."""
+  """Adds PATH, --sheet, --json, --max-pixels, --strict and --fix."""
   parser.add_argument("path", type=pathlib.Path, help="root of the data set")
   parser.add_argument(
     "--sheet",
@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help=f"picture of overlays to write (default: {_SHEET}, or none with --json)",
   )
   parser.add_argument("--json", action="store_true", help="print the report as JSON, for scripts")
+  parser.add_argument(
+    "--max-pixels",
+    type=int,
+    default=data.MAX_PIXELS,
+    metavar="N",
+    help="pixels of an image, or values of a volume, up to which it is read (default: %(default)s)",
+  )
   parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
   parser.add_argument(
     "--fix",
@@ -46,6 +53,11 @@ def run(arguments: argparse.Namespace) -> None:
   Raises:
     InputError: the data set has errors, or with --strict warnings; the overlays can't be written.
   """
+  with data.pixel_limit(arguments.max_pixels):
+    _check(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
   sheet = arguments.sheet or (None if arguments.json else _SHEET)
   if sheet is not None:
     _refuse_inside(sheet, arguments.path)

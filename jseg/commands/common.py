@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
 
 def run_or_exit(run: Callable[[], object]) -> None:
   """Calls `run`; an InputError becomes one message on stderr and exit status 1."""
+  # It warns of damaged tags without a file's name; what they mean is told with it.
+  warnings.filterwarnings("ignore", module=r"PIL\.")
   try:
     run()
   except KeyboardInterrupt:

@@ -182,11 +182,13 @@ def _check_type(name: str, value: Any) -> None:
     raise InputError(f"{name}: {value!r} must be {kind}, such as {default!r}")
 
 
-def _is_numeric(value: Any) -> bool:
-  """Whether `value` is a number, or a rectangular nest of lists of numbers."""
+def _is_numeric(value: Any, levels: int = 2) -> bool:
+  """Whether `value` is a number, or a rectangle of numbers in lists of up to so many levels."""
   if isinstance(value, list | tuple):
-    return all(map(_is_numeric, value)) and len({np.shape(row) for row in value}) == 1
-  return isinstance(value, int | float) and not isinstance(value, bool)
+    numeric = levels > 0 and all(_is_numeric(row, levels - 1) for row in value)
+    return numeric and len({np.shape(row) for row in value}) == 1
+  whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+  return whole or isinstance(value, float)
 
 
 def parse_params(text: str, base: CrfParams | None = None) -> CrfParams:
@@ -233,7 +235,7 @@ def load_params(path: str | pathlib.Path, base: CrfParams | None = None) -> CrfP
       f"CRF parameters: {path} cannot be read ({error.strerror}); give KEY=VALUE,... or the name "
       "of a JSON file"
     ) from None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(f"CRF parameters: {path} is not valid JSON ({error})") from None
   values = values.get("params", values) if isinstance(values, dict) else values
   if not isinstance(values, dict):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from jseg.data.files.classes import ClassInfo, voc_colormap
   from jseg.data.files.images import read_image
   from jseg.data.files.instances import Objects
+  from jseg.data.files.limits import MAX_PIXELS, pixel_limit
   from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Listing, list_files
   from jseg.data.files.nifti import flatten_volume, read_volume, write_mask
   from jseg.data.pipeline import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
   "IMAGE_SUFFIXES",
+  "MAX_PIXELS",
   "NIFTI_SUFFIXES",
   "ClassInfo",
   "Dataset",
@@ -47,6 +49,7 @@ __all__ = [
   "list_files",
   "load",
   "objects_from_detections",
+  "pixel_limit",
   "read_image",
   "read_volume",
   "repair_folder",
@@ -62,6 +65,7 @@ _HOMES = {
   "check": ("check_folder",),
   "sheet": ("contact_sheet",),
   "files": ("FileError",),
+  "files.limits": ("MAX_PIXELS", "pixel_limit"),
   "files.listing": ("IMAGE_SUFFIXES", "NIFTI_SUFFIXES", "Listing", "list_files"),
   "files.classes": ("ClassInfo", "voc_colormap"),
   "files.images": ("read_image",),

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import logging
@@ -302,7 +303,9 @@ def _load_all(items: Sequence[Item], ahead: int) -> Iterator[Example]:
   """Loads in threads, in order, a bounded number ahead: encoded files can outgrow memory."""
   with ThreadPoolExecutor() as pool:
     for start in range(0, len(items), ahead):
-      yield from pool.map(lambda item: item.load(), items[start : start + ahead])
+      some = items[start : start + ahead]
+      contexts = [contextvars.copy_context() for _ in some]  # the limits of what is read
+      yield from pool.map(lambda context, item: context.run(item.load), contexts, some)
 
 
 @contextlib.contextmanager

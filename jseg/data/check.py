@@ -10,7 +10,7 @@ import numpy as np
 
 from jseg.console import ERRORS, progress
 from jseg.data.check_report import Report, SplitReport
-from jseg.data.files import attempt
+from jseg.data.files import attempt, is_file
 from jseg.data.sources import recognize
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.sources.pairs import FilePair
@@ -54,7 +54,7 @@ def _check_item(
     if example is not None:
       contents.sizes[example.size] += 1
       contents.add_pixels(example.counts)
-  elif not (item.image.is_file() and item.mask.is_file()):
+  elif not (is_file(item.image) and is_file(item.mask)):
     return None  # among the source's problems already
   else:
     found = item.examine()

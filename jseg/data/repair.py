@@ -18,10 +18,9 @@ from jseg.data.files.images import encode_png
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, counted, split_suffix
 from jseg.data.files.masks import RawMask
 from jseg.data.sources.base import existing_folder
-from jseg.data.sources.folder import IMAGES, read_folder
+from jseg.data.sources.folder import IMAGES, holds_volumes, read_folder
 from jseg.data.sources.pairs import FilePair, ImagePair
 from jseg.data.sources.volumes import VOLUMES
-from jseg.data.sources.volumes import matches as holds_volumes
 from jseg.types import InputError
 
 

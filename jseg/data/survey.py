@@ -22,6 +22,11 @@ _TRAITS = {
     "EXIF turns or mirrors the mask and not its image; they fit in size",
     "Look at the contact sheet; if masks lie wrongly, save them without EXIF",
   ),
+  "exif_damaged": (
+    "the image's EXIF data are damaged, so that it isn't known whether they turn it: read as it is "
+    "stored",
+    "Look at the contact sheet; if it lies on its side, save it upright and without EXIF",
+  ),
   "white_is_zero": (
     "the mask says that 0 is white (TIFF's MinIsWhite, or PBM): of the two ways to read it, the "
     "one with known classes was taken, else what is shown as white is the higher number",

@@ -2,10 +2,12 @@
 
 import codecs
 import hashlib
+import json
+import reprlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from jseg.types import InputError
 
@@ -23,6 +25,8 @@ _MARKS = (
   (codecs.BOM_UTF16_LE, "UTF-16"),
   (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+_SHORT = reprlib.Repr()  # what is nested may be short to write and endless to read out
+_SHORT.maxlevel = 3
 
 
 class FileError(InputError):
@@ -37,7 +41,8 @@ class FileError(InputError):
   """
 
   def __init__(self, kind: str, file: Path | str, problem: str, fix: str):
-    super().__init__(f"{file}: {problem}. {fix}")
+    name = str(file).replace("\n", "\\n")  # which would look like another message
+    super().__init__(f"{name}: {problem}. {fix}")
     self.kind, self.file, self.problem, self.fix = kind, str(file), problem, fix
 
   def to_dict(self, severity: str) -> dict[str, str]:
@@ -54,6 +59,14 @@ def attempt(
     return function(*args, **kwargs), []
   except FileError as problem:
     return None, [problem]
+
+
+def is_file(path: Path) -> bool:
+  """Whether there is such a file, whatever characters its name has, and however many."""
+  try:
+    return path.is_file()
+  except (OSError, ValueError):
+    return False
 
 
 def read_bytes(path: Path) -> bytes:
@@ -112,6 +125,34 @@ def _marked_encoding(content: bytes) -> str:
   if len(content) < 2 or (content[0] == 0) == (content[1] == 0):
     return ""
   return "UTF-16-BE" if content[0] == 0 else "UTF-16-LE"
+
+
+def parse_json(content: str | bytes, where: Path, fix: str) -> Any:
+  """Returns the values of a JSON text.
+
+  Args:
+    content: the text.
+    where: the file that it is of, for messages.
+    fix: the remedy where it is none.
+
+  Raises:
+    FileError: it isn't JSON.
+  """
+  try:
+    return json.loads(content)
+  # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits, and depth without end.
+  except (ValueError, RecursionError) as error:
+    raise FileError("unreadable", where, f"is not valid JSON ({error})", fix) from None
+
+
+def shown(value: Any) -> str:
+  """A value of a file, for messages: short, and of characters that any file name can have."""
+  try:
+    text = value if isinstance(value, str) else _SHORT.repr(value)
+  except ValueError:  # an integer of thousands of digits
+    text = "a huge number"
+  text = text.encode("utf-8", "backslashreplace").decode()
+  return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def fingerprint(files: Iterable[tuple[str, Path]], extra: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jseg.data.files import read_text
+from jseg.data.files import parse_json, read_text, shown
 from jseg.outputs import write_text
 from jseg.types import IGNORE, InputError
 
@@ -73,7 +73,9 @@ class ClassInfo:
         f"classes: {k} names, but 1 to {IGNORE} are possible (one byte, 255 is void)"
       )
     if twice := _duplicates(names):
-      raise InputError(f"classes: {twice[0]!r} is listed twice; give every class its own name")
+      raise InputError(
+        f"classes: {shown(twice[0])!r} is listed twice; give every class its own name"
+      )
     palette = np.array(self.palette, np.uint8) if len(self.palette) else voc_colormap(k)
     object.__setattr__(self, "palette", palette)
     if len(palette) != k:
@@ -92,10 +94,12 @@ class ClassInfo:
     values = self.values
     if len(values) != k or _duplicates(values) or not all(0 <= v < 65536 for v in values):
       raise InputError(
-        f"mask_values: {list(values)} must be {k} different values from 0 to 65535, one per class"
+        f"mask_values: {shown(list(values))} must be {k} different values from 0 to 65535, one per "
+        "class"
       )
     if self.ignore_label is not None and not 0 <= self.ignore_label < 65536:
-      raise InputError(f"ignore_label: {self.ignore_label} must be null or from 0 to 65535")
+      label = shown(self.ignore_label)
+      raise InputError(f"ignore_label: {label} must be null or from 0 to 65535")
     if self.ignore_label in values:
       name = names[values.index(self.ignore_label)]
       raise InputError(
@@ -151,21 +155,17 @@ class ClassInfo:
     path = Path(path)
     if not path.is_file():
       raise InputError(f"{path} is missing: it names the classes; the smallest one is {EXAMPLE}")
-    text = read_text(path)
-    try:
-      content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-      raise InputError(f"{path} is not valid JSON ({error}); a valid one is {EXAMPLE}") from error
+    content = parse_json(read_text(path), path, f"A valid one is {EXAMPLE}")
     if not isinstance(content, dict) or not _is_list(content.get("classes"), str):
       raise InputError(f'{path} must hold a list of names under "classes", as in {EXAMPLE}')
     for key in content.keys() - set(_KEYS):
       if close := difflib.get_close_matches(key, _KEYS, n=1):
-        raise InputError(f'{path}: unknown key "{key}"; did you mean "{close[0]}"?')
+        raise InputError(f'{path}: unknown key "{shown(key)}"; did you mean "{close[0]}"?')
     task = content.get("task", tasks[0])
     if task not in tasks:
       kind = "volumes" if "semantic3d" in tasks else "images"
       choices = " or ".join(f'"{choice}"' for choice in tasks)
-      raise InputError(f'{path}: task "{task}" is not for {kind}; choose {choices}')
+      raise InputError(f'{path}: task "{shown(task)}" is not for {kind}; choose {choices}')
     try:
       # The 255th object is one like any other.
       ignore_label = content.get("ignore_label", None if task == "instance" else IGNORE)
@@ -173,7 +173,7 @@ class ClassInfo:
       mask_values = content.get("mask_values")
       return cls(
         names=tuple(content["classes"]),
-        palette=np.array([_color("palette", c) for c in _colors(content)], np.uint8),
+        palette=_palette(content.get("palette")),
         ignore_label=_integer("ignore_label", ignore_label),
         ignore_color=None if ignore_color is None else _color("ignore_color", ignore_color),
         mask_values=None if mask_values is None else _integers("mask_values", mask_values),
@@ -209,26 +209,27 @@ def _is_list(value: Any, kind: type) -> bool:
   return good and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
-def _colors(content: dict[str, Any]) -> list[Any]:
-  colors = content.get("palette") or []
-  if not isinstance(colors, list):
-    raise InputError(f"palette: {colors!r} must be a list of colors, one a class")
-  return colors
+def _palette(value: Any) -> np.ndarray:
+  if value is None:
+    value = []
+  if not isinstance(value, list):
+    raise InputError(f"palette: {shown(value)} must be a list of [red, green, blue], one a class")
+  return np.array([_color("palette", color) for color in value], np.uint8)
 
 
 def _color(key: str, value: Any) -> Color:
   if not _is_list(value, int) or len(value) != 3 or not all(0 <= v <= 255 for v in value):
-    raise InputError(f"{key}: {value!r} must be [red, green, blue], each from 0 to 255")
+    raise InputError(f"{key}: {shown(value)} must be [red, green, blue], each from 0 to 255")
   return value[0], value[1], value[2]
 
 
 def _integers(key: str, value: Any) -> tuple[int, ...]:
   if not _is_list(value, int):
-    raise InputError(f"{key}: {value!r} must be a list of whole numbers")
+    raise InputError(f"{key}: {shown(value)} must be a list of whole numbers")
   return tuple(value)
 
 
 def _integer(key: str, value: Any) -> int | None:
   if value is not None and not _is_list([value], int):
-    raise InputError(f"{key}: {value!r} must be a whole number or null")
+    raise InputError(f"{key}: {shown(value)} must be a whole number or null")
   return value

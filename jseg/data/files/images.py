@@ -8,9 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from jseg.arithmetic import strips
 from jseg.data.files import FileError, read_bytes
-from jseg.data.files.opening import open_checked
+from jseg.data.files.opening import Opened, open_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +23,13 @@ class CanonicalImage:
     data: encoded bytes; the file's own, if they were canonical already.
     size: (height, width), upright.
     orientation: EXIF's orientation, which was applied; 1 if there is none.
+    exif_damaged: there is EXIF data that can't be read, so that it wasn't applied.
   """
 
   data: bytes
   size: tuple[int, int]
   orientation: int = 1
+  exif_damaged: bool = False
 
   @property
   def rotated(self) -> bool:
@@ -50,7 +54,7 @@ def read_image(path: Path | str) -> np.ndarray:
   Raises:
     FileError: the file is unreadable or has more than 8 bits per channel.
   """
-  return decode_image(canonical_image(read_bytes(Path(path)), path).data)
+  return _pixels(_open(read_bytes(Path(path)), path).image)
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -61,9 +65,17 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def decode_raw(data: bytes) -> np.ndarray:
   """Decodes canonical bytes as OpenCV does: [h w], or [h w 3] in the order blue, green, red."""
-  array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  array = _decode(data)
   assert array is not None
-  return np.asarray(array)
+  return array
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+  """What OpenCV decodes; None if it can't."""
+  try:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  except cv2.error:
+    return None
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -90,8 +102,24 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
   Raises:
     FileError: the image is damaged, deeper than 8 bits, or refused by `open_checked`.
   """
-  opened = open_checked(data, where)
+  opened = _open(data, where)
   image, orientation = opened.image, opened.orientation
+  keep = (
+    image.format in ("JPEG", "PNG")
+    and image.mode in ("L", "RGB")
+    and opened.depth == 8
+    and "transparency" not in image.info
+    and orientation == 1
+    and _is_plain(data, image)
+  )
+  content = data if keep else encode_png(_pixels(image))
+  return CanonicalImage(content, (image.height, image.width), orientation, opened.exif_damaged)
+
+
+def _open(data: bytes, where: Path | str) -> Opened:
+  """Opens an image of 8 bits per channel. Raises FileError."""
+  opened = open_checked(data, where)
+  image = opened.image
   if image.mode[0] in "IF" or opened.depth > 8:
     depth = max(16, opened.depth) if image.mode[0] in "IF" else opened.depth
     raise FileError(
@@ -101,19 +129,30 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
       "Convert it with the scaling that suits its sensor, for instance "
       "(image.clip(low, high) - low) * 255 / (high - low) with low and high fixed for all images",
     )
-  keep = (
-    image.format in ("JPEG", "PNG")
-    and image.mode in ("L", "RGB")
-    and opened.depth == 8
-    and "transparency" not in image.info
-    and orientation == 1
-  )
-  if keep:
-    return CanonicalImage(data, (image.height, image.width), orientation)
+  return opened
+
+
+def _is_plain(data: bytes, image: Image.Image) -> bool:
+  """Whether OpenCV, by which training reads it, sees in a file what Pillow sees."""
+  array = _decode(data)
+  if array is None or array.dtype != np.uint8:
+    return False
+  if array.shape != (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]:
+    return False
+  # Decoders of JPEG may round in ways of their own.
+  shown = array[..., None] if array.ndim == 2 else array[..., ::-1]
+  return image.format == "JPEG" or np.array_equal(shown, _pixels(image))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+  """The pixels of an image without its alpha: uint8 [h w 3], or [h w 1] if it is gray."""
   gray = image.mode in ("1", "L", "LA", "La")
-  if gray:
-    array = np.asarray(image.convert("LA").getchannel(0))
-  else:
-    alpha = "transparency" in image.info  # Pillow warns when a palette's alpha is not spelled out
-    array = np.asarray((image.convert("RGBA") if alpha else image).convert("RGB"))
-  return CanonicalImage(encode_png(array), (image.height, image.width), orientation)
+  alpha = "transparency" in image.info  # Pillow warns when a palette's alpha is not spelled out
+  pixels = np.empty((image.height, image.width, 1 if gray else 3), np.uint8)
+  for part in strips(pixels.shape[:2]):  # as Pillow makes copies of copies
+    rows = image.crop((0, part.start, image.width, part.stop))
+    if gray:
+      pixels[part, :, 0] = np.asarray(rows.convert("LA").getchannel(0))
+    else:
+      pixels[part] = np.asarray((rows.convert("RGBA") if alpha else rows).convert("RGB"))
+  return pixels

@@ -19,13 +19,15 @@ _CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 _MOST_NAMES = 5  # that a message lists
 
 
-def _image_suffixes() -> tuple[str, ...]:
-  Image.init()
-  readable = Image.OPEN.keys() - _NO_IMAGES | {"MPO"}
-  return tuple(s for s, kind in sorted(Image.registered_extensions().items()) if kind in readable)
+Image.init()
+IMAGE_FORMATS = tuple(name for name in Image.ID if name not in _NO_IMAGES)
+"""Pillow's names of the formats that are read."""
 
-
-IMAGE_SUFFIXES = _image_suffixes()
+IMAGE_SUFFIXES = tuple(
+  suffix
+  for suffix, name in sorted(Image.registered_extensions().items())
+  if name in {*IMAGE_FORMATS, "MPO"}
+)
 """Name endings of all images that Pillow reads, in lower case: .png, .jpg, .tif, .ppm and more."""
 
 
@@ -167,12 +169,12 @@ def _dangling(path: Path, error: OSError) -> FileError:
   return FileError("missing", path, f"is a link to {os.readlink(path)}, which isn't there", fix)
 
 
-def holds_any(folder: Path, suffixes: Collection[str]) -> bool:
-  """Whether a folder that may not be there, or one below it, holds a file that ends like this."""
+def count_files(folder: Path, suffixes: Collection[str]) -> int:
+  """Number of files that end like this in a folder, which may not be there, and those below it."""
   if not folder.is_dir():
-    return False
+    return 0
   files = (p for p in _walk(folder, []) if not p.name.startswith(".") and p.is_file())
-  return any(split_suffix(path.name, suffixes)[1] for path in files)
+  return sum(bool(split_suffix(path.name, suffixes)[1]) for path in files)
 
 
 def likeliest_partner(name: str, others: Sequence[str]) -> str | None:

@@ -6,15 +6,25 @@ back to the front, and w from the patient's left to the right. A fourth axis of 
 channels, such as the sequences of one examination.
 """
 
+import contextlib
 import dataclasses
+import gzip
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO, Any, cast
 
 import numpy as np
 
 from jseg.data.files import FileError
+from jseg.data.files.limits import check_pixels
 from jseg.install import install_line
 from jseg.types import InputError
+
+_HEADER = 540  # bytes of the longer of NIfTI's headers
+_MOST_BEFORE = 64 << 20  # bytes of extensions before the voxels
+_DEFLATE = 1032  # how much a byte can stand for in gzip's format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +46,23 @@ class Volume:
     """(depth, height, width)."""
     depth, height, width = self.array.shape[:3]
     return depth, height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beginning:
+  """What a header says.
+
+  Attributes:
+    kind: nibabel's class of the image.
+    start: the first bytes of the file.
+    shape: shape of the array.
+    size: bytes of the file, up to the last voxel.
+  """
+
+  kind: Any
+  start: bytes
+  shape: tuple[int, ...]
+  size: int
 
 
 def read_volume(path: Path | str) -> np.ndarray:
@@ -128,39 +155,96 @@ def read_mask_file(path: Path) -> Volume:
   return _read(path, channels=False)
 
 
+def volume_shape(path: Path) -> tuple[int, ...]:
+  """Shape of a NIfTI file's array, of which nothing but the header is read.
+
+  Raises:
+    FileError: there is no such header, or it says that the array is empty or beyond the limit.
+  """
+  with _naming(path), _open(path) as stream:
+    return _begin(stream, path).shape
+
+
 def _read(path: Path, channels: bool) -> Volume:
   """Reads a file; images have channels, masks have not."""
   nibabel = import_nibabel()
-  try:
-    file = nibabel.load(path)
+  with _naming(path), np.errstate(all="ignore"):
+    with _open(path) as stream:
+      begin = _begin(stream, path)
+      # No more of it than the header speaks of, however much there is.
+      rest = max(begin.size - len(begin.start), 0)
+      file = begin.kind.from_bytes(begin.start + stream.read(rest))
     _check_kind(file.get_data_dtype(), path)
     array = np.asarray(file.dataobj, np.float32 if channels else np.float64)
     affine, scale = file.affine, file.dataobj
-  except FileError:
-    raise
-  except Exception as error:  # nibabel raises whatever a damaged file happens to break.
-    raise FileError(
-      "unreadable",
-      path,
-      f"damaged or no NIfTI file ({error or type(error).__name__})",
-      "Restore it from its origin, or remove it together with its partner",
-    ) from error
-  scaled = file.get_data_dtype().kind in "iu" and (scale.slope, scale.inter) != (1, 0)
-  if array.ndim == 5 and array.shape[3] == 1:  # NIfTI's vectors: the fourth axis is time
-    array = array[:, :, :, 0]
-  if array.ndim == 4 and array.shape[3] == 1:
-    array = array[..., 0]
-  if array.ndim not in ((3, 4) if channels else (3,)):
-    rule = "An image has 3 axes, or 4 with the channels last" if channels else "A mask has 3 axes"
-    raise FileError("layout", path, f"is an array of shape {array.shape}", rule)
-  if not abs(np.linalg.det(affine[:3, :3])) > 0:
-    fix = "Save it again with the affine of its scan, or with numpy.eye(4)"
-    raise FileError("size", path, "its affine has no inverse", fix)
-  file = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
-  array = np.asarray(file.dataobj)
+    scaled = file.get_data_dtype().kind in "iu" and (scale.slope, scale.inter) != (1, 0)
+    if array.ndim == 5 and array.shape[3] == 1:  # NIfTI's vectors: the fourth axis is time
+      array = array[:, :, :, 0]
+    if array.ndim == 4 and array.shape[3] == 1:
+      array = array[..., 0]
+    if array.ndim not in ((3, 4) if channels else (3,)):
+      rule = "An image has 3 axes, or 4 with the channels last" if channels else "A mask has 3 axes"
+      raise FileError("layout", path, f"is an array of shape {array.shape}", rule)
+    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0):
+      fix = "Save it again with the affine of its scan, or with numpy.eye(4)"
+      raise FileError("size", path, "its affine has no inverse", fix)
+    file = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
+    array = np.asarray(file.dataobj)
   array = array.transpose(2, 1, 0, *range(3, array.ndim))
   array = array[..., None] if channels and array.ndim == 3 else array
   return Volume(array, file.affine, abs(scale.slope) if scaled else 0.0)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+  """Turns whatever a damaged file happens to break into a FileError."""
+  try:
+    yield
+  except InputError:
+    raise
+  except MemoryError:
+    raise FileError("size", path, "there is not enough memory for it", "Cut it") from None
+  except Exception as error:
+    if isinstance(error, OSError) and error.strerror:
+      fix = "Check the path and its permissions"
+      raise FileError("unreadable", path, error.strerror, fix) from error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise FileError(
+      "unreadable",
+      path,
+      f"damaged or no NIfTI file ({reason})",
+      "Restore it from its origin, or remove it together with its partner",
+    ) from error
+
+
+def _open(path: Path) -> IO[bytes]:
+  return cast(IO[bytes], gzip.open(path)) if _packed(path) else path.open("rb")
+
+
+def _packed(path: Path) -> bool:
+  return path.name.lower().endswith(".gz")
+
+
+def _begin(stream: IO[bytes], path: Path) -> _Beginning:
+  """Reads a header, and refuses what it can't be true of. Raises FileError or ValueError."""
+  nibabel = import_nibabel()
+  start = stream.read(_HEADER)
+  kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
+  kind = next((k for k in kinds if k.header_class.may_contain_header(start)), None)
+  if kind is None:
+    raise ValueError(f"it begins with {start[:8]!r}" if start else "it is empty")
+  header = kind.header_class(start[: kind.header_class.template_dtype.itemsize], check=False)
+  shape, offset = tuple(map(int, header.get_data_shape())), header["vox_offset"].item()
+  if not shape or min(shape) < 1:
+    problem = f"is an array of shape {shape}, which is empty"
+    raise FileError("layout", path, problem, "Save it again from its origin")
+  check_pixels(math.prod(shape), " x ".join(map(str, shape)), path, 8)
+  size = math.prod(shape) * header.get_data_dtype().itemsize
+  if not 0 <= offset < _MOST_BEFORE:
+    raise ValueError(f"its voxels begin at byte {offset:g}")
+  if offset + size > path.stat().st_size * (_DEFLATE if _packed(path) else 1):
+    raise ValueError(f"it is too short for {size:,} bytes of voxels")
+  return _Beginning(kind, start, shape, int(offset) + size)
 
 
 def _check_kind(dtype: np.dtype, path: Path) -> None:

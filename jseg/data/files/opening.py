@@ -1,14 +1,18 @@
 """Opening of image and mask files with Pillow: intact, of one frame, upright, of known depth."""
 
+import contextlib
 import dataclasses
 import io
-import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from jseg.data.files import FileError
+from jseg.data.files.limits import check_pixels
+from jseg.data.files.listing import IMAGE_FORMATS
 from jseg.types import InputError
 
 _ORIENTATION = 0x0112
@@ -26,10 +30,8 @@ _OTHERS = (
   (0, b"%PDF", "a PDF", "Export its pages as PNG"),
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
-# Pillow's own limit can't be told from damage, and no setting changes it; see `_check_limit`.
-Image.MAX_IMAGE_PIXELS = None
-LIMIT_VARIABLE = "JSEG_MAX_IMAGE_PIXELS"
-_LIMIT = 2**28
+_LONGEST = 10**6  # which a PNG can't exceed, to libpng
+_OPENING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Opened:
     maximum: of a gray PGM, the sample that is white; else None.
     white_is_zero: of a gray TIFF, that 0 is white (MinIsWhite); Pillow inverts up to 8 bits.
     writer: of a TIFF, the names of the programs in it, in lower case.
+    exif_damaged: there is EXIF data that can't be read, so the orientation isn't known.
   """
 
   image: Image.Image
@@ -51,6 +54,7 @@ class Opened:
   maximum: int | None = None
   white_is_zero: bool = False
   writer: str = ""
+  exif_damaged: bool = False
 
 
 def open_checked(data: bytes, where: Path | str) -> Opened:
@@ -65,18 +69,33 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
       bands beside red, green, blue and alpha.
   """
   try:
-    image: Any = Image.open(io.BytesIO(data))
-    _check_limit(image, where)
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
-    tile = image.tile[0].args if image.format == "PPM" and image.tile else None
-    image.load()
-    _check_frames(image, where)
-    upright = ImageOps.exif_transpose(image) if orientation > 1 else image
+    return _open(data, where)
   except InputError:
     raise
+  except MemoryError:
+    fix = "Cut or shrink it"
+    raise FileError("size", where, "there is not enough memory for it", fix) from None
   except Exception as error:  # Pillow raises whatever a damaged file happens to break.
     raise _unreadable(data, where, error) from error
+
+
+def _open(data: bytes, where: Path | str) -> Opened:
+  with _without_pillows_limit():
+    image: Any = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+  pixels = image.width * image.height
+  size = f"{image.width} wide x {image.height} high"
+  check_pixels(pixels, size, where, 3)
+  if max(image.size) > _LONGEST:
+    raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
+  exif_damaged = _is_damaged(image.info.get("exif") or b"")
+  orientation = 1 if exif_damaged else image.getexif().get(_ORIENTATION, 1)
+  orientation = orientation if orientation in range(1, 9) else 1
+  tile = image.tile[0].args if image.format == "PPM" and image.tile else None
+  large = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
+  with _without_pillows_limit() if large else contextlib.nullcontext():
+    image.load()
+    _check_frames(image, where)
+  upright = ImageOps.exif_transpose(image) if orientation > 1 else image
   _check_bands(image, where)
   upright.format = image.format
   tags = getattr(image, "tag_v2", {})
@@ -87,22 +106,31 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
     maximum=tile[1] if isinstance(tile, tuple) and len(tile) == 2 and image.mode in "LI" else None,
     white_is_zero=image.format == "TIFF" and tags.get(262) == 0 and image.mode != "P",
     writer=f"{tags.get(305, '')} {tags.get(270, '')}".lower(),
+    exif_damaged=exif_damaged,
   )
 
 
-def _check_limit(image: Image.Image, where: Path | str) -> None:
-  given, pixels = os.environ.get(LIMIT_VARIABLE, ""), image.width * image.height
-  if given and not given.isdecimal():
-    raise InputError(f"{LIMIT_VARIABLE}: {given!r} must be a number of pixels")
-  limit = int(given or _LIMIT)
-  if pixels > limit:
-    raise FileError(
-      "size",
-      where,
-      f"{image.width} wide x {image.height} high are {pixels:,} pixels, and the limit is {limit:,}",
-      f"Cut or shrink it, or set {LIMIT_VARIABLE} in the environment; it needs "
-      f"{pixels * 3 / 1e9:.1f} GB of memory and more",
-    )
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+  """Lifts Pillow's own limit, which can't be told from damage and is the whole process's."""
+  with _OPENING:
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+      yield
+    finally:
+      Image.MAX_IMAGE_PIXELS = theirs
+
+
+def _is_damaged(exif: bytes) -> bool:
+  """Whether the list of tags, the orientation among them, isn't there as a whole."""
+  tags = exif.removeprefix(b"Exif\0\0")
+  orders: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+  order = orders.get(tags[:4])
+  if order is None:
+    return bool(tags)
+  start = int.from_bytes(tags[4:8], order)
+  count = int.from_bytes(tags[start : start + 2], order)
+  return start + 2 + 12 * count > len(tags)
 
 
 def _check_frames(image: Any, where: Path | str) -> None:

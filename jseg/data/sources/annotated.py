@@ -7,14 +7,13 @@ first pixel's being (0, 0) and (1, 1).
 import math
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jseg.data.files import FileError, fingerprint
+from jseg.data.files import FileError, fingerprint, shown
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, encode_png
 from jseg.data.files.instances import Annotation, Size, coco_masks, make_objects
@@ -22,9 +21,8 @@ from jseg.data.sources.base import Example, Item, ListedSource
 from jseg.types import IGNORE
 
 Box = tuple[float, float, float, float]
-_SHORT = reprlib.Repr()  # what is nested may be short to write and endless to read out
-_SHORT.maxlevel = 3
 _FAR = 10  # times its size that a polygon may reach out of an image
+_LONG = 100  # times the sides of an image that an outline may be longer than around all its pixels
 
 
 class Flaw(Exception):
@@ -165,7 +163,7 @@ def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray
   """Draws the union of polygons [x0, y0, x1, y1, ...]: bool [h w].
 
   Raises:
-    Flaw: they have no inside, or reach far out of the image.
+    Flaw: they have no inside, reach far out of the image, or are far longer than any outline.
   """
   whole = [polygon[: len(polygon) // 2 * 2] for polygon in polygons if len(polygon) >= 6]
   if not whole:
@@ -173,8 +171,16 @@ def draw_polygons(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray
     raise Flaw("polygon", f"has a polygon of {points} points, which has no inside")
   if max(abs(n) for polygon in whole for n in polygon) > _FAR * max(size):
     raise Flaw("malformed", "has a polygon that reaches far outside of the image")
+  if sum(map(_length, whole)) > 2 * math.prod(size) + _LONG * sum(size):
+    raise Flaw("malformed", "has a polygon that runs to and fro without end")
   masks = coco_masks()
   return masks.decode(masks.merge(masks.frPyObjects(whole, *size))).astype(bool)
+
+
+def _length(polygon: Sequence[float]) -> float:
+  """How far it is around a polygon, in pixels that are drawn."""
+  points = np.reshape(polygon, (-1, 2))
+  return float(np.abs(np.roll(points, 1, 0) - points).max(1).sum())
 
 
 def read_numbers(values: Any) -> list[float]:
@@ -187,16 +193,6 @@ def read_numbers(values: Any) -> list[float]:
   except (TypeError, ValueError, OverflowError):
     pass
   raise Flaw("malformed", f"has {shown(values)} where finite numbers belong")
-
-
-def shown(value: Any) -> str:
-  """A value of a file, for messages: short, and of characters that any terminal has."""
-  try:
-    text = value if isinstance(value, str) else _SHORT.repr(value)
-  except ValueError:  # an integer of thousands of digits
-    text = "a huge number"
-  text = text.encode("utf-8", "backslashreplace").decode()
-  return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def is_text(value: Any) -> bool:
@@ -215,14 +211,6 @@ def read_id(value: Any) -> int | str | None:
     plain = len(value) < 16 and re.fullmatch(r"0|-?[1-9][0-9]*", value)
     return int(value) if plain else value
   return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def is_file(path: Path) -> bool:
-  """Whether there is such a file, whatever characters its name has."""
-  try:
-    return path.is_file()
-  except (OSError, ValueError):
-    return False
 
 
 def wrong_size(image: CanonicalImage, path: Path, size: Size, where: Any) -> FileError:

@@ -8,13 +8,12 @@ Likewise val (or valid) and test; a single file is split at random.
 
 import collections
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jseg.data.files import FileError, read_bytes
+from jseg.data.files import FileError, is_file, parse_json, read_bytes, shown
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import canonical_image
 from jseg.data.files.instances import Annotation, coco_masks
@@ -25,13 +24,11 @@ from jseg.data.sources.annotated import (
   annotated_source,
   cover_boxes,
   has_labels,
-  is_file,
   is_text,
   make_example,
   object_classes,
   read_id,
   read_numbers,
-  shown,
   wrong_size,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
@@ -245,13 +242,7 @@ def _find_files(root: Path, annotations: Mapping[str, str] | None) -> dict[str, 
 
 
 def _read(path: Path) -> dict[str, Any]:
-  try:
-    content = json.loads(read_bytes(path))
-  # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits, and depth without end.
-  except (ValueError, RecursionError) as error:
-    raise InputError(
-      f"{path} is not valid JSON ({error}); was it cut short? Copy it again"
-    ) from None
+  content = parse_json(read_bytes(path), path, "Was it cut short? Copy it again")
   for key in ("images", "annotations", "categories"):
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jseg.data.sources.annotated import Flaw, draw_polygons, read_id, read_numbers, shown
+from jseg.data.files import shown
+from jseg.data.sources.annotated import Flaw, draw_polygons, read_id, read_numbers
 
 _DIGITS = 12  # of 5 bits, in one number of a run-length code
 
@@ -19,7 +20,10 @@ def read_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
   if not isinstance(segmentation, list):
     raise Flaw("malformed", f"has {shown(segmentation)} where polygons belong")
   if all(isinstance(part, dict) for part in segmentation):
-    return np.any([_decode(part, size) for part in segmentation], 0)
+    mask = np.zeros(size, bool)
+    for part in segmentation:  # which may be more than memory has room for at a time
+      mask |= _decode(part, size)
+    return mask
   if not any(isinstance(part, list) for part in segmentation):
     segmentation = [segmentation]  # one polygon that isn't in a list
   elif len(segmentation) > 2 and all(_is_point(part) for part in segmentation):

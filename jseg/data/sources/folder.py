@@ -17,7 +17,7 @@ from jseg.data.files.listing import (
   IMAGE_SUFFIXES,
   NIFTI_SUFFIXES,
   Listing,
-  holds_any,
+  count_files,
   likeliest_partner,
   list_files,
   usual_suffixes,
@@ -72,7 +72,7 @@ def folder_source(
     InputError: the folder, its classes or its layout are missing.
   """
   source = read_folder(root, IMAGES, None, fractions, seed)
-  if not any(source.splits.values()) and holds(root, NIFTI_SUFFIXES):
+  if not any(source.splits.values()) and count_images(root, NIFTI_SUFFIXES):
     raise InputError(f'{root} holds volumes: give "volumes" as data.name instead of "folder"')
   return source
 
@@ -81,13 +81,18 @@ def matches(root: Path) -> bool:
   """Whether a folder is laid out like this."""
   images = (root / folder / "images" for folder in ("", *SPLITS))
   named = (root / "classes.json").is_file() and any(map(Path.is_dir, images))
-  return named and not holds(root, NIFTI_SUFFIXES)
+  return named and not holds_volumes(root)
 
 
-def holds(root: str | Path, suffixes: Sequence[str]) -> bool:
-  """Whether a folder in this layout has images that end like this."""
+def holds_volumes(root: Path) -> bool:
+  """Whether a folder in this layout has more volumes than images; the fewer are told as unused."""
+  return count_images(root, NIFTI_SUFFIXES) > count_images(root, IMAGE_SUFFIXES)
+
+
+def count_images(root: str | Path, suffixes: Sequence[str]) -> int:
+  """Number of images that end like this in a folder in this layout."""
   root = Path(root).expanduser()
-  return any(holds_any(root / split / "images", suffixes) for split in ("", *SPLITS))
+  return sum(count_files(root / split / "images", suffixes) for split in ("", *SPLITS))
 
 
 def read_folder(
@@ -197,6 +202,6 @@ def _stray_folders(root: Path, suffixes: Sequence[str]) -> tuple[list[FileError]
   notes = [
     FileError("unused", root / kind, "isn't used, because there are folders of splits", fix)
     for kind in ("images", "masks")
-    if holds_any(root / kind, suffixes)
+    if count_files(root / kind, suffixes)
   ]
   return problems, notes

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from jseg.data.sources.annotated import is_file, is_text, leads_out, on_a_drive
+from jseg.data.files import is_file
+from jseg.data.sources.annotated import is_text, leads_out, on_a_drive
 
 _SAMPLE = 200  # file names by which the folder of the images is found
 

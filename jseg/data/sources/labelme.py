@@ -8,34 +8,30 @@ Without folders train, val and test, images are split at random.
 
 import base64
 import dataclasses
-import io
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from jseg.data.files import FileError, read_bytes
+from jseg.data.files import FileError, is_file, parse_json, read_bytes, shown
 from jseg.data.files.images import CanonicalImage, canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.files.listing import IMAGE_SUFFIXES
+from jseg.data.files.opening import open_checked
 from jseg.data.sources.annotated import (
   Flaw,
   annotate,
   annotated_source,
   draw_polygons,
   has_labels,
-  is_file,
   leads_out,
   make_example,
   object_classes,
   on_a_drive,
   part,
   read_numbers,
-  shown,
   wrong_size,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
@@ -236,7 +232,7 @@ def _draw(shape: Mapping[str, Any], size: Size) -> np.ndarray:
 def _paste(text: Any, left: int, top: int, size: Size) -> np.ndarray:
   """A mask that is kept as an image, at its place: bool [h w]. Raises Flaw."""
   try:
-    image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+    image = open_checked(base64.b64decode(text, validate=True), "mask").image
     crop = np.asarray(image.convert("L"))
   except Exception:  # whatever the decoders make of it
     raise Flaw("malformed", "has a mask that is no image in base64") from None
@@ -259,11 +255,7 @@ def _parts(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-  try:
-    content = json.loads(read_bytes(path))
-  except (ValueError, RecursionError) as error:
-    text = f"is not valid JSON ({error})"
-    raise FileError("unreadable", path, text, "Save it again, or remove it") from None
+  content = parse_json(read_bytes(path), path, "Save it again, or remove it")
   shapes = content.get("shapes") if isinstance(content, dict) else None
   if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
     text = "has no list of \"shapes\": it isn't LabelMe's"

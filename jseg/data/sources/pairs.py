@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jseg.data.files import FileError, attempt, fingerprint, read_bytes
+from jseg.data.files import FileError, attempt, fingerprint, is_file, read_bytes
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, canonical_image, encode_png
 from jseg.data.files.instances import objects_from_ids
@@ -138,6 +138,8 @@ class ImagePair(FilePair[CanonicalImage, RawMask]):
       traits.add("turned")
     if raw.turned and not image.rotated:
       traits.add("mask_turned")
+    if image.exif_damaged:
+      traits.add("exif_damaged")
     return make_example(image, dataclasses.replace(label, traits=frozenset(traits)), self.classes)
 
 
@@ -235,7 +237,7 @@ def missing_files(pairs: Iterable[FilePair]) -> list[FileError]:
     FileError("partner", path, "is listed but missing", "Unpack the archive again")
     for pair in pairs
     for path in (pair.image, pair.mask)
-    if not path.is_file()
+    if not is_file(path)
   ]
 
 

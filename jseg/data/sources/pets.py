@@ -55,7 +55,8 @@ def oxford_iiit_pet_source(root: str | Path | None = None, seed: int = 0) -> Lis
   listed: dict[str, list[ImagePair]] = {}
   for stem in ("trainval", "test"):
     lines = read_text(lists / f"{stem}.txt").splitlines()
-    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    words = (line.split()[0] for line in lines if line.strip() and not line.startswith("#"))
+    names = [word.rpartition("/")[2] for word in words]
     listed[stem] = [
       ImagePair(
         name=name,

@@ -11,8 +11,10 @@ Voxels are used as they are stored: scans of very different spacing should be re
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
@@ -23,14 +25,14 @@ from jseg.data.files import FileError, masks
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from jseg.data.files.nifti import (
   Volume,
-  import_nibabel,
   normalize_volume,
   read_image_file,
   read_mask_file,
   size_text,
+  volume_shape,
 )
 from jseg.data.sources.base import Example, ListedSource
-from jseg.data.sources.folder import Layout, holds, read_folder
+from jseg.data.sources.folder import Layout, count_images, holds_volumes, read_folder
 from jseg.data.sources.pairs import FilePair
 from jseg.types import InputError
 
@@ -49,7 +51,7 @@ def volumes_source(
     InputError: the folder, its classes or its layout are missing, or nibabel is.
   """
   source = read_folder(root, VOLUMES, None, fractions, seed)
-  if not any(source.splits.values()) and holds(root, IMAGE_SUFFIXES):
+  if not any(source.splits.values()) and count_images(root, IMAGE_SUFFIXES):
     raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
   return dataclasses.replace(source, problems=problems, ndim=3)
@@ -57,7 +59,7 @@ def volumes_source(
 
 def matches(root: Path) -> bool:
   """Whether a folder is laid out like this."""
-  return holds(root, NIFTI_SUFFIXES)
+  return holds_volumes(root)
 
 
 class VolumePair(FilePair[Volume, Volume]):
@@ -107,13 +109,10 @@ VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"))
 
 def _odd_channels(source: ListedSource) -> list[FileError]:
   """Images with another number of channels than most; reads headers only."""
-  nibabel = import_nibabel()
   found: dict[Path, int] = {}
   for pair in cast(Iterable[VolumePair], itertools.chain(*source.splits.values())):
-    try:
-      found[pair.image] = int(np.prod(nibabel.load(pair.image).shape[3:]))
-    except Exception:  # A damaged file is reported when it is read.
-      continue
+    with contextlib.suppress(FileError):  # it is reported when it is read
+      found[pair.image] = math.prod(volume_shape(pair.image)[3:])
   if len(set(found.values())) < 2:
     return []
   usual = collections.Counter(found.values()).most_common(1)[0][0]

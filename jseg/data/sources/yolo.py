@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jseg.data.files import FileError, read_bytes
+from jseg.data.files import FileError, is_file, read_bytes, shown
 from jseg.data.files.images import canonical_image
 from jseg.data.files.instances import Annotation, Size
 from jseg.data.files.listing import IMAGE_SUFFIXES
@@ -27,12 +27,10 @@ from jseg.data.sources.annotated import (
   cover_boxes,
   draw_polygons,
   has_labels,
-  is_file,
   leads_out,
   make_example,
   object_classes,
   on_a_drive,
-  shown,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
 from jseg.types import InputError

@@ -107,10 +107,15 @@ class SemanticPrediction:
 
   def shares(self) -> dict[str, float]:
     """Returns each class's share of the pixels, by name."""
+    return dict(zip(self.classes.names, (self._counts / self.mask.size).tolist(), strict=True))
+
+  @functools.cached_property
+  def _counts(self) -> np.ndarray:
+    """Pixels of each class, int64 [k]."""
     counts = np.zeros(len(self.classes.names), np.int64)
     for part in strips(self.mask.shape):
       counts += np.bincount(self.mask[part].ravel(), minlength=len(counts))
-    return dict(zip(self.classes.names, (counts / self.mask.size).tolist(), strict=True))
+    return counts
 
   def save(
     self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None

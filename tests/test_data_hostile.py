@@ -1,0 +1,315 @@
+"""Files of data sets that are damaged, or made to lead astray: read, or refused by name, soon."""
+
+import contextlib
+import gzip
+import itertools
+import json
+import re
+import struct
+import tracemalloc
+import zlib
+
+import nibabel
+import numpy as np
+import pytest
+from helpers.fuzz import ROUNDS, damaged
+from helpers.mangled import encode, exif, write
+from PIL import Image
+
+from jseg import cli
+from jseg import config as configs
+from jseg.data import ClassInfo, check_folder, pixel_limit, read_image, read_volume
+from jseg.data.files.classes import EXAMPLE
+from jseg.data.files.images import canonical_image, decode_image
+from jseg.data.files.masks import make_label, read_mask
+from jseg.data.files.nifti import read_image_file, read_mask_file
+from jseg.types import InputError
+
+MIB = 1 << 20
+RGB = np.random.default_rng(0).integers(0, 256, (11, 14, 3), np.uint8)
+LABELS = np.random.default_rng(1).integers(0, 3, (11, 14), np.uint8)
+ABC = ClassInfo(("a", "b", "c"))
+
+# A damaged tag is worth a warning to Pillow, which a user's program prints and a test would raise.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+def refused(function, path, content=None):
+  """The message about a file, for which no more than 64 MiB are taken."""
+  if content is not None:
+    path.write_bytes(content)
+  tracemalloc.start()
+  with pytest.raises(InputError, match=re.escape(path.name)) as error:
+    function(path)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 64 * MIB
+  assert len(str(error.value)) < 1000
+  return str(error.value)
+
+
+def read_or_refused(reader, content, path):
+  """Whether a file of this content is read; otherwise it is refused by its name."""
+  path.write_bytes(content)
+  try:
+    reader(path)
+  except InputError as error:
+    message = str(error)
+  else:
+    return True
+  assert path.name in message
+  assert len(message) < 2000
+  return False
+
+
+# classes.json.
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("palette", True),
+    ("palette", False),
+    ("palette", 5),
+    ("palette", "red"),
+    ("palette", {"a": [0, 0, 0]}),
+    ("palette", [[0, 0, 10**30], [1, 1, 1]]),
+    ("palette", [[0, 0], [1, 1]]),
+    ("ignore_label", [255]),
+    ("ignore_label", 10**4000),
+    ("mask_values", {"a": 0}),
+    ("mask_values", [0, 10**4000]),
+    ("mask_values", [[0], [1]]),
+    ("ignore_color", True),
+    ("task", ["instance"]),
+    ("task", {"a": {}}),
+    ("classes", "ab"),
+    ("classes", [["a"]]),
+    ("classes", {"a": 0}),
+  ],
+  ids=lambda value: repr(value)[:20],
+)
+def test_classes_of_the_wrong_kind_are_named(key, value, tmp_path):
+  content = json.dumps({"classes": ["a", "b"], key: value}).encode()
+  assert key in refused(ClassInfo.load, tmp_path / "classes.json", content)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"classes": 1' + b"0" * 5000 + b"}", b"\0"])
+def test_classes_that_json_cannot_hold(content, tmp_path):
+  message = refused(ClassInfo.load, tmp_path / "classes.json", content)
+  assert "is not valid JSON" in message
+  assert EXAMPLE in message
+
+
+def test_damaged_classes_are_read_or_refused(tmp_path):
+  content = {
+    "classes": ["sky", "road"],
+    "palette": [[1, 2, 3], [4, 5, 6]],
+    "ignore_color": [7, 8, 9],
+    "mask_values": [3, 300],
+    "task": "semantic",
+  }
+  odd = [None, True, [], {}, "", "x", -1, 1e300, 10**30, 0.5, [[]], [1], {"a": 1}, "\ud800", [True]]
+  rng = np.random.default_rng(0)
+  outcomes = [0, 0]
+  for i in range(ROUNDS):
+    if i % 2:
+      data = damaged(json.dumps(content).encode(), rng)
+    else:
+      changed = dict(content)
+      for _ in range(rng.integers(1, 3)):
+        changed[list(content)[rng.integers(len(content))]] = odd[rng.integers(len(odd))]
+      data = json.dumps(changed).encode()
+    outcomes[read_or_refused(ClassInfo.load, data, tmp_path / "classes.json")] += 1
+  assert min(outcomes) > 0
+
+
+# Images and masks.
+
+KINDS = {
+  "png": lambda: encode(RGB),
+  "gray.png": lambda: encode(LABELS),
+  "indexed.png": lambda: encode(Image.fromarray(LABELS).convert("P"), bits=4),
+  "jpg": lambda: encode(RGB, "JPEG", exif=exif(6)),
+  "tif": lambda: encode(RGB, "TIFF"),
+  "lzw.tif": lambda: encode(LABELS, "TIFF", compression="tiff_lzw"),
+  "bmp": lambda: encode(RGB, "BMP"),
+  "webp": lambda: encode(RGB, "WEBP", lossless=True),
+  "gif": lambda: encode(LABELS, "GIF"),
+  "pgm": lambda: encode(LABELS, "PPM"),
+  "tga": lambda: encode(RGB, "TGA"),
+  "jp2": lambda: encode(RGB, "JPEG2000"),
+}
+
+
+def with_checksums(png):
+  """A damaged PNG whose checksums tell nothing."""
+  data, place = bytearray(png), 8
+  while place + 12 <= len(data):
+    end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+    data[end : end + 4] = zlib.crc32(data[place + 4 : end]).to_bytes(4, "big")
+    place = end + 4
+  return bytes(data)
+
+
+def read_as_image(path):
+  """What prediction reads is what training will."""
+  content = canonical_image(path.read_bytes(), path)
+  np.testing.assert_array_equal(decode_image(content.data), read_image(path))
+
+
+def read_as_mask(path):
+  make_label(read_mask(path.read_bytes(), path), ABC, ABC.table(), path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_images_and_masks_are_read_or_refused(kind, tmp_path):
+  whole, rng = KINDS[kind](), np.random.default_rng(0)
+  outcomes = [0, 0]
+  for i in range(max(ROUNDS // len(KINDS), 1)):
+    reader, content = (read_as_image, read_as_mask)[i % 2], damaged(whole, rng)
+    if kind.endswith("png") and i % 4 > 1:
+      content = with_checksums(content)
+    outcomes[read_or_refused(reader, content, tmp_path / f"x.{kind}")] += 1
+  assert outcomes[0] > 0
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [b"garbage!", b"II", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + bytes(20)],
+)
+def test_damaged_exif_is_told(damage, tmp_path):
+  """The image itself is whole; only whether it is to be turned isn't known."""
+  root = tmp_path / "set"
+  for kind in ("images", "masks"):
+    (root / "train" / kind).mkdir(parents=True)
+  (root / "classes.json").write_text('{"classes": ["a", "b", "c"]}')
+  (root / "train" / "images" / "x.jpg").write_bytes(encode(RGB, "JPEG", exif=b"Exif\0\0" + damage))
+  (root / "train" / "images" / "y.png").write_bytes(encode(RGB, exif=damage))
+  (root / "train" / "images" / "z.jpg").write_bytes(encode(RGB, "JPEG", exif=exif(1)))
+  for name in "xyz":
+    (root / "train" / "masks" / f"{name}.png").write_bytes(encode(LABELS))
+  report = check_folder(root)
+  assert report.problems == []
+  (note,) = report.notes
+  assert "2 file(s) (train/x, train/y): the image's EXIF data are damaged" in str(note)
+  np.testing.assert_array_equal(read_image(root / "train" / "images" / "y.png"), RGB)
+
+
+def test_no_program_is_started_for_an_image(tmp_path):
+  """Pillow hands EPS to Ghostscript, whatever the file is called."""
+  drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+  assert "damaged or no image" in refused(read_image, tmp_path / "x.png", drawing)
+
+
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
+  """A file of some hundred bytes that says it is of 400 million pixels."""
+  content = encode(RGB)
+  header = content[12:16] + struct.pack(">II", 20_000, 20_000) + content[24:29]
+  content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+  assert "400,000,000 pixels" in refused(read_image, tmp_path / "x.png", content)
+
+
+def test_check_and_training_have_the_same_limit(tmp_path, capsys):
+  root = tmp_path / "set"
+  for split, kind in itertools.product(("train", "val"), ("images", "masks")):
+    write(root / split / kind / "x.png", encode(RGB if kind == "images" else LABELS))
+  write(root / "classes.json", b'{"classes": ["a", "b", "c"]}')
+  config = configs.default("unet")
+  config.data.update({"name": "folder", "root": str(root), "data_dir": str(tmp_path / "data")})
+  for limit, allowed in {153: False, 154: True}.items():
+    config.data.max_pixels = limit
+    command = ["check-data", str(root), "--max-pixels", str(limit), "--json"]
+    with contextlib.nullcontext() if allowed else pytest.raises(SystemExit, match="4 problem"):
+      cli.main(command)
+    assert ("the limit is 153" in capsys.readouterr().out) is not allowed
+    refusal = pytest.raises(InputError, match=r"the limit is 153\. .*raise data.max_pixels")
+    with contextlib.nullcontext() if allowed else refusal:
+      assert configs.load_dataset(config).splits == {"train": 1, "val": 1}
+  with pytest.raises(InputError, match=r"data.max_pixels: 0 must be at least 1"):
+    configs.change(config, {"data.max_pixels": 0})
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photo_is_to_prediction_what_it_is_to_training(subsampling, progressive, tmp_path):
+  options = {"subsampling": subsampling, "progressive": progressive, "quality": 60}
+  (tmp_path / "x.jpg").write_bytes(encode(RGB, "JPEG", **options))
+  read_as_image(tmp_path / "x.jpg")
+
+
+# NIfTI.
+
+
+VOXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5) % 3
+SCAN = nibabel.Nifti1Image(VOXELS, np.eye(4)).to_bytes()
+
+
+def with_shape(*shape):
+  """A file of 60 voxels that says it has this shape."""
+  return SCAN[:40] + struct.pack("<8h", len(shape), *shape, *[1] * (7 - len(shape))) + SCAN[56:]
+
+
+@pytest.mark.parametrize("reader", [read_image_file, read_mask_file, read_volume])
+@pytest.mark.parametrize(
+  ("shape", "message"),
+  [
+    ((3, 0, 5), "which is empty"),
+    ((3, 4, 5, 0), "which is empty"),
+    ((-3, 4, 5), "which is empty"),
+    ((2048, 2048, 2048), "8,589,934,592 values, and the limit is 268,435,456.*data.max_pixels"),
+    ((512, 512, 512), "it is too short for 268,435,456 bytes of voxels"),
+    ((3, 4, 6), "it is too short for 144 bytes"),
+  ],
+)
+def test_shapes_that_mislead(reader, shape, message, tmp_path):
+  assert re.search(message, refused(reader, tmp_path / "x.nii", with_shape(*shape)))
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 512), (30_000, 30_000, 30_000)])
+def test_a_packed_bomb_is_refused_before_it_goes_off(shape, tmp_path):
+  content = gzip.compress(with_shape(*shape) + bytes(4 * MIB), 9)
+  assert len(content) < 8000
+  refused(read_image_file, tmp_path / "x.nii.gz", content)
+
+
+def test_what_lies_behind_or_before_the_voxels_is_bounded(tmp_path):
+  path = tmp_path / "x.nii.gz"
+  path.write_bytes(gzip.compress(SCAN + bytes(100 * MIB), 1))
+  tracemalloc.start()
+  assert read_mask_file(path).size == (5, 4, 3)
+  assert tracemalloc.get_traced_memory()[1] < MIB
+  tracemalloc.stop()
+  far = SCAN[:108] + struct.pack("<f", 2.0**30) + SCAN[112:]
+  assert "its voxels begin at byte" in refused(read_mask_file, path, gzip.compress(far))
+
+
+def test_the_limit_of_values_is_a_setting(tmp_path):
+  path = tmp_path / "x.nii"
+  path.write_bytes(SCAN)
+  with pixel_limit(59):
+    assert "3 x 4 x 5 are 60 values, and the limit is 59" in refused(read_volume, path)
+  with pixel_limit(60):
+    assert read_volume(path).shape == (5, 4, 3, 1)
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan, 0])
+def test_an_affine_without_an_inverse(number, tmp_path):
+  content = SCAN[:280] + struct.pack("<f", number) + SCAN[284:]
+  assert "affine has no inverse" in refused(read_mask_file, tmp_path / "x.nii", content)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "unpacked.gz"])
+def test_damaged_volumes_are_read_or_refused(suffix, tmp_path):
+  """Damaged as they are, or before they are packed, so that no checksum tells."""
+  rng = np.random.default_rng(0)
+  path = tmp_path / ("x.nii" if suffix == "nii" else "x.nii.gz")
+  outcomes = [0, 0]
+  for i in range(ROUNDS // 3):
+    content = {
+      "nii": lambda: damaged(SCAN, rng),
+      "nii.gz": lambda: damaged(gzip.compress(SCAN), rng),
+      "unpacked.gz": lambda: gzip.compress(damaged(SCAN, rng), 1),
+    }[suffix]()
+    outcomes[read_or_refused((read_volume, read_mask_file)[i % 2], content, path)] += 1
+  assert outcomes[0] > 0
