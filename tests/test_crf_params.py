@@ -55,7 +55,7 @@ def test_json_and_back():
     ("bilateral_weight=4,5", r"'5' is not KEY=VALUE; write bilateral_weight=4"),
     ("bilateral_sigma_xy=0", r"bilateral_sigma_xy: 0 must be above 0 and finite; to switch"),
     ("bilateral_sigma_xy=Infinity", r"bilateral_sigma_xy: inf must be above 0 and finite"),
-    ("method=fast", r"method: 'fast' is unknown; choose from lattice"),
+    ("method=fast", r"method: 'fast' is unknown; choose from auto, lattice"),
     ("nowhere.json", r"nowhere.json cannot be read \(No such file"),
   ],
 )
@@ -89,7 +89,7 @@ def test_mistakes_in_files(tmp_path, text, match):
     ({"lattices": 0}, "lattices: 0 must be 1 to 6"),
     ({"spatial_weight": np.nan}, "spatial_weight: nan must be finite"),
     ({"compatibility": np.array([1.0, np.inf])}, "compatibility: .* must be finite"),
-    ({"method": "grid"}, "method: 'grid' is unknown; choose from lattice, landmarks, exact"),
+    ({"method": "grid"}, "method: 'grid' is unknown; choose from auto, lattice, landmarks, exact"),
     ({"normalization": "both"}, "normalization: 'both' is unknown; choose from symmetric, before"),
     ({"spatial_filter": "fast"}, "spatial_filter: 'fast' is unknown; choose from half, exact"),
     ({"iterations": -1}, "iterations: -1 must be at least 0"),
