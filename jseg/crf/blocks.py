@@ -6,10 +6,12 @@ the blocks are smaller than those of as many points along a space-filling curve.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jseg.arithmetic import cdiv
@@ -62,21 +64,69 @@ def make_blocks(features: Array, valid: Array, tolerance: float) -> Blocks:
 
 
 def _halve(features: Array, used: Array, depth: int, size: int) -> Array:
-  """Sorts points [m d] into 2^depth blocks of a size; those that don't count come last."""
-  m, count = len(features), 1 << depth
+  """Orders points [m d] into 2^depth blocks of a size; those that don't count come last.
+
+  By counting, as compiling a sort of all points for a TPU takes minutes.
+  """
+  count = 1 << depth
+  features = features.astype(jnp.float32)
 
   def halve_each(level: Array, at: Array) -> Array:
-    f, counts = features[at], used[at]
-    part = lax.iota(jnp.int32, count) >> (depth - level)
-    low, high = _boxes(f.reshape(count, size, -1), counts.reshape(count, size))
-    low = jax.ops.segment_min(low, part, count)
-    high = jax.ops.segment_max(high, part, count)
-    part = jnp.repeat(part, size)
-    value = jnp.take_along_axis(f, (high - low).argmax(1)[part][:, None], 1)[:, 0]
-    keys = (part, jnp.where(counts, value, jnp.inf), at)
-    return lax.sort(keys, num_keys=2, is_stable=False)[2]
+    f, counts = features[at].reshape(count, size, -1), used[at].reshape(count, size)
+    part = lax.iota(jnp.int32, count) >> (depth - level)  # of each block
+    low, high = _boxes(f, counts)
+    widest = jax.ops.segment_max(high, part, count) - jax.ops.segment_min(low, part, count)
+    value = jnp.take_along_axis(f, widest.argmax(1)[part][:, None, None], 2)[..., 0]
+    value = jnp.where(counts, _ordered(value), np.iinfo(np.int32).max)
+    half = (size * count // 2) >> level
 
-  return lax.fori_loop(0, depth, halve_each, lax.iota(jnp.int32, m))
+    def number(which: Array) -> Array:
+      return jax.ops.segment_sum(which.sum(1), part, count)
+
+    border = _least(lambda t: number(value <= t[part][:, None]) >= half, count)[part][:, None]
+    below, equal = value < border, value == border
+    missing = (half - number(below))[part][:, None]
+    left = below | (equal & (_ranks(equal, part) < missing))
+    first = ((part << (depth - level)) * size)[:, None]
+    to = first + jnp.where(left, _ranks(left, part), half + _ranks(~left, part))
+    return jnp.zeros_like(at).at[to.reshape(-1)].set(at, unique_indices=True)
+
+  return lax.fori_loop(0, depth, halve_each, lax.iota(jnp.int32, len(features)))
+
+
+def _ordered(x: Array) -> Array:
+  """int32 in the order of float32 [...]."""
+  bits = lax.bitcast_convert_type(x + 0, jnp.int32)  # -0 becomes 0.
+  return jnp.where(bits < 0, ~bits ^ np.int32(-(2**31)), bits)
+
+
+def _least(holds: Callable[[Array], Array], n: int) -> Array:
+  """The least int32 [n] for which a condition holds that larger numbers keep; at most the largest.
+
+  Args:
+    holds: int32 [n] -> bool [n].
+    n: number of searches.
+  """
+
+  def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = bounds
+    middle = (low & high) + ((low ^ high) >> 1)
+    found = holds(middle)
+    return jnp.where(found, low, middle + 1), jnp.where(found, middle, high)
+
+  limits = np.iinfo(np.int32)
+  bounds = jnp.full(n, limits.min, jnp.int32), jnp.full(n, limits.max, jnp.int32)
+  return lax.fori_loop(0, 32, halve, bounds)[1]
+
+
+def _ranks(which: Array, part: Array) -> Array:
+  """How many places of the same part are in `which` [r b] before each; parts are runs of blocks."""
+  which = which.astype(jnp.int32)
+  within = jnp.cumsum(which, 1)
+  sums = within[:, -1]
+  before = jnp.cumsum(sums) - sums
+  start = jax.ops.segment_min(before, part, len(part))[part]
+  return within - which + (before - start)[:, None]
 
 
 def _boxes(points: Array, used: Array) -> tuple[Array, Array]:
@@ -95,9 +145,12 @@ def _kept(points: Array, used: Array, tolerance: float) -> Array:
     squares = squares + jnp.square(jnp.maximum(gap, 0))
   most = used.sum(1)[None] * jnp.exp(-0.5 * squares)  # What a block adds to a row's sum, at most.
   least = lax.map(lambda block: _least_sum(*block), (points, used))
-  ascending = jnp.sort(most, 1)
-  fits = jnp.cumsum(ascending, 1) <= tolerance * least[:, None]
-  skip = most < jnp.where(fits, jnp.inf, ascending).min(1, keepdims=True)
+  size = _ordered(most.astype(jnp.float32))
+
+  def matters(limit: Array) -> Array:
+    return jnp.where(size <= limit[:, None], most, 0).sum(1) > tolerance * least
+
+  skip = size < _least(matters, len(points))[:, None]
   return ~(skip & skip.T) | jnp.eye(len(points), dtype=bool)
 
 
