@@ -89,6 +89,8 @@ def test_mistakes_in_files(tmp_path, text, match):
     ({"lattices": 0}, "lattices: 0 must be 1 to 6"),
     ({"spatial_weight": np.nan}, "spatial_weight: nan must be finite"),
     ({"compatibility": np.array([1.0, np.inf])}, "compatibility: .* must be finite"),
+    ({"tolerance": -1e-3}, "tolerance: -0.001 must be a number from 0 to below 1"),
+    ({"tolerance": 1}, "tolerance: 1 must be a number from 0"),
     ({"method": "grid"}, "method: 'grid' is unknown; choose from auto, lattice, landmarks, exact"),
     ({"normalization": "both"}, "normalization: 'both' is unknown; choose from symmetric, before"),
     ({"spatial_filter": "fast"}, "spatial_filter: 'fast' is unknown; choose from half, exact"),

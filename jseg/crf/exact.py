@@ -3,7 +3,6 @@
 Like attention without the maximum of its softmax. O(n^2 (d + c)) operations, O(n (d + c)) memory.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
