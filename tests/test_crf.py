@@ -415,10 +415,13 @@ def test_gradients_equal_finite_differences(method):
 
     def loss(values):
       params = start.replace(**{name: values[name] for name in names})
-      return (crf.dense_crf(values["logits"], image, params) * target).sum()
+      pixels = values.get("image", image)
+      return (crf.dense_crf(values["logits"], pixels, params) * target).sum()
 
     values = {name: np.asarray(getattr(start, name), np.float64) for name in names}
     values["logits"] = logits
+    if method == "exact":
+      values["image"] = image
     f = jax.jit(loss)
     gradient = jax.jit(jax.grad(loss))(values)
     for name, value in values.items():
@@ -442,6 +445,22 @@ def test_layer_starts_as_the_function_and_learns():
   for path, g in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.isfinite(g).all(), path
     assert np.any(g != 0), path
+
+
+def test_at_a_stride_the_layer_is_the_crf_of_the_small_image():
+  rng = np.random.default_rng(0)
+  small = [rng.uniform(0, high, (1, 3, 4, c)).astype(np.float32) for high, c in ((3, 2), (255, 3))]
+  flat = [np.repeat(np.repeat(x, 4, 1), 4, 2) for x in small]
+  params = PARAMS.replace(method="exact", spatial_sigma=4.0, bilateral_sigma_xy=8.0)
+  layer = crf.DenseCRF(params, stride=4)
+  log_q = jax.jit(lambda *x: layer.init_with_output(jax.random.key(0), *x)[0])(*flat)
+  shrunk = [jax.image.resize(x, y.shape, "linear") for x, y in zip(flat, small, strict=True)]
+  scaled = params.replace(spatial_sigma=1.0, bilateral_sigma_xy=2.0)
+  q = jax.image.resize(crf.dense_crf(*shrunk, scaled), flat[0].shape, "linear")
+  np.testing.assert_allclose(np.exp(log_q), q, atol=1e-5)
+  np.testing.assert_allclose(np.exp(log_q).sum(-1), 1, atol=1e-5)
+  with pytest.raises(InputError, match="stride: 0 must be at least 1"):
+    crf.DenseCRF(params, stride=0).init(jax.random.key(0), *flat)
 
 
 def test_an_older_jax_is_refused_under_jit_by_name(monkeypatch):

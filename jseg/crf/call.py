@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -16,6 +17,7 @@ from jseg.crf.kernels import Plan, PreparedImage, make_kernels, make_plan
 from jseg.crf.lattice import Corners
 from jseg.crf.mean_field import mean_field
 from jseg.crf.params import (
+  EXACT_PIXELS,
   SIGMAS,
   WEIGHTS,
   CrfParams,
@@ -29,6 +31,8 @@ from jseg.types import Array, InputError
 _T = TypeVar("_T")
 Normalize: TypeAlias = Callable[[Array], Array]
 """Softmax or log-softmax over the last axis."""
+_COMPILED_FOR = {"tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}
+"""Kinds of devices by the names that programs are compiled for."""
 
 
 def dense_crf(
@@ -145,18 +149,61 @@ def _marginals(
   traced = any(map(is_traced, jax.tree.leaves((x, pixels, params))))
   params = _with_arrays(params, dtype)
   batched = x.ndim == ndim + 2
+  size = math.prod(pixels.shape[-ndim - 1 : -1])
   if traced:
-
-    def one(pair: tuple[Array, Array]) -> Array:
-      return infer(*pair, params, PreparedImage(), plan=plan, normalize=normalize)
-
     both = jnp.asarray(x, dtype), jnp.asarray(pixels, dtype)
-    return lax.map(one, both) if batched else one(both)
+    return _traced(both, params, plan, normalize, size=size, batched=batched)
+  params = params.replace(method=_method(params, size, _platform()))
   x, pixels = np.asarray(x, dtype), np.asarray(pixels, dtype)
   if not batched:
     return _finish(_start(x, pixels, params, plan), params, plan, normalize)
   started = (_start(*pair, params, plan) for pair in zip(x, pixels, strict=True))
   return jnp.stack([_finish(one, params, plan, normalize) for one in _one_ahead(started)])
+
+
+def _traced(
+  both: tuple[Array, Array],
+  params: CrfParams,
+  plan: Plan,
+  normalize: Normalize,
+  *,
+  size: int,
+  batched: bool,
+) -> Array:
+  """Marginals of logits and image, or of a batch of both, in the form of the program's target."""
+
+  def by(method: str) -> Callable[..., Array]:
+    def all_images(logits: Array, image: Array, params: CrfParams) -> Array:
+      params = params.replace(method=method)
+
+      def one(pair: tuple[Array, Array]) -> Array:
+        return infer(*pair, params, PreparedImage(), plan=plan, normalize=normalize)
+
+      return lax.map(one, (logits, image)) if batched else one((logits, image))
+
+    return all_images
+
+  default = _method(params, size, "cpu")
+  here = {name: _method(params, size, kind) for name, kind in _COMPILED_FOR.items()}
+  others = {name: by(method) for name, method in here.items() if method != default}
+  if not others:
+    return by(default)(*both, params)
+  return lax.platform_dependent(*both, params, default=by(default), **others)
+
+
+def _method(params: CrfParams, size: int, platform: str) -> str:
+  """The filter that is used on a platform for images of so many pixels."""
+  if params.method != "auto":
+    return params.method
+  return "exact" if size <= EXACT_PIXELS.get(platform, 0) else "lattice"
+
+
+def _platform() -> str:
+  """Where programs run that nobody has placed."""
+  device = jax.config.jax_default_device
+  if isinstance(device, str):
+    return device
+  return device.platform if device is not None else jax.default_backend()
 
 
 def _on_host(x: jax.typing.ArrayLike) -> Array | np.ndarray:

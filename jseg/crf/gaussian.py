@@ -1,4 +1,4 @@
-"""Gaussian filters over the pixel grid, and exact and low-rank filters over features."""
+"""Gaussian filters over the pixel grid, and low-rank filters over features."""
 
 import functools
 import math
@@ -180,34 +180,6 @@ def _matrix_product(matrix: Array, x: Array, axis: int) -> Array:
   flat = x.reshape(before, x.shape[axis], after)
   y = jnp.einsum("ij,bjc->bic", matrix, flat, precision=lax.Precision.HIGHEST)
   return y.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-
-
-def exact_filter(x: Array, features: Array, block: int = 256) -> Array:
-  """Multiplies the kernel matrix exp(-|f_i - f_j|^2 / 2) by x, in blocks of rows; O(n^2 (d + c)).
-
-  Args:
-    x: [n c] values.
-    features: [n d] in standard deviations.
-    block: number of rows that are computed at a time.
-
-  Returns:
-    [n c].
-  """
-  n, d = features.shape
-  count = cdiv(n, block)
-  queries = jnp.pad(features, ((0, count * block - n), (0, 0)))
-
-  @jax.checkpoint
-  def rows(query: Array) -> Array:
-    # Not |a|^2 + |b|^2 - 2 ab, which cancels badly where colors are many deviations apart.
-    squares = jnp.zeros((block, n), x.dtype)
-    for i in range(d):
-      squares = squares + jnp.square(query[:, i][:, None] - features[:, i][None])
-    kernel = jnp.exp(-0.5 * squares)
-    return jnp.dot(kernel, x, precision=lax.Precision.HIGHEST)
-
-  y = lax.map(rows, queries.reshape(count, block, d))
-  return y.reshape(count * block, -1)[:n]
 
 
 def landmark_factors(colors: Array, count: int) -> Array:

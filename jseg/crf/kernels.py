@@ -9,7 +9,9 @@ import numpy as np
 from jax import lax
 
 from jseg.crf import gaussian, lattice
+from jseg.crf.blocks import make_blocks
 from jseg.crf.embedding import Embedding, colors, pixel_corners, positions, traced_embedding
+from jseg.crf.exact import exact_filter
 from jseg.crf.mean_field import Kernel
 from jseg.crf.params import CrfParams, is_traced
 from jseg.types import Array
@@ -147,7 +149,8 @@ def bilateral_kernel(
     return _lattice_kernel(weight, embeddings, params.normalization)
   if params.method == "exact":
     features = jnp.concatenate([positions(shape, sigmas), colors(image, sigma_rgb)], 1)
-    raw: Filter = functools.partial(gaussian.exact_filter, features=features)
+    blocks = make_blocks(features, valid, params.tolerance)
+    raw: Filter = functools.partial(exact_filter, features=features, blocks=blocks)
   else:
     factors = gaussian.landmark_factors(colors(image, sigma_rgb), params.landmarks)
     matrices = [gaussian.axis_matrix(n, sigmas[i]) for i, n in enumerate(shape)]

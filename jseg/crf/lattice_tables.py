@@ -292,7 +292,8 @@ def _sort_corners(corners: Corners, major: Sequence[int], capacity: int) -> _Sor
     key = sum(
       (p - a).astype(jnp.int64) * s for p, a, s in zip(positions, low, by_number, strict=True)
     )
-    strides = jnp.asarray(rows.T) @ jnp.stack([jnp.asarray(s, jnp.int64) for s in by_number])
+    # Not a product of matrices: a TPU has none of 64-bit integers.
+    strides = (rows.T * jnp.stack([jnp.asarray(s, jnp.int64) for s in by_number])[None]).sum(1)
     keys = [key]
     for k in range(d):
       keys.append(keys[-1] - strides[order[d - k]])

@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jseg.arithmetic import cdiv
 from jseg.crf.call import log_marginals
 from jseg.crf.params import SIGMAS, WEIGHTS, CrfParams, Numbers, check_params
-from jseg.types import Array
+from jseg.types import Array, InputError
 
 
 class DenseCRF(nn.Module):
@@ -23,20 +25,26 @@ class DenseCRF(nn.Module):
     params: initial values and static settings. Zheng et al. train with 5 iterations.
     train_bandwidths: whether the bandwidths are trained, too.
     ndim: number of spatial axes, 3 for volumes.
+    stride: at what part of the resolution the CRF runs, such as 8 for an eighth, the stride of many
+      networks: logits and image are shrunk and marginals enlarged, linearly. Bandwidths stay in
+      pixels of the whole image.
   """
 
   params: CrfParams = CrfParams(iterations=5)
   train_bandwidths: bool = False
   ndim: int = 2
+  stride: int = 1
 
   @nn.compact
   def __call__(self, logits: Array, image: Array) -> Array:
     """Logits [b h w k] and image [b h w c] in 0..255 -> log q [b h w k], which again are logits.
 
     Raises:
-      InputError: `params` that `dense_crf` refuses, too.
+      InputError: `params` that `dense_crf` refuses, too, or a stride below 1.
     """
     check_params(self.params)
+    if self.stride < 1:
+      raise InputError(f"stride: {self.stride} must be at least 1, the whole resolution")
     k = logits.shape[-1]
 
     def value(name: str, initial: Numbers) -> Array:
@@ -52,9 +60,29 @@ class DenseCRF(nn.Module):
       for name in SIGMAS:
         learned[name] = jnp.exp(value(f"log_{name}", np.log(getattr(self.params, name))))
     params = dataclasses.replace(self.params, **learned)
-    return log_marginals(logits, image, params, ndim=self.ndim)
+    if self.stride == 1:
+      return log_marginals(logits, image, params, ndim=self.ndim)
+    return self._at_stride(logits, image, params)
+
+  def _at_stride(self, logits: Array, image: Array, params: CrfParams) -> Array:
+    shape = logits.shape[1:-1]
+    small = tuple(cdiv(n, self.stride) for n in shape)
+    scaled = {
+      name: jnp.asarray(getattr(params, name), jnp.float32) / self.stride
+      for name in ("spatial_sigma", "bilateral_sigma_xy")
+    }
+    both = (_resized(x, small) for x in (logits, image))
+    log_q = log_marginals(*both, params.replace(**scaled), ndim=self.ndim)
+    q = _resized(jnp.exp(log_q), shape)
+    return jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
 
   def _initial_compatibility(self, k: int) -> np.ndarray:
     mu = self.params.compatibility
     mu = -np.ones(k) if mu is None else np.asarray(mu)
     return np.diag(mu) if mu.ndim == 1 else mu
+
+
+def _resized(x: Array, shape: tuple[int, ...]) -> Array:
+  """Resizes [b h w c] linearly, in float32."""
+  x = x.astype(jnp.float32)
+  return jax.image.resize(x, (len(x), *shape, x.shape[-1]), "linear")

@@ -13,8 +13,11 @@ import numpy as np
 from jseg.types import Array, InputError
 
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
-METHODS = ("lattice", "landmarks", "exact")
+METHODS = ("auto", "lattice", "landmarks", "exact")
 SPATIAL_FILTERS = ("half", "exact", "lattice")
+EXACT_PIXELS = {"tpu": 2**19, "gpu": 2**14}
+"""Sizes of images up to which `method="auto"` is the exact filter, by platform; by estimates of
+time (docs/crf.md). Elsewhere it is the lattice."""
 MAX_LATTICES = 6
 """Number of distinct orders of the features of a gray image; color images have more."""
 
@@ -47,13 +50,16 @@ class CrfParams:
       for equal labels), [k] for a diagonal matrix, [k k] for a full one.
     normalization: static; normalization of each kernel K with row sums D: "symmetric"
       D^-1/2 K D^-1/2, "before" K D^-1, "after" D^-1 K, "none" K.
-    method: static; filter of the bilateral kernel: "lattice", "landmarks" or "exact".
+    method: static; filter of the bilateral kernel: "lattice", "landmarks", "exact", or "auto": the
+      lattice, but on TPUs and GPUs the exact filter for images that `EXACT_PIXELS` allows there.
     spatial_filter: static; filter of the spatial kernel: "half", which filters at half the
       resolution where sigma is at least 2.5 pixels (within 2 % of the exact kernel); "exact"; or
       "lattice", as in pydensecrf. "half" is exact where sigma is traced.
     lattices: static; number of lattices of different orientation whose kernels are averaged. Two
       are closer to the exact kernel and take twice the time.
     landmarks: static; number of colors that `method="landmarks"` interpolates between.
+    tolerance: static; what `method="exact"` may leave out of each row of the kernel's matrix, as a
+      share of the row's sum. 0 leaves out nothing that float32 doesn't round to 0.
     capacity: static; number of vertices that the lattice can hold under jit. None allocates the
       largest number possible, which takes memory; `lattice_size` counts those of an image.
   """
@@ -66,10 +72,11 @@ class CrfParams:
   bilateral_sigma_rgb: Numbers = 3.0
   compatibility: Numbers | None = None
   normalization: str = flax.struct.field(pytree_node=False, default="symmetric")
-  method: str = flax.struct.field(pytree_node=False, default="lattice")
+  method: str = flax.struct.field(pytree_node=False, default="auto")
   spatial_filter: str = flax.struct.field(pytree_node=False, default="half")
   lattices: int = flax.struct.field(pytree_node=False, default=1)
   landmarks: int = flax.struct.field(pytree_node=False, default=128)
+  tolerance: float = flax.struct.field(pytree_node=False, default=1e-5)
   capacity: int | None = flax.struct.field(pytree_node=False, default=None)
 
 
@@ -101,6 +108,11 @@ def check_params(params: CrfParams) -> None:
     )
   if params.landmarks < 1:
     raise InputError(f"landmarks: {params.landmarks} must be at least 1; 128 is usual")
+  if not (isinstance(params.tolerance, int | float) and 0 <= params.tolerance < 1):
+    raise InputError(
+      f"tolerance: {params.tolerance!r} must be a number from 0 to below 1; 1e-5 is usual, and 0 "
+      "leaves out nothing"
+    )
   if params.capacity is not None and params.capacity < 1:
     raise InputError(
       f"capacity: {params.capacity} must be at least 1; None is always enough, and "

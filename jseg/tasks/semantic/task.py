@@ -98,6 +98,7 @@ class SemanticTask:
       sections["crf"] = {
         "train": False,
         "train_bandwidths": False,
+        "stride": 1,
         **params,
       }
     return sections
@@ -123,8 +124,8 @@ class SemanticTask:
       return network
     values = dict(config.crf)
     del values["train"]
-    bandwidths = values.pop("train_bandwidths")
-    layer = DenseCRF(build("crf", params_from_dict, values), train_bandwidths=bandwidths)
+    own = {name: values.pop(name) for name in ("train_bandwidths", "stride")}
+    layer = DenseCRF(build("crf", params_from_dict, values), **own)
     return WithCRF(
       num_classes=network.num_classes,
       network=network,
