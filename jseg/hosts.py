@@ -7,7 +7,7 @@ that none waits for another that has ended.
 import contextlib
 import inspect
 import os
-import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jseg import lost
+from jseg.console import ERRORS
 from jseg.types import InputError
 
 _Result = TypeVar("_Result")
@@ -31,17 +33,27 @@ _VARIABLES = {
 
 
 def connect(
-  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  run: str | os.PathLike[str] | None = None,
+  timeout: int = 300,
 ) -> None:
   """Joins the other processes of a run; call it before JAX looks for devices.
 
   What isn't given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
   else from SLURM, MPI, Kubernetes or a TPU slice, as `jax.distributed.initialize` finds them.
 
+  From then on the loss of a process ends the others within a minute, with a message that says which
+  it was and how to go on. So does a process that doesn't come.
+
   Args:
     coordinator: "host:port" of process 0, which the others can reach.
     num_processes: number of processes.
     process_id: number of this process, from 0.
+    run: run directory, whose last checkpoint such a message names.
+    timeout: seconds to wait for the others.
 
   Raises:
     InputError: something is missing or impossible, or the others don't answer.
@@ -59,8 +71,12 @@ def connect(
   limits = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
   known = inspect.signature(jax.distributed.initialize).parameters
   timeouts: dict[str, Any] = {limit: HEARTBEAT_SECONDS for limit in limits if limit in known}
+  lost.watch(run)
+  ERRORS.print(f"joining the other processes of the run; waits up to {timeout} s for them")
   try:
-    jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, initialization_timeout=timeout, **timeouts
+    )
   except (ValueError, RuntimeError, OSError, ImportError) as error:
     reason = str(error).strip().splitlines()[0].rstrip(".")
     raise InputError(
@@ -125,30 +141,34 @@ def everywhere(condition: bool) -> bool:
   """Whether a condition holds in all processes, each of which must ask."""
   if jax.process_count() == 1:
     return condition
-  return bool(multihost_utils.process_allgather(np.array(condition)).all())
+  with lost_processes():
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())
 
 
 @contextlib.contextmanager
 def lost_processes() -> Iterator[None]:
-  """Ends this process, and says what to do, where a step failed because another one was lost."""
+  """Leaves it to JAX to end this process where a step failed because another one was lost.
+
+  JAX knows which, when it has had no sign of life from it for `HEARTBEAT_SECONDS`.
+  """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
-      raise
-    reason = str(error).strip().splitlines()[0]
-    print(
-      f"error: process {jax.process_index()} can't go on: another process of the run was lost, or "
-      f"the network between them ({reason}). Start the same command on all hosts again: the run "
-      "goes on from its last checkpoint",
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(1)  # JAX's own end would wait for the lost one, and then abort
+  except Exception as error:
+    if jax.process_count() > 1 and _is_of_others(error):
+      time.sleep(2 * HEARTBEAT_SECONDS)
+    raise
+
+
+def _is_of_others(error: Exception) -> bool:
+  """Whether an error may mean that another process was lost."""
+  if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    return True
+  return any(word in str(error) for word in ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE", "arrier"))
 
 
 def _broadcast(text: str) -> str:
   """Returns the text of process 0 in all processes."""
   padded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-  sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+  with lost_processes():
+    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
   return np.asarray(sent).tobytes().rstrip(b"\0").decode(errors="replace")

@@ -119,6 +119,7 @@ def train(
     log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log))
     validate = Validation(run, task, dataset, key, log, on_evaluate)
     stopped = stack.enter_context(stop_signal())
+    stack.enter_context(hosts.lost_processes())
 
     # Train.
     for step in range(first + 1, config.steps + 1):

@@ -17,6 +17,7 @@ RANKS = {
   "record": 2,
   "collection": 3,
   "parameters": 0,
+  "lost": 0,
   "hosts": 1,
   "lookup": 1,
   "config_values": 1,

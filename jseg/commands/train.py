@@ -84,16 +84,16 @@ def run(arguments: argparse.Namespace) -> None:
   logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
   given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
   several = arguments.distributed or any(value is not None for value in given)
+  workdir = arguments.workdir or default_workdir(arguments.config)
   if several:  # before anything looks for devices
-    hosts.connect(*given)
+    hosts.connect(*given, run=workdir)
     CONSOLE.quiet = not hosts.is_first()
   config = recipes.read(arguments.config)
   changes = configs.parse_changes(arguments.overrides, _PREFIX, config)
   config = configs.change(config, changes)
   if not several:
     use_cpu_cores(config.data.batch_size)
-  with hosts.lost_processes():
-    train(config, arguments.workdir or default_workdir(arguments.config))
+  train(config, workdir)
 
 
 def default_workdir(recipe: str) -> pathlib.Path:

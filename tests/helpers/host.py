@@ -45,8 +45,7 @@ def main(port, index, run="", data_dir="", stop="0"):
     if step == int(stop) and int(index) == 1:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with hosts.lost_processes():
-    train(several_config(data_dir), run, on_log=on_log)
+  train(several_config(data_dir), run, on_log=on_log)
 
 
 if __name__ == "__main__":
