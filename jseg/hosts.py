@@ -4,11 +4,12 @@ Process 0 alone looks at the run directory and writes it. What it finds wrong is
 that none waits for another that has ended.
 """
 
+import collections
 import contextlib
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -24,7 +25,7 @@ _Result = TypeVar("_Result")
 HEARTBEAT_SECONDS = 30
 """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
-_MESSAGE_BYTES = 4096  # all processes must broadcast arrays of one shape
+_MESSAGE_BYTES = 1 << 15  # all processes must send arrays of one shape
 _VARIABLES = {
   "coordinator": "JAX_COORDINATOR_ADDRESS",
   "num_processes": "JAX_NUM_PROCESSES",
@@ -145,6 +146,67 @@ def everywhere(condition: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(condition)).all())
 
 
+def agree(facts: Mapping[str, Any]) -> None:
+  """Checks that all processes were started alike.
+
+  Args:
+    facts: by name, what must be the same in all processes; values are compared as text.
+
+  Raises:
+    InputError: a process has other facts than process 0, or another number of devices; all raise
+      the same.
+  """
+  count = jax.process_count()
+  if count == 1:
+    return
+  devices = collections.Counter(device.process_index for device in jax.devices())
+  numbers = [devices[process] for process in range(count)]
+  if len(set(numbers)) > 1:
+    raise InputError(
+      f"the processes have {', '.join(map(str, numbers))} devices; start each with as many"
+    )
+  mine = [" ".join(f"{name}: {value}".split()) for name, value in facts.items()]
+  first = _broadcast("\n".join(mine)).split("\n")
+  differing = [
+    f"{theirs} in process 0, {ours.partition(': ')[2]} in process {jax.process_index()}"
+    for theirs, ours in zip(first, mine, strict=False)
+    if theirs != ours
+  ]
+  if len(first) != len(mine):
+    differing.append(f"{len(first)} settings in process 0, {len(mine)} in {jax.process_index()}")
+  told = next(filter(None, _gather("; ".join(differing[:3]))), "")
+  if told:
+    raise InputError(f"the processes were started differently: {told}. Start all alike")
+
+
+def from_first(tree: _Result) -> _Result:
+  """Returns the arrays that process 0 has, in all processes, on the host."""
+  if jax.process_count() == 1:
+    return tree
+  with lost_processes():
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def refuse(what: str) -> None:
+  """Raises InputError if there are several processes, for what must be done in one."""
+  if jax.process_count() > 1:
+    raise InputError(f"{what} works in one process; start it in one, without the others")
+
+
+def stopped_before(first: int) -> bool:
+  """Whether the processes were told to stop before they train; all must ask, once.
+
+  JAX lets them agree on the next of a row of numbers from 1, those of the steps. A run that goes on
+  begins in the middle, where what was agreed on before would be passed over.
+
+  Args:
+    first: finished steps.
+  """
+  return jax.process_count() > 1 and any(
+    multihost_utils.reached_preemption_sync_point(step) for step in range(1, first + 1)
+  )
+
+
 @contextlib.contextmanager
 def lost_processes() -> Iterator[None]:
   """Leaves it to JAX to end this process where a step failed because another one was lost.
@@ -168,7 +230,20 @@ def _is_of_others(error: Exception) -> bool:
 
 def _broadcast(text: str) -> str:
   """Returns the text of process 0 in all processes."""
-  padded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
   with lost_processes():
-    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+    return _text(multihost_utils.broadcast_one_to_all(_bytes(text)))
+
+
+def _gather(text: str) -> list[str]:
+  """Returns the texts of all processes in all processes."""
+  with lost_processes():
+    return [_text(row) for row in multihost_utils.process_allgather(_bytes(text))]
+
+
+def _bytes(text: str) -> np.ndarray:
+  encoded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+  return np.frombuffer(encoded, np.uint8)
+
+
+def _text(sent: Any) -> str:
   return np.asarray(sent).tobytes().rstrip(b"\0").decode(errors="replace")
