@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from jseg import tasks
+from jseg import hosts, tasks
 from jseg.crf import CrfParams
 from jseg.data import Dataset
 from jseg.models import Network
@@ -57,6 +57,9 @@ def evaluate(
 ) -> Evaluation:
   """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
 
+  Several processes (`jseg.hosts.connect`) share the images; process 0 measures what needs whole
+  images (`metrics`, `crf`), and writes.
+
   Args:
     run: the run directory.
     split: split of the run's data set; its validation split if None.
@@ -78,6 +81,7 @@ def evaluate(
       set has other classes than the run's; the run's task has no such option; or the metrics can't
       be written, which is tried first.
   """
+  hosts.agree({"split": split, "checkpoint": checkpoint, "changes": changes, "protocol": protocol})
   opened = Run.open(run, model=model)
   settings = {**protocol_changes(opened.config, protocol), **(changes or {})}
   if batch_size is not None:
@@ -91,13 +95,19 @@ def evaluate(
   else:
     opened.check_classes(dataset)
   split = split or opened.config.data.eval_split
-  try_file(opened.files.scores(split), "make it writable, or evaluate a copy of the run")
+  scores_file = opened.files.scores(split)
+  remedy = "make it writable, or evaluate a copy of the run"
+  hosts.on_first(lambda: try_file(scores_file, remedy))
   step, variables = opened.restore(checkpoint)
   scores = task.evaluator(dataset, split)(replicate(variables))
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
   if "inference" in opened.config:
     extra["inference"] = opened.config.inference.to_dict()
   known = {name: options[name] for name in task.evaluate_options}
-  extra |= task.extra_metrics(variables, dataset, split, **known)
-  opened.save_evaluation(scores, split, step, extra)
+
+  def finish() -> None:
+    extra.update(task.extra_metrics(variables, dataset, split, **known))
+    opened.save_evaluation(scores, split, step, extra)
+
+  hosts.on_first(finish)
   return Evaluation(split, step, scores, opened.classes.names, extra)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jseg import json_files
+from jseg import hosts, json_files
 from jseg.install import install_line
 from jseg.outputs import try_file, write_bytes
 from jseg.run import Run
@@ -47,8 +47,9 @@ def export_run(
 
   Raises:
     InputError: no such run or checkpoint; the network is of objects; a size or platform can't be;
-      or the extra package that writes the file is missing.
+      there are several processes; or the extra package that writes the file is missing.
   """
+  hosts.refuse("exporting")
   try:
     import flatbuffers  # noqa: F401, what jax.export writes with but doesn't install
   except ImportError:

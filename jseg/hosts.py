@@ -4,17 +4,20 @@ Process 0 alone looks at the run directory and writes it. What it finds wrong is
 that none waits for another that has ended.
 """
 
+import collections
 import contextlib
 import inspect
 import os
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jseg import lost
+from jseg.console import ERRORS
 from jseg.types import InputError
 
 _Result = TypeVar("_Result")
@@ -22,7 +25,7 @@ _Result = TypeVar("_Result")
 HEARTBEAT_SECONDS = 30
 """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
-_MESSAGE_BYTES = 4096  # all processes must broadcast arrays of one shape
+_MESSAGE_BYTES = 1 << 15  # all processes must send arrays of one shape
 _VARIABLES = {
   "coordinator": "JAX_COORDINATOR_ADDRESS",
   "num_processes": "JAX_NUM_PROCESSES",
@@ -31,17 +34,27 @@ _VARIABLES = {
 
 
 def connect(
-  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  run: str | os.PathLike[str] | None = None,
+  timeout: int = 300,
 ) -> None:
   """Joins the other processes of a run; call it before JAX looks for devices.
 
   What isn't given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
   else from SLURM, MPI, Kubernetes or a TPU slice, as `jax.distributed.initialize` finds them.
 
+  From then on the loss of a process ends the others within a minute, with a message that says which
+  it was and how to go on. So does a process that doesn't come.
+
   Args:
     coordinator: "host:port" of process 0, which the others can reach.
     num_processes: number of processes.
     process_id: number of this process, from 0.
+    run: run directory, whose last checkpoint such a message names.
+    timeout: seconds to wait for the others.
 
   Raises:
     InputError: something is missing or impossible, or the others don't answer.
@@ -59,8 +72,12 @@ def connect(
   limits = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
   known = inspect.signature(jax.distributed.initialize).parameters
   timeouts: dict[str, Any] = {limit: HEARTBEAT_SECONDS for limit in limits if limit in known}
+  lost.watch(run)
+  ERRORS.print(f"joining the other processes of the run; waits up to {timeout} s for them")
   try:
-    jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, initialization_timeout=timeout, **timeouts
+    )
   except (ValueError, RuntimeError, OSError, ImportError) as error:
     reason = str(error).strip().splitlines()[0].rstrip(".")
     raise InputError(
@@ -125,7 +142,69 @@ def everywhere(condition: bool) -> bool:
   """Whether a condition holds in all processes, each of which must ask."""
   if jax.process_count() == 1:
     return condition
-  return bool(multihost_utils.process_allgather(np.array(condition)).all())
+  with lost_processes():
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+  """Checks that all processes were started alike.
+
+  Args:
+    facts: by name, what must be the same in all processes; values are compared as text.
+
+  Raises:
+    InputError: a process has other facts than process 0, or another number of devices; all raise
+      the same.
+  """
+  count = jax.process_count()
+  if count == 1:
+    return
+  devices = collections.Counter(device.process_index for device in jax.devices())
+  numbers = [devices[process] for process in range(count)]
+  if len(set(numbers)) > 1:
+    raise InputError(
+      f"the processes have {', '.join(map(str, numbers))} devices; start each with as many"
+    )
+  mine = [" ".join(f"{name}: {value}".split()) for name, value in facts.items()]
+  first = _broadcast("\n".join(mine)).split("\n")
+  differing = [
+    f"{theirs} in process 0, {ours.partition(': ')[2]} in process {jax.process_index()}"
+    for theirs, ours in zip(first, mine, strict=False)
+    if theirs != ours
+  ]
+  if len(first) != len(mine):
+    differing.append(f"{len(first)} settings in process 0, {len(mine)} in {jax.process_index()}")
+  told = next(filter(None, _gather("; ".join(differing[:3]))), "")
+  if told:
+    raise InputError(f"the processes were started differently: {told}. Start all alike")
+
+
+def from_first(tree: _Result) -> _Result:
+  """Returns the arrays that process 0 has, in all processes, on the host."""
+  if jax.process_count() == 1:
+    return tree
+  with lost_processes():
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def refuse(what: str) -> None:
+  """Raises InputError if there are several processes, for what must be done in one."""
+  if jax.process_count() > 1:
+    raise InputError(f"{what} works in one process; start it in one, without the others")
+
+
+def stopped_before(first: int) -> bool:
+  """Whether the processes were told to stop before they train; all must ask, once.
+
+  JAX lets them agree on the next of a row of numbers from 1, those of the steps. A run that goes on
+  begins in the middle, where what was agreed on before would be passed over.
+
+  Args:
+    first: finished steps.
+  """
+  return jax.process_count() > 1 and any(
+    multihost_utils.reached_preemption_sync_point(step) for step in range(1, first + 1)
+  )
 
 
 def add_up(counts: np.ndarray) -> np.ndarray:
@@ -140,25 +219,41 @@ def add_up(counts: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def lost_processes() -> Iterator[None]:
-  """Ends this process, and says what to do, where a step failed because another one was lost."""
+  """Leaves it to JAX to end this process where a step failed because another one was lost.
+
+  JAX knows which, when it has had no sign of life from it for `HEARTBEAT_SECONDS`.
+  """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
-      raise
-    reason = str(error).strip().splitlines()[0]
-    print(
-      f"error: process {jax.process_index()} can't go on: another process of the run was lost, or "
-      f"the network between them ({reason}). Start the same command on all hosts again: the run "
-      "goes on from its last checkpoint",
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(1)  # JAX's own end would wait for the lost one, and then abort
+  except Exception as error:
+    if jax.process_count() > 1 and _is_of_others(error):
+      time.sleep(2 * HEARTBEAT_SECONDS)
+    raise
+
+
+def _is_of_others(error: Exception) -> bool:
+  """Whether an error may mean that another process was lost."""
+  if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    return True
+  return any(word in str(error) for word in ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE", "arrier"))
 
 
 def _broadcast(text: str) -> str:
   """Returns the text of process 0 in all processes."""
-  padded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-  sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+  with lost_processes():
+    return _text(multihost_utils.broadcast_one_to_all(_bytes(text)))
+
+
+def _gather(text: str) -> list[str]:
+  """Returns the texts of all processes in all processes."""
+  with lost_processes():
+    return [_text(row) for row in multihost_utils.process_allgather(_bytes(text))]
+
+
+def _bytes(text: str) -> np.ndarray:
+  encoded = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+  return np.frombuffer(encoded, np.uint8)
+
+
+def _text(sent: Any) -> str:
   return np.asarray(sent).tobytes().rstrip(b"\0").decode(errors="replace")

@@ -23,6 +23,7 @@ from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
+from jseg.install import versions
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
@@ -80,6 +81,7 @@ def train(
       finite, or a checkpoint can't be written. What was saved before is kept.
   """
   config = configs.record(config, model=model, dataset=dataset, optimizer=optimizer, losses=losses)
+  hosts.agree(alike(config))
   configs.validate(config, model)
   check_devices(config)
   use_compilation_cache(config)
@@ -89,6 +91,7 @@ def train(
   network = model or configs.make_model(config, len(dataset.classes.names))
   task = tasks.create(config, network, dataset.classes)
   task.check_data(dataset)
+  hosts.agree({"the data set's fingerprint": dataset.fingerprint})
   batches = task.batches(dataset, config.seed)
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
@@ -100,7 +103,7 @@ def train(
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
     make_optimizer = _optimizer_maker(config, optimizer)
     state, taken = restore(run, checkpoints, batches, dataset, make_optimizer([]), init_key)
-    state, first = replicate(state), int(state.step)
+    state, first = replicate(hosts.from_first(state)), int(state.step)
     announce(run, dataset, state)
     if first >= config.steps:
       CONSOLE.print(f"already trained for {first} steps; to train anew, name another --workdir")
@@ -121,8 +124,12 @@ def train(
     log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log))
     validate = Validation(run, task, dataset, key, log, on_evaluate)
     stopped = stack.enter_context(stop_signal())
+    stack.enter_context(hosts.lost_processes())
 
     # Train.
+    if hosts.stopped_before(first):
+      CONSOLE.print(f"stopped at step {first}. The same command goes on from there")
+      return None
     for step in range(first + 1, config.steps + 1):
       log.begin()
       batch = shard(next(batches), jax.local_device_count())
@@ -161,6 +168,19 @@ def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
     return given
   # Processes that share a folder of prepared sets must not prepare one set twice.
   return hosts.first_then_others(lambda: configs.load_dataset(config, given))
+
+
+def alike(config: ConfigDict) -> dict[str, Any]:
+  """What must be the same in all processes of a run: the versions and the configuration.
+
+  Places of files may differ, and whatever doesn't change when a process comes to wait for others.
+  """
+  own = {"data.root", "data.data_dir", "data.threads", "compilation_cache", "init_from"}
+  names = ("jseg", "jax", "jaxlib", "flax", "optax")
+  found = versions()
+  # Of our own version, not where it lies.
+  facts: dict[str, Any] = {name: found[name].partition(",")[0] for name in names}
+  return facts | {k: v for k, v in sorted(configs.flatten(config)) if k not in own}
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -143,9 +143,9 @@ def make_train_step(
   Returns:
     The step. `batch` has a leading axis of local devices (see `shard`); `key` is the run's key,
     the same at every step: all randomness is a function of (key, step, position in the global
-    batch), so that neither a restart nor the number of devices changes what is drawn (dropout,
-    drawn per device, is the exception). `metrics` holds `loss`, `losses` (mean and count by name),
-    `grad_norm` (over the trained parameters) and the counts. The input state is donated.
+    batch), so that neither a restart nor the number of devices changes what is drawn. `metrics`
+    holds `loss`, `losses` (mean and count by name), `grad_norm` (over the trained parameters) and
+    the counts. The input state is donated.
   """
   weights = weights or {}
 

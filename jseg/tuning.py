@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jseg import json_files
+from jseg import hosts, json_files
 from jseg.arithmetic import evenly_spaced
 from jseg.console import progress
 from jseg.crf import CrfParams, params_from_dict, params_to_dict
@@ -86,9 +86,11 @@ def tune_crf(
       `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
 
   Raises:
-    InputError: no such run, checkpoint, split or ranges; the network is of volumes or objects; or
+    InputError: no such run, checkpoint, split or ranges; the network is of volumes or objects;
+      there are several processes; or
       `crf.json` can't be written, which is tried first.
   """
+  hosts.refuse("tuning the CRF")
   if ranges not in RANGES:
     raise InputError(f"there are no ranges {ranges!r}; choose from {', '.join(RANGES)}")
   if images < 1:

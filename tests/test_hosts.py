@@ -2,14 +2,17 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from helpers.host import several_config
+from jax._src import distributed, xla_bridge
 
 from jseg import hosts
 from jseg.loop import train
@@ -17,6 +20,7 @@ from jseg.run import Run, load_model
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
+LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST")
 
 
 def start_two(*arguments):
@@ -70,11 +74,18 @@ def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
   assert f'"miou": {scores.miou:.6f}'[:-3] in saved
 
 
-def test_what_process_0_finds_wrong_both_say():
-  statuses, outputs = start_two()
-  assert statuses == [0, 0], outputs
+@pytest.mark.parametrize("killed", [0, 1])
+def test_processes_agree_and_one_that_is_lost_ends_the_other(killed):
+  statuses, outputs = start_two(killed)
   for output, first in zip(outputs, (True, False), strict=True):
     assert f"the file a.png is damaged; made by {first}" in output
+    assert "differently: data.batch_size: 8 in process 0, 16 in process 1. Start all" in output
+  assert statuses[killed] == -signal.SIGKILL
+  assert statuses[1 - killed] != 0
+  said = outputs[1 - killed]
+  assert f"error: process {killed} of the run was lost" in said
+  assert "Start the same command with the same --workdir on all hosts again" in said
+  assert "Terminating process" not in said  # JAX's own words for it
 
 
 @pytest.mark.parametrize(
@@ -88,12 +99,73 @@ def test_what_process_0_finds_wrong_both_say():
   ],
 )
 def test_what_is_missing_to_join_is_told(monkeypatch, arguments, variables, message):
-  for name in hosts._VARIABLES.values():
+  pretend(monkeypatch, variables)
+  with pytest.raises(InputError, match=message):
+    hosts.connect(*arguments)
+
+
+class JoiningError(Exception):
+  """Raised in place of joining, with what would have been joined."""
+
+
+def pretend(monkeypatch, variables):
+  """Sets the environment of a launcher, and lets JAX raise `JoiningError` instead of joining."""
+
+  def join(address, process, **_):
+    raise JoiningError(address, distributed.global_state.num_processes, process)
+
+  for name in (*hosts._VARIABLES.values(), *LAUNCHERS):
     monkeypatch.delenv(name, raising=False)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
-  with pytest.raises(InputError, match=message):
-    hosts.connect(*arguments)
+  monkeypatch.setattr(hosts.lost, "watch", lambda run: None)
+  monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
+  monkeypatch.setattr(distributed, "global_state", distributed.State())
+  library = types.SimpleNamespace(get_distributed_runtime_client=join)
+  monkeypatch.setattr(distributed, "_jax", library)
+
+
+@pytest.mark.parametrize(
+  ("variables", "joined"),
+  [
+    (
+      {
+        "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476",
+        "JAX_NUM_PROCESSES": "3",
+        "JAX_PROCESS_ID": "2",
+      },
+      ("10.0.0.1:8476", 3, 2),
+    ),
+    (
+      {
+        "SLURM_JOB_ID": "4097",
+        "SLURM_STEP_NODELIST": "node[003-004]",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+      },
+      ("node003:61441", 2, 1),
+    ),
+    (
+      {
+        "OMPI_MCA_orte_hnp_uri": "8192.0;tcp://10.96.0.1,10.148.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_RANK": "3",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+      },
+      ("10.96.0.1:61442", 4, 3),
+    ),
+  ],
+)
+def test_the_others_are_found_by_the_variables_of_launchers(monkeypatch, variables, joined):
+  pretend(monkeypatch, variables)
+  try:
+    with pytest.raises(JoiningError) as found:
+      hosts.connect()
+  finally:  # launchers give each process a device of its own
+    jax.config.update("jax_cuda_visible_devices", "all")
+    jax.config.update("jax_rocm_visible_devices", "all")
+  assert found.value.args == joined
 
 
 def test_one_process_asks_nobody():
@@ -101,6 +173,9 @@ def test_one_process_asks_nobody():
   assert hosts.everywhere(True)
   assert not hosts.everywhere(False)
   assert hosts.first_then_others(lambda: 3) == 3
+  hosts.agree({"data.batch_size": 8})
+  hosts.refuse("exporting")
+  assert not hosts.stopped_before(5)
   with pytest.raises(InputError, match="as it is"):
     hosts.on_first(fail)
 

@@ -21,6 +21,7 @@ RANKS = {
   "record": 3,
   "collection": 4,
   "parameters": 0,
+  "lost": 0,
   "hosts": 1,
   "checksums": 1,
   "lookup": 1,

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import pathlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 
 from jseg import config as configs
-from jseg import console
+from jseg import console, hosts
 from jseg.crf import CrfParams, parse_params
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
@@ -49,6 +50,45 @@ def run_or_exit(run: Callable[[], object]) -> None:
   except InputError as error:
     sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind
     console.end(str(error))
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+  """Adds what says that the command is one of several processes."""
+  group = parser.add_argument_group(
+    "several hosts",
+    "One process per host takes a part of every batch. All share the run directory.",
+  )
+  group.add_argument(
+    "--distributed",
+    action="store_true",
+    help="join the others, found through SLURM, MPI, Kubernetes, a TPU slice, or "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+  )
+  group.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="join the others through this address of process 0"
+  )
+  group.add_argument("--num-processes", metavar="N", type=int, help="number of processes")
+  group.add_argument(
+    "--process-id", metavar="I", type=int, help="number of this process, from 0 to N - 1"
+  )
+
+
+def join_hosts(arguments: argparse.Namespace, run: str | pathlib.Path) -> bool:
+  """Joins the other processes if there are any to join; process 0 alone prints from then on.
+
+  Args:
+    arguments: arguments of the command, with those of `add_hosts`.
+    run: the run directory.
+
+  Returns:
+    Whether there are.
+  """
+  given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+  several = arguments.distributed or any(value is not None for value in given)
+  if several:
+    hosts.connect(*given, run=run)
+    console.CONSOLE.quiet = not hosts.is_first()
+  return several
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -34,11 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "objects being the connected parts of this class), or your own as package.module:Name",
   )
   common.add_crf(parser, "measure what a dense CRF makes of it too")
+  common.add_hosts(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
   """Evaluates and prints the metrics."""
-  common.use_cpu_cores()
+  if not common.join_hosts(arguments, arguments.run_directory):
+    common.use_cpu_cores()
   opened = common.open_run(arguments)
   result = evaluate(
     opened,

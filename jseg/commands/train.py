@@ -6,9 +6,8 @@ import logging
 import pathlib
 
 from jseg import config as configs
-from jseg import hosts, recipes
-from jseg.commands.common import use_cpu_cores
-from jseg.console import CONSOLE
+from jseg import recipes
+from jseg.commands.common import add_hosts, join_hosts, use_cpu_cores
 from jseg.loop import train
 
 HELP = "train a network; the same command again goes on where the last checkpoint ends"
@@ -40,22 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=pathlib.Path,
     help="the run directory (default: runs/RECIPE)",
   )
-  group = parser.add_argument_group(
-    "several hosts", "One process per host trains a part of every batch. All share --workdir."
-  )
-  group.add_argument(
-    "--distributed",
-    action="store_true",
-    help="join the others, found through SLURM, MPI, Kubernetes, a TPU slice, or "
-    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
-  )
-  group.add_argument(
-    "--coordinator", metavar="HOST:PORT", help="join the others through this address of process 0"
-  )
-  group.add_argument("--num-processes", metavar="N", type=int, help="number of processes")
-  group.add_argument(
-    "--process-id", metavar="I", type=int, help="number of this process, from 0 to N - 1"
-  )
+  add_hosts(parser)
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -82,18 +66,14 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 def run(arguments: argparse.Namespace) -> None:
   """Trains."""
   logging.getLogger("absl").setLevel(logging.ERROR)  # what we have to say is printed
-  given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
-  several = arguments.distributed or any(value is not None for value in given)
-  if several:  # before anything looks for devices
-    hosts.connect(*given)
-    CONSOLE.quiet = not hosts.is_first()
+  workdir = arguments.workdir or default_workdir(arguments.config)
+  several = join_hosts(arguments, workdir)  # before anything looks for devices
   config = recipes.read(arguments.config)
   changes = configs.parse_changes(arguments.overrides, _PREFIX, config)
   config = configs.change(config, changes)
   if not several:
     use_cpu_cores(config.data.batch_size)
-  with hosts.lost_processes():
-    train(config, arguments.workdir or default_workdir(arguments.config))
+  train(config, workdir)
 
 
 def default_workdir(recipe: str) -> pathlib.Path:

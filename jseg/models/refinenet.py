@@ -1,14 +1,15 @@
 """RefineNet (Lin et al. 2017, arXiv:1611.06612)."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
-from jseg.nn import Conv, check_norm, max_pool, resize_bilinear
+from jseg.nn import Conv, Dropout, check_norm, max_pool, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 CHAINS = ("pool_conv", "conv_pool")
@@ -77,7 +78,7 @@ class RefineNet(Network):
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
     """Computes the logits of normalized images; training needs the key "dropout"."""
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), train=train)
     backbone = self.typed(backbones.create)(
       self.backbone, norm=self.norm, width=self.width, name="backbone"
     )
@@ -97,7 +98,7 @@ class RefineNet(Network):
       x = self._chained_pooling(self._fuse(paths, finest), f"chain{block}")
       # One unit ends the block; two more begin the next one's path, or precede the classifier.
       x = self._units(x, 3, f"out{block}")
-    scores = self._conv(drop(x), self.num_classes, "classifier", bias=True)
+    scores = self._conv(drop(cast(Array, x)), self.num_classes, "classifier", bias=True)
     return Outputs(cover_image(scores, image.shape[1:3]))
 
   def _conv(self, x: Array, features: int, name: str, *, bias: bool = False) -> Array:

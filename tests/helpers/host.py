@@ -1,28 +1,33 @@
-"""One of two processes: helpers/host.py PORT INDEX [RUN DATA_DIR [STOP]].
+"""One of two processes: helpers/host.py PORT INDEX [RUN DATA_DIR [STOP] | KILLED].
 
 Both train one tiny run; with STOP, process 1 gets SIGTERM after that step. Without RUN they only
-agree on what process 0 finds wrong.
+agree on what process 0 finds wrong, and find out that they were started differently; then the
+process KILLED is, while the other waits for it.
 """
 
 import os
 import signal
 import sys
 
+import jax
+
 from jseg import hosts
 from jseg.types import InputError
 
 
 def several_config(data_dir):
-  """Augmentation, batch norm, void and a batch of eight that two devices share."""
+  """Augmentation, batch norm, dropout, void and a batch of eight that two devices share."""
   from helpers.tiny import tiny_config
 
-  config = tiny_config(data_dir, steps=20, eval_every=20, checkpoint_every=20, samples=0)
+  config = tiny_config(
+    data_dir, knobs={"dropout": 0.3}, steps=20, eval_every=20, checkpoint_every=20, samples=0
+  )
   config.augment.rotation = 20.0
   config.augment.brightness = 0.2
   return config
 
 
-def agree():
+def agree(killed):
   def fail():
     raise InputError("the file a.png is damaged")
 
@@ -33,20 +38,27 @@ def agree():
     hosts.on_first(fail)
   except InputError as error:
     print(f"{error}; {made}")
+  try:
+    hosts.agree({"jseg": "0.1.0", "data.batch_size": 8 if hosts.is_first() else 16})
+  except InputError as error:
+    print(error, flush=True)
+  if jax.process_index() == killed:
+    os.kill(os.getpid(), signal.SIGKILL)
+  hosts.everywhere(True)
 
 
-def main(port, index, run="", data_dir="", stop="0"):
-  hosts.connect(f"localhost:{port}", 2, int(index))
-  if not run:
-    return agree()
+def main(port, index, run, data_dir="", stop="0"):
+  hosts.HEARTBEAT_SECONDS = 10
+  hosts.connect(f"localhost:{port}", 2, int(index), run=run)
+  if not data_dir:
+    return agree(killed=int(run))
   from jseg.loop import train
 
   def on_log(step, metrics):
     if step == int(stop) and int(index) == 1:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with hosts.lost_processes():
-    train(several_config(data_dir), run, on_log=on_log)
+  train(several_config(data_dir), run, on_log=on_log)
 
 
 if __name__ == "__main__":

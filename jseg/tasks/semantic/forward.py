@@ -44,7 +44,7 @@ def make_forward(model: Network, augment: Augment) -> Forward:
   def forward(
     variables: Variables, batch: Batch, key: Array, mutable: Sequence[str]
   ) -> tuple[Outputs, Targets, Variables]:
-    augment_key, dropout_key = jax.random.split(key)
+    augment_key, sample_key = jax.random.split(key)
     keys = example_keys(augment_key, len(batch["image"]))
     example = Example(
       image=batch["image"], size=batch["size"], label=batch["label"], weight=batch.get("weight")
@@ -56,7 +56,12 @@ def make_forward(model: Network, augment: Augment) -> Forward:
       example.image,
       train=True,
       mutable=mutable,
-      rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
+      # Ours draws by an example's place, from one key; Flax's dropout, in networks of others, can
+      # only draw for a device.
+      rngs={
+        "sample": sample_key,
+        "dropout": jax.random.fold_in(sample_key, jax.lax.axis_index(AXIS)),
+      },
     )
     return cast(Outputs, outputs), targets, updated
 
