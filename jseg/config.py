@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import json
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class About:
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.")
+FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.", "optim.options.")
 """Sections whose keys are not known here: what reads them checks them."""
 
 
@@ -167,7 +167,8 @@ def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.C
   config.aux_weights = dict(network.AUX_WEIGHTS)  # of auxiliary outputs' losses, by name
   config.optim = {
     **defaults_of(optim.make_schedule, "steps"),
-    **defaults_of(optim.make_optimizer, "schedule", "pretrained"),
+    **defaults_of(optim.make_optimizer, "schedule", "pretrained", "order"),
+    "options": {},
   }
   for section, values in tasks.get(network.task).defaults(network).items():
     config[section] = {**config.get(section, {}), **values}
@@ -264,19 +265,27 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
 
 
 def make_optimizer(
-  config: ml_collections.ConfigDict, pretrained: Collection[str] = ()
+  config: ml_collections.ConfigDict,
+  pretrained: Collection[str] = (),
+  order: Sequence[str] = (),
+  given: optax.GradientTransformation | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of a configuration, and its learning rate by step.
 
   Args:
     config: the configuration.
     pretrained: names of the parameters that `init_from` has filled.
+    order: names of all parameters, as for `jseg.optim.make_optimizer`.
+    given: transformation that was given in Python, in the place of `optim.optimizer`.
   """
   arguments = dict(config.optim)
   names = defaults_of(optim.make_schedule, "steps")
   values = {name: arguments.pop(name) for name in names}
   schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
-  return build("optim", optim.make_optimizer, schedule, pretrained, **arguments), schedule
+  arguments["options"] = dict(arguments["options"])
+  if given is not None:
+    arguments["optimizer"] = given
+  return build("optim", optim.make_optimizer, schedule, pretrained, order, **arguments), schedule
 
 
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:

@@ -23,13 +23,15 @@ from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
+from jseg.groups import describe_groups, read_groups
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
+from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Run, write_json
-from jseg.state import TrainState, create_train_state
+from jseg.state import TrainState, create_train_state, parameter_order
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
@@ -66,7 +68,9 @@ def train(
     workdir: the run directory; made if it isn't there.
     model: your own network; start the configuration from `jseg.config.default(model)`.
     dataset: your own data set, or a source that it is prepared from (`jseg.data.load`).
-    optimizer: your own optax transformation; `config.optim`'s learning rate is then only logged.
+    optimizer: your own optax transformation, which has its own rate and decay; `config.optim`'s
+      learning rate is then only logged, while its clipping, factors of the rate, groups and frozen
+      parts apply.
     losses: your own losses, `(outputs, targets) -> {name: (sum, count)}`, sums over one device's
       part of the batch; they are divided by the counts of the global batch and added up.
     on_log: called with (step, training metrics) whenever they are logged.
@@ -96,7 +100,7 @@ def train(
   with contextlib.ExitStack() as stack:
     # State: a new one, or the last checkpoint's.
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
-    make_optimizer = _optimizer_maker(config, optimizer)
+    make_optimizer = _optimizer_maker(run, optimizer)
     state, taken = restore(run, checkpoints, batches, dataset, make_optimizer([]), init_key)
     state, first = replicate(state), int(state.step)
     announce(run, dataset, state)
@@ -113,7 +117,7 @@ def train(
       task.counts,
       weights={} if losses else task.loss_weights(),
       ema=config.ema,
-      freeze=config.optim.freeze,
+      freeze=frozen_names(state.params, config.optim.freeze, config.optim.groups),
     )
     schedule = configs.make_optimizer(config)[1]
     log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log))
@@ -187,12 +191,13 @@ def use_compilation_cache(config: ConfigDict) -> None:
 
 
 def _optimizer_maker(
-  config: ConfigDict, given: optax.GradientTransformation | None
+  run: Run, given: optax.GradientTransformation | None
 ) -> Callable[[Sequence[str]], optax.GradientTransformation]:
   """Makes the optimizer once it is known which parameters are pretrained."""
-  if given is not None:
-    return lambda taken: given
-  return lambda taken: configs.make_optimizer(config, taken)[0]
+  config = run.config
+  shape = (*config.data.size, config.data.channels)
+  order = parameter_order(run.model, shape) if config.optim.layer_decay != 1 else ()
+  return lambda taken: configs.make_optimizer(config, taken, order, given)[0]
 
 
 def restore(
@@ -298,6 +303,9 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
     f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
   )
   CONSOLE.print(Text.assemble((config.model.name, "bold"), about))
+  if config.optim.groups:
+    for line in describe_groups(state.params, read_groups(config.optim.groups)):
+      CONSOLE.print(f"  {line}", highlight=False, markup=False)
 
 
 class Validation:
