@@ -64,6 +64,8 @@ class RunKeys:
     steps: length of the training; each step is one batch.
     dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
       and logits stay float32.
+    accumulate: parts that each device works through its share of a batch in, for a batch that
+      doesn't fit in memory; 1 is the whole at once.
     given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
     init_from: a run directory, or a .safetensors or .pth file, to take parameters from.
     precise_bn_batches: batches over which norms' statistics are recomputed before each evaluation;
@@ -80,6 +82,7 @@ class RunKeys:
   seed: int = 0
   steps: int = 1000
   dtype: str = "float32"
+  accumulate: int = 1
   given: tuple[str, ...] = ()
   init_from: str = ""
   precise_bn_batches: int = 0
@@ -240,8 +243,9 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
       raise InputError(f"{key}: {value!r} must be of the kind of its default, {expected[key]!r}")
   for key in expected.keys() - given.keys():
     raise InputError(f"{key} is missing; start the config from jseg.config.default()")
-  positive = ("steps", "log_every", "eval_every", "checkpoint_every", "keep", "data.batch_size")
-  at_least({key: given[key] for key in (*positive, "data.eval_batch_size", "data.threads")}, 1)
+  positive = ("steps", "accumulate", "log_every", "eval_every", "checkpoint_every", "keep")
+  sizes = ("data.batch_size", "data.eval_batch_size", "data.threads")
+  at_least({key: given[key] for key in (*positive, *sizes)}, 1)
   at_least({key: given[key] for key in ("seed", "samples", "precise_bn_batches")}, 0)
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")

@@ -118,6 +118,7 @@ def train(
       weights={} if losses else task.loss_weights(),
       ema=config.ema,
       freeze=frozen_names(state.params, config.optim.freeze, config.optim.groups),
+      accumulate=config.accumulate,
     )
     schedule = configs.make_optimizer(config)[1]
     log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log))
@@ -168,12 +169,13 @@ def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
 
 
 def check_devices(config: ConfigDict) -> None:
-  """Raises InputError if the batch can't be spread over the devices."""
-  devices = jax.device_count()
-  if config.data.batch_size % devices:
+  """Raises InputError if the batch can't be spread over the devices, and there over its parts."""
+  devices, size = jax.device_count(), config.data.batch_size
+  shares = devices * config.accumulate
+  if size % shares:
+    what = f"{devices} devices" + (f" x {config.accumulate} parts" * (config.accumulate > 1))
     raise InputError(
-      f"data.batch_size: {config.data.batch_size} must be a multiple of the {devices} devices; "
-      f"use {cdiv(config.data.batch_size, devices) * devices}"
+      f"data.batch_size: {size} must be a multiple of the {what}; use {cdiv(size, shares) * shares}"
     )
 
 
@@ -303,9 +305,22 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
     f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
   )
   CONSOLE.print(Text.assemble((config.model.name, "bold"), about))
+  if config.accumulate > 1:
+    part = config.data.batch_size // (jax.device_count() * config.accumulate)
+    CONSOLE.print(f"  {config.accumulate} parts a step, of {part} image(s) a device{_caveats(run)}")
   if config.optim.groups:
     for line in describe_groups(state.params, read_groups(config.optim.groups)):
       CONSOLE.print(f"  {line}", highlight=False, markup=False)
+
+
+def _caveats(run: Run) -> str:
+  """What isn't as in the whole batch when a step is made of parts."""
+  config = run.config
+  norms = {value for key, value in config.model.items() if "norm" in key}
+  per_part = ["batch norm's statistics"] if norms & {"batch", "local_batch"} else []
+  if "loss" in config and "ohem" in config.loss.get("name", "") and config.loss.hardest:
+    per_part.append("the hardest pixels of ohem")
+  return f"; {' and '.join(per_part)} are those of a part, not of the batch" if per_part else ""
 
 
 class Validation:
@@ -338,7 +353,7 @@ class Validation:
     self._split = run.config.data.eval_split
     self._evaluate = task.evaluator(dataset, self._split)
     self._predict = task.predictor()
-    self._moments = make_moments_step(task.forward())
+    self._moments = make_moments_step(task.forward(), run.config.accumulate)
     self._pictures: Pictures = ()
 
   def __call__(self, state: TrainState, step: int) -> tuple[TrainState, float]:

@@ -1,12 +1,13 @@
 """AlexNet (Krizhevsky, Sutskever & Hinton 2012)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, local_response_norm, max_pool
+from jseg.nn import Conv, Dropout, local_response_norm, max_pool
 from jseg.types import Array
 
 
@@ -67,7 +68,7 @@ class AlexNet(Backbone):
     x = pool(conv(x, 5, 3, True), 5)
     stages = {32: x}
     if self.fc:
-      drop = nn.Dropout(self.dropout, deterministic=not train)
+      drop = functools.partial(Dropout(self.dropout), train=train)
       dense = self.typed(Conv)
       x = drop(nn.relu(dense(self.fc[0], (6, 6), padding=self.fc_padding, name="fc6")(x)))
       named["fc7"] = drop(nn.relu(dense(self.fc[1], (1, 1), name="fc7")(x)))

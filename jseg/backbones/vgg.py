@@ -1,11 +1,12 @@
 """VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556, table 1, configuration D)."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, Norm, avg_pool, check_norm, max_pool, max_pool_with_indices
+from jseg.nn import Conv, Dropout, Norm, avg_pool, check_norm, max_pool, max_pool_with_indices
 from jseg.types import Array, InputError
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions of each block
@@ -105,7 +106,7 @@ class VGG16(Backbone):
 
   def _dense(self, x: Array, train: bool) -> Array:
     """The fully connected layers fc6 and fc7, as convolutions."""
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), train=train)
     fc6 = self.typed(Conv)(
       self.fc[0],
       (self.fc_kernel, self.fc_kernel),

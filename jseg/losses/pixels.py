@@ -88,8 +88,9 @@ def ohem(
   arXiv:1808.00897), whose code has these defaults.
 
   The share is picked among the pixels of the global batch, so that which ones are kept depends on
-  neither the number of devices nor how void is spread over them. A pixel whose loss is NaN is the
-  hardest there is, so that it is not lost.
+  neither the number of devices nor how void is spread over them; of a batch that is worked through
+  in parts (`accumulate`), among the pixels of a part. A pixel whose loss is NaN is the hardest
+  there is, so that it is not lost.
 
   Args:
     logits: float [... k].

@@ -5,6 +5,7 @@ taps that lie 12 apart (section 3.1; LargeFOV of table 1). The dense CRF that fo
 paper is another module.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from jseg.backbones import VGG16, Features
 from jseg.models.base import Network, cover_image, pad_to_corners
-from jseg.nn import Conv
+from jseg.nn import Conv, Dropout
 from jseg.types import IGNORE, Array, InputError, Outputs
 
 _STRIDE = 8
@@ -81,7 +82,7 @@ class DeepLabV1(Network):
 
   def _add_branches(self, scores: Array, image: Array, features: Features, train: bool) -> Array:
     """Adds the scores of the image and of the first four pools (section 4.3)."""
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), train=train)
     for i, x in enumerate([image, *(features.named[f"pool{n}"] for n in range(1, 5))]):
       first = self.typed(Conv)(
         self.msc_width,

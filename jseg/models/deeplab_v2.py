@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image
-from jseg.nn import Conv, check_norm, resize_bilinear
+from jseg.nn import Conv, Dropout, check_norm, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 _GAUSS = nn.initializers.normal(0.01)
@@ -90,7 +90,7 @@ class DeepLabV2(Network):
         conv(self.fc, (3, 3), dilation=rate, name=f"fc6_{i}") for i, rate in enumerate(rates, 1)
       ]
       self.fc7 = [conv(self.fc, (1, 1), name=f"fc7_{i}") for i, _ in enumerate(rates, 1)]
-      self.drop = nn.Dropout(self.dropout)
+      self.drop = Dropout(self.dropout)
       kernel, rates = (1, 1), [1] * len(rates)
     self.fc8 = [
       conv(self.num_classes, kernel, dilation=rate, kernel_init=_GAUSS, name=f"fc8_{i}")
@@ -127,7 +127,7 @@ class DeepLabV2(Network):
     train: bool,
   ) -> Array:
     for layer in (fc6, fc7):
-      x = self.drop(nn.relu(layer(x)), deterministic=not train)
+      x = self.drop(nn.relu(layer(x)), train=train)
     return x
 
 

@@ -5,6 +5,7 @@ scores from its last layer and from earlier pools, summed on the way up. Where e
 image is kept as arithmetic, from which the published crop offsets follow.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jseg import backbones
 from jseg.backbones import Features
 from jseg.models.base import Network
-from jseg.nn import Conv, ConvTranspose, bilinear_kernel, check_norm, upsample_fixed
+from jseg.nn import Conv, ConvTranspose, Dropout, bilinear_kernel, check_norm, upsample_fixed
 from jseg.types import Array, InputError, Outputs
 
 _KINDS = ("vgg16", "resnet", "alexnet", "googlenet")  # whose maps' places on the image are known
@@ -142,7 +143,7 @@ class _FCN(Network):
     """The maps that are scored, by stride: the last one and, where there are skips, 16 and 8."""
     if self.backbone.startswith("vgg16"):
       return self._vgg16(image, train)
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), train=train)
     if self.backbone.startswith("resnet"):
       stages = self._features(image, train).stages
       # Every strided window is centered on its first pixel.

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jseg.models.base import Network
-from jseg.nn import Conv, center_crop, max_pool
+from jseg.nn import Conv, Dropout, center_crop, max_pool
 from jseg.types import Array, InputError, Outputs
 
 
@@ -87,7 +87,7 @@ class PatchClassifier(Network):
     size = self._last_size()
     dense = self.typed(Conv)
     x = dense(self.fc, (size, size), padding="VALID", dilation=rate, name="fc1")(x)
-    x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+    x = Dropout(self.dropout)(nn.relu(x), train=train)
     logits = dense(self.num_classes, (1, 1), name="fc2")(x)
     return Outputs(logits.astype(jnp.float32))
 

@@ -1,5 +1,6 @@
 """RefineNet (Lin et al. 2017, arXiv:1611.06612)."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
-from jseg.nn import Conv, check_norm, max_pool, resize_bilinear
+from jseg.nn import Conv, Dropout, check_norm, max_pool, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 CHAINS = ("pool_conv", "conv_pool")
@@ -77,12 +78,12 @@ class RefineNet(Network):
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
     """Computes the logits of normalized images; training needs the key "dropout"."""
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), train=train)
     backbone = self.typed(backbones.create)(
       self.backbone, norm=self.norm, width=self.width, name="backbone"
     )
     maps = backbone(image, train=train)
-    x = None
+    x: Any = None
     levels = list(_LEVELS)
     per_block = 4 // self.blocks
     for block in range(self.blocks):

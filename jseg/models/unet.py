@@ -6,7 +6,8 @@ convolutions are padded, so that the mask lies on the image pixel for pixel, and
 pretrained; it equals `Unet("resnet34")` of qubvel-org/segmentation_models.pytorch.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from jseg import backbones
 from jseg.models.base import Network
 from jseg.nn import (
   Conv,
+  Dropout,
   Norm,
   UpConv,
   center_crop,
@@ -88,7 +90,7 @@ class UNet(Network):
   def __call__(self, image: Array, *, train: bool = False) -> Outputs:
     """Computes the logits of normalized images; training needs the key "dropout"."""
     height, width = image.shape[1:3]
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), train=train)
     if self.backbone:
       logits = self._behind_backbone(image, drop, train)
     else:
@@ -97,7 +99,7 @@ class UNet(Network):
       logits = logits[:, :height, :width]
     return Outputs(logits.astype(jnp.float32))
 
-  def _published(self, image: Array, drop: nn.Dropout, train: bool) -> Array:
+  def _published(self, image: Array, drop: Callable[[Array], Array], train: bool) -> Array:
     """The paper's figure 1."""
     depth = len(self.widths) - 1
     x = fit_unet(image, depth, self.padding, train=train)
@@ -129,7 +131,7 @@ class UNet(Network):
       x = nn.relu(norm(conv(x), train=train))
     return x
 
-  def _behind_backbone(self, image: Array, drop: nn.Dropout, train: bool) -> Array:
+  def _behind_backbone(self, image: Array, drop: Callable[[Array], Array], train: bool) -> Array:
     backbone = self.typed(backbones.create)(
       self.backbone, norm=self.norm, width=self.width, name="backbone"
     )

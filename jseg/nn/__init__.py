@@ -4,6 +4,7 @@ What finds objects is in `jseg.nn.detection`; what knows of devices in `jseg.nn.
 """
 
 from jseg.nn.conv import Conv, conv, he_normal
+from jseg.nn.dropout import Dropout
 from jseg.nn.layer import Layer
 from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import Norm, check_norm
@@ -24,6 +25,7 @@ __all__ = [
   "ASPP",
   "Conv",
   "ConvTranspose",
+  "Dropout",
   "FCNHead",
   "Layer",
   "Norm",

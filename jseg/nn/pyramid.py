@@ -8,6 +8,7 @@ import numpy as np
 
 from jseg.arithmetic import cdiv
 from jseg.nn.conv import Conv
+from jseg.nn.dropout import Dropout
 from jseg.nn.layer import Layer
 from jseg.nn.norm import Norm
 from jseg.nn.resize import apply_axis, resize_bilinear
@@ -74,7 +75,7 @@ class ASPP(Layer):
     image = conv(x.mean((1, 2), keepdims=True), 1, 1, "image")
     branches.append(jnp.broadcast_to(image, branches[0].shape))
     x = conv(jnp.concatenate(branches, axis=-1), 1, 1, "project")
-    return nn.Dropout(self.dropout, deterministic=not train)(x)
+    return Dropout(self.dropout)(x, train=train)
 
 
 class PyramidPooling(Layer):
@@ -126,5 +127,5 @@ class FCNHead(Layer):
     features = x.shape[-1] // self.reduction
     x = self.typed(Conv)(features, (3, 3), use_bias=False, name="conv")(x)
     x = nn.relu(self.typed(Norm)(self.norm, name="norm")(x, train=train))
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = Dropout(self.dropout)(x, train=train)
     return self.typed(Conv)(self.num_classes, (1, 1), name="classifier")(x)

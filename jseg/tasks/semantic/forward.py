@@ -13,7 +13,7 @@ from jseg.losses import Loss, weights_of
 from jseg.metrics import confusion
 from jseg.models import Network
 from jseg.nn import resize_to
-from jseg.nn.devices import AXIS, example_keys
+from jseg.nn.devices import AXIS, example_keys, share_index
 from jseg.step import Forward, Losses, parallel
 from jseg.types import Array, Batch, InputError, Outputs, Variables
 
@@ -56,7 +56,8 @@ def make_forward(model: Network, augment: Augment) -> Forward:
       example.image,
       train=True,
       mutable=mutable,
-      rngs={"dropout": jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))},
+      # `sample` for what tells the images apart by itself, as our Dropout; Flax's own doesn't.
+      rngs={"sample": dropout_key, "dropout": jax.random.fold_in(dropout_key, share_index())},
     )
     return cast(Outputs, outputs), targets, updated
 
