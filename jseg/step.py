@@ -146,10 +146,9 @@ def make_train_step(
     def count(_: None, part: Batch) -> tuple[None, dict[str, Array]]:
       # Of what the counts don't depend on, such as the network where they are pixels with a label,
       # XLA keeps nothing.
-      outputs, targets, _ = forward(
-        {"params": state.params, "batch_stats": state.batch_stats}, part, key, ["batch_stats"]
-      )
-      return None, {name: each[1] for name, each in losses(outputs, targets).items()}
+      variables = {"params": state.params, "batch_stats": state.batch_stats}
+      parts = losses(*forward(variables, part, key, ["batch_stats"])[:2])
+      return None, {name: count for name, (_, count) in parts.items()}
 
     counted = _scan(count, None, batch, accumulate)[1]
     totals = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counted), AXIS)
