@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _MEND = "mend it, or put back a copy of it"
 
-FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.")
+FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.", "optim.options.")
 """Sections whose keys are not known here: what reads them checks them."""
 
 
@@ -65,6 +65,8 @@ class RunKeys:
     steps: length of the training; each step is one batch.
     dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
       and logits stay float32.
+    accumulate: parts that each device works through its share of a batch in, for a batch that
+      doesn't fit in memory; 1 is the whole at once.
     given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
     init_from: a run directory, a .safetensors or .pth file, or a name of published weights
       (torchvision:NAME, hf:OWNER/NAME), to take parameters from.
@@ -82,6 +84,7 @@ class RunKeys:
   seed: int = 0
   steps: int = 1000
   dtype: str = "float32"
+  accumulate: int = 1
   given: tuple[str, ...] = ()
   init_from: str = ""
   precise_bn_batches: int = 0
@@ -172,7 +175,8 @@ def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.C
   config.aux_weights = dict(network.AUX_WEIGHTS)  # of auxiliary outputs' losses, by name
   config.optim = {
     **defaults_of(optim.make_schedule, "steps"),
-    **defaults_of(optim.make_optimizer, "schedule", "pretrained"),
+    **defaults_of(optim.make_optimizer, "schedule", "pretrained", "order"),
+    "options": {},
   }
   for section, values in tasks.get(network.task).defaults(network).items():
     config[section] = {**config.get(section, {}), **values}
@@ -244,7 +248,7 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
       raise InputError(f"{key}: {value!r} must be of the kind of its default, {expected[key]!r}")
   for key in expected.keys() - given.keys():
     raise InputError(f"{key} is missing; start the config from jseg.config.default()")
-  positive = ("steps", "log_every", "eval_every", "checkpoint_every", "keep")
+  positive = ("steps", "accumulate", "log_every", "eval_every", "checkpoint_every", "keep")
   of_data = ("batch_size", "eval_batch_size", "threads", "max_pixels")
   at_least({key: given[key] for key in (*positive, *(f"data.{key}" for key in of_data))}, 1)
   at_least({key: given[key] for key in ("seed", "samples", "precise_bn_batches")}, 0)
@@ -272,19 +276,27 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
 
 
 def make_optimizer(
-  config: ml_collections.ConfigDict, pretrained: Collection[str] = ()
+  config: ml_collections.ConfigDict,
+  pretrained: Collection[str] = (),
+  order: Sequence[str] = (),
+  given: optax.GradientTransformation | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of a configuration, and its learning rate by step.
 
   Args:
     config: the configuration.
     pretrained: names of the parameters that `init_from` has filled.
+    order: names of all parameters, as for `jseg.optim.make_optimizer`.
+    given: transformation that was given in Python, in the place of `optim.optimizer`.
   """
   arguments = dict(config.optim)
   names = defaults_of(optim.make_schedule, "steps")
   values = {name: arguments.pop(name) for name in names}
   schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
-  return build("optim", optim.make_optimizer, schedule, pretrained, **arguments), schedule
+  arguments["options"] = dict(arguments["options"])
+  if given is not None:
+    arguments["optimizer"] = given
+  return build("optim", optim.make_optimizer, schedule, pretrained, order, **arguments), schedule
 
 
 def load_dataset(

@@ -178,7 +178,7 @@ def _kind(value: Any) -> str:
   if isinstance(value, tuple | list):
     kinds = {_kind(each) for each in value}
     return f"list of {kinds.pop()}s" if len(kinds) == 1 else "list"
-  names = {bool: "True or False", int: "whole number", float: "number", str: "text"}
+  names = {bool: "True or False", int: "whole number", float: "number", str: "text", dict: "dict"}
   return names.get(type(value), "whole number or None")
 
 

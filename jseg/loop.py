@@ -23,14 +23,16 @@ from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
+from jseg.groups import describe_groups, read_groups
 from jseg.install import versions
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
+from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Run, held
-from jseg.state import TrainState, create_train_state
+from jseg.state import TrainState, create_train_state, parameter_order
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
@@ -67,7 +69,9 @@ def train(
     workdir: the run directory; made if it isn't there.
     model: your own network; start the configuration from `jseg.config.default(model)`.
     dataset: your own data set, or a source that it is prepared from (`jseg.data.load`).
-    optimizer: your own optax transformation; `config.optim`'s learning rate is then only logged.
+    optimizer: your own optax transformation, which has its own rate and decay; `config.optim`'s
+      learning rate is then only logged, while its clipping, factors of the rate, groups and frozen
+      parts apply.
     losses: your own losses, `(outputs, targets) -> {name: (sum, count)}`, sums over one device's
       part of the batch; they are divided by the counts of the global batch and added up.
     on_log: called with (step, training metrics) whenever they are logged.
@@ -101,7 +105,7 @@ def train(
 
     # State: a new one, or the last checkpoint's.
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
-    make_optimizer = _optimizer_maker(config, optimizer)
+    make_optimizer = _optimizer_maker(run, optimizer)
     state, taken = restore(run, checkpoints, batches, dataset, make_optimizer([]), init_key)
     state, first = replicate(hosts.from_first(state)), int(state.step)
     announce(run, dataset, state)
@@ -118,7 +122,8 @@ def train(
       task.counts,
       weights={} if losses else task.loss_weights(),
       ema=config.ema,
-      freeze=config.optim.freeze,
+      freeze=frozen_names(state.params, config.optim.freeze, config.optim.groups),
+      accumulate=config.accumulate,
     )
     schedule = configs.make_optimizer(config)[1]
     log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log))
@@ -184,12 +189,13 @@ def alike(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_devices(config: ConfigDict) -> None:
-  """Raises InputError if the batch can't be spread over the devices."""
-  devices = jax.device_count()
-  if config.data.batch_size % devices:
+  """Raises InputError if the batch can't be spread over the devices, and there over its parts."""
+  devices, size = jax.device_count(), config.data.batch_size
+  shares = devices * config.accumulate
+  if size % shares:
+    what = f"{devices} devices" + (f" x {config.accumulate} parts" * (config.accumulate > 1))
     raise InputError(
-      f"data.batch_size: {config.data.batch_size} must be a multiple of the {devices} devices; "
-      f"use {cdiv(config.data.batch_size, devices) * devices}"
+      f"data.batch_size: {size} must be a multiple of the {what}; use {cdiv(size, shares) * shares}"
     )
 
 
@@ -207,12 +213,13 @@ def use_compilation_cache(config: ConfigDict) -> None:
 
 
 def _optimizer_maker(
-  config: ConfigDict, given: optax.GradientTransformation | None
+  run: Run, given: optax.GradientTransformation | None
 ) -> Callable[[Sequence[str]], optax.GradientTransformation]:
   """Makes the optimizer once it is known which parameters are pretrained."""
-  if given is not None:
-    return lambda taken: given
-  return lambda taken: configs.make_optimizer(config, taken)[0]
+  config = run.config
+  shape = (*config.data.size, config.data.channels)
+  order = parameter_order(run.model, shape) if config.optim.layer_decay != 1 else ()
+  return lambda taken: configs.make_optimizer(config, taken, order, given)[0]
 
 
 def restore(
@@ -318,6 +325,22 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
     f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
   )
   CONSOLE.print(Text.assemble((config.model.name, "bold"), about))
+  if config.accumulate > 1:
+    part = config.data.batch_size // (jax.device_count() * config.accumulate)
+    CONSOLE.print(f"  {config.accumulate} parts a step, of {part} image(s) a device{_caveats(run)}")
+  if config.optim.groups:
+    for line in describe_groups(state.params, read_groups(config.optim.groups)):
+      CONSOLE.print(f"  {line}", highlight=False, markup=False)
+
+
+def _caveats(run: Run) -> str:
+  """What isn't as in the whole batch when a step is made of parts."""
+  config = run.config
+  norms = {value for key, value in config.model.items() if "norm" in key}
+  per_part = ["batch norm's statistics"] if norms & {"batch", "local_batch"} else []
+  if "loss" in config and "ohem" in config.loss.get("name", "") and config.loss.hardest:
+    per_part.append("the hardest pixels of ohem")
+  return f"; {' and '.join(per_part)} are those of a part, not of the batch" if per_part else ""
 
 
 class Validation:
@@ -350,7 +373,7 @@ class Validation:
     self._split = run.config.data.eval_split
     self._evaluate = task.evaluator(dataset, self._split)
     self._predict = task.predictor()
-    self._moments = make_moments_step(task.forward())
+    self._moments = make_moments_step(task.forward(), run.config.accumulate)
     self._pictures: Pictures = ()
 
   def __call__(self, state: TrainState, step: int) -> tuple[TrainState, float]:

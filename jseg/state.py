@@ -1,5 +1,7 @@
 """All that training changes, in one pytree."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -34,6 +36,30 @@ class TrainState:
       "params": self.ema if jax.tree.leaves(self.ema) else self.params,
       "batch_stats": self.batch_stats,
     }
+
+
+def parameter_order(model: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+  """Returns the names of a network's parameters in the order in which it makes them.
+
+  Args:
+    model: network.
+    image_shape: shape [h w c] or [d h w c] of an image that the model takes.
+  """
+  names: list[str] = []
+
+  def collect(tree: Params, above: str = "") -> None:
+    for name, child in tree.items():
+      if isinstance(child, Mapping):
+        collect(child, f"{above}{name}/")
+      else:
+        names.append(f"{above}{name}")
+
+  def init(key: Array) -> None:
+    # Inside, as trees that leave a traced function are sorted by name.
+    collect(model.init(key, jnp.zeros((1, *image_shape)), train=False)["params"])
+
+  jax.eval_shape(init, jax.random.key(0))
+  return names
 
 
 def create_train_state(

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jseg.arithmetic import cdiv
-from jseg.nn.devices import AXIS
+from jseg.nn.devices import AXIS, part_of_batch
 from jseg.optim import frozen
 from jseg.state import TrainState
 from jseg.types import Array, Batch, Variables
@@ -127,6 +127,7 @@ def make_train_step(
   weights: Mapping[str, float] | None = None,
   ema: float = 0.0,
   freeze: Sequence[str] = (),
+  accumulate: int = 1,
 ) -> TrainStep:
   """Makes `step(state, batch, key) -> (state, metrics)`, mapped over the devices.
 
@@ -139,18 +140,24 @@ def make_train_step(
     weights: weight of each loss by name; 1 where not given.
     ema: decay of the moving average of the parameters; 0 is off.
     freeze: parts of the network that get no gradient, as named to the optimizer.
+    accumulate: parts that each device works through its share of the batch in, one after another,
+      so that the memory is that of a part. Losses are still divided by the counts of the global
+      batch, and the step is that of the whole batch; but batch norm takes its statistics from one
+      part at a time, and updates the running ones with each.
 
   Returns:
     The step. `batch` has a leading axis of local devices (see `shard`); `key` is the run's key,
     the same at every step: all randomness is a function of (key, step, position in the global
-    batch), so that neither a restart nor the number of devices changes what is drawn. `metrics`
-    holds `loss`, `losses` (mean and count by name), `grad_norm` (over the trained parameters) and
-    the counts. The input state is donated.
+    batch), so that neither a restart nor the number of devices or parts changes what is drawn.
+    `metrics` holds `loss`, `losses` (mean and count by name), `grad_norm` (over the trained
+    parameters) and the counts. The input state is donated.
   """
-  weights = weights or {}
+  factors: Mapping[str, float] = weights or {}
 
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Any]]:
-    key = jax.random.fold_in(key, state.step)
+  def gradients(
+    state: TrainState, batch: Batch, key: Array, totals: dict[str, Array] | None = None
+  ) -> Any:
+    """((loss, (means, totals, statistics, counts)), gradient), not summed over devices."""
     fixed = frozen(state.params, freeze)
 
     def total_loss(params: Any) -> tuple[Array, Any]:
@@ -160,17 +167,44 @@ def make_train_step(
       variables = {"params": params, "batch_stats": state.batch_stats}
       outputs, targets, updated = forward(variables, batch, key, ["batch_stats"])
       parts = losses(outputs, targets)
-      # Known before the backward pass; a loss of no pixel has gradient 0, not 0 / 0.
-      totals = jax.lax.psum(jax.lax.stop_gradient({n: c for n, (_, c) in parts.items()}), AXIS)
-      means = {n: s / jnp.where(totals[n] > 0, totals[n], 1.0) for n, (s, _) in parts.items()}
+      divisors = _totals(parts) if totals is None else totals
+      # A loss of no pixel has gradient 0, not 0 / 0.
+      means = {n: s / jnp.where(divisors[n] > 0, divisors[n], 1.0) for n, (s, _) in parts.items()}
       total = jnp.float32(0)
       for name, mean in means.items():
-        total += weights.get(name, 1.0) * mean
-      return total, (means, totals, updated.get("batch_stats", {}), counts(outputs, targets))
+        total += factors.get(name, 1.0) * mean
+      return total, (means, divisors, updated.get("batch_stats", {}), counts(outputs, targets))
 
-    (loss, (means, totals, batch_stats, counted)), grads = jax.value_and_grad(
-      total_loss, has_aux=True
-    )(state.params)
+    return jax.value_and_grad(total_loss, has_aux=True)(state.params)
+
+  def gradients_in_parts(state: TrainState, batch: Batch, key: Array) -> Any:
+    """As `gradients`, part by part."""
+
+    def count(_: None, part: Batch) -> tuple[None, dict[str, Array]]:
+      # Of what the counts don't depend on, such as the network where they are pixels with a label,
+      # XLA keeps nothing.
+      variables = {"params": state.params, "batch_stats": state.batch_stats}
+      parts = losses(*forward(variables, part, key, ["batch_stats"])[:2])
+      return None, {name: count for name, (_, count) in parts.items()}
+
+    counted = _scan(count, None, batch, accumulate)[1]
+    totals = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counted), AXIS)
+
+    def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
+      batch_stats, sums = carry
+      current = dataclasses.replace(state, batch_stats=batch_stats)
+      (loss, (means, _, batch_stats, seen)), grads = gradients(current, part, key, totals)
+      return (batch_stats, jax.tree.map(jnp.add, sums, grads)), (loss, means, seen)
+
+    start = state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
+    (batch_stats, grads), logged = _scan(add, start, batch, accumulate)
+    loss, means, seen = jax.tree.map(lambda x: x.sum(0), logged)
+    return (loss, (means, totals, batch_stats, seen)), grads
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Any]]:
+    key = jax.random.fold_in(key, state.step)
+    whole = gradients if accumulate == 1 else gradients_in_parts
+    (loss, (means, totals, batch_stats, counted)), grads = whole(state, batch, key)
     loss, means, counted, grads = jax.lax.psum((loss, means, counted, grads), AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -193,6 +227,25 @@ def make_train_step(
   return parallel(step, in_axes=(None, 0, None), donate=True)
 
 
+def _totals(parts: Losses) -> dict[str, Array]:
+  """The counts of the global batch by name, known before the backward pass."""
+  return jax.lax.psum(jax.lax.stop_gradient({n: c for n, (_, c) in parts.items()}), AXIS)
+
+
+def _scan(
+  function: Callable[[Any, Batch], tuple[Any, Any]], carry: Any, batch: Batch, parts: int
+) -> tuple[Any, Any]:
+  """`lax.scan` over equal parts of this device's share of a batch, which know which they are."""
+
+  def one(carry: Any, numbered: tuple[Array, Batch]) -> tuple[Any, Any]:
+    index, part = numbered
+    with part_of_batch(index, parts):
+      return function(carry, part)
+
+  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  return jax.lax.scan(one, carry, (jnp.arange(parts), split))
+
+
 def _average(params: Any, state: TrainState, decay: float) -> Any:
   """The moving average of the parameters after one more step."""
   # As in TensorFlow's moving average: early steps count for more, so that the average is not held
@@ -201,17 +254,27 @@ def _average(params: Any, state: TrainState, decay: float) -> Any:
   return optax.incremental_update(params, state.ema, 1.0 - current)
 
 
-def make_moments_step(forward: Forward) -> Callable[[TrainState, Batch, Array], Any]:
+def make_moments_step(
+  forward: Forward, accumulate: int = 1
+) -> Callable[[TrainState, Batch, Array], Any]:
   """Makes `step(state, batch, key) -> moments`: what each norm sees in a training batch.
 
   Args:
     forward: the network's training pass, as for `make_train_step`.
+    accumulate: parts that the batch is worked through in, as in `make_train_step`; the moments are
+      the means over the parts.
 
   Returns:
     The step, mapped over the devices; its results go into `jseg.nn.norm.average_moments`.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> Any:
-    return forward(state.variables(), batch, key, ["batch_stats", "moments"])[-1]["moments"]
+    def moments(_: None, part: Batch) -> tuple[None, Any]:
+      updated = forward(state.variables(), part, key, ["batch_stats", "moments"])[-1]
+      return None, updated["moments"]
+
+    if accumulate == 1:
+      return moments(None, batch)[1]
+    return jax.tree.map(lambda x: x.mean(0), _scan(moments, None, batch, accumulate)[1])
 
   return parallel(step, in_axes=(None, 0, None))

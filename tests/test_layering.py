@@ -38,6 +38,7 @@ RANKS = {
   "metrics": 3,
   "report": 4,
   "weights": 4,
+  "groups": 1,
   "optim": 4,
   "state": 5,
   "step": 6,

@@ -17,6 +17,7 @@ from jseg.losses import (
   ohem,
   soft_dice,
   takes_weights,
+  tversky,
 )
 from jseg.types import IGNORE, InputError
 
@@ -260,6 +261,52 @@ def test_certain_predictions_cost_one_minus_iou_and_one_minus_dice(seed):
   assert float(overlap) == pytest.approx(1 - dice, abs=1e-5)
 
 
+def test_tversky_hand_worked():
+  # Probabilities of class 1 are .9, .6 and .2; the truth is 1, 1 and 0; the last pixel is void.
+  logits = two_classes(0.9, 0.6, 0.2, 0.5)[None]
+  label = jnp.array([[1, 1, 0, IGNORE]])
+  # Class 1: TP 1.5, FP .2, FN .5. Class 0: TP .8, FP .5, FN .2. Losses are errors / (TP + errors).
+  knobs = {"smooth": 0.0, "false_positives": 0.3, "false_negatives": 0.7}
+  one, zero = 0.41 / (1.5 + 0.41), 0.29 / (0.8 + 0.29)
+  total, images = tversky(logits, label, **knobs)
+  assert float(images) == 1
+  assert float(total) == pytest.approx((one + zero) / 2, rel=1e-5)
+  focal_total, _ = tversky(logits, label, **knobs, tversky_gamma=4 / 3)
+  assert float(focal_total) == pytest.approx((one**0.75 + zero**0.75) / 2, rel=1e-5)
+  smooth, _ = tversky(logits, label, **{**knobs, "smooth": 1.0})
+  assert float(smooth) == pytest.approx((0.41 / 2.91 + 0.29 / 2.09) / 2, rel=1e-5)
+
+
+def test_tversky_of_halves_is_dice_and_its_gradient_is_finite_where_all_is_right():
+  logits, label = example(3)
+  halves = {"false_positives": 0.5, "false_negatives": 0.5}
+  # (2 TP + s) / (sum p + sum g + s) with s = 2 is (TP + 1) / (TP + FP / 2 + FN / 2 + 1).
+  found, expected = tversky(logits, label, **halves), soft_dice(logits, label, smooth=2.0)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  sure = 100.0 * np.eye(4, 3, dtype=np.float32)[np.minimum(label, 3)]
+  slope = jax.grad(lambda x: tversky(x, label, tversky_gamma=4 / 3)[0])(sure)
+  assert np.isfinite(slope).all()
+
+
+def test_label_smoothing_hand_worked():
+  # Probabilities 1/4 and 3/4; of a share .2, each class gets .1.
+  logits = jnp.array([[0.0, jnp.log(3.0)]] * 3)
+  label = jnp.array([0, 1, IGNORE])
+  four, third = np.log(4.0), np.log(4.0 / 3.0)
+  total, count = cross_entropy(logits, label, label_smoothing=0.2)
+  assert float(total) == pytest.approx(0.8 * (four + third) + 2 * 0.1 * (four + third), rel=1e-6)
+  assert float(count) == 2
+  # Class weights weigh the truth's part by the truth, the even part by each class, as in PyTorch:
+  # F.cross_entropy(..., weight=[2, 3], label_smoothing=.2, reduction="sum").
+  weights = jnp.array([2.0, 3.0])
+  total, count = cross_entropy(logits, label, label_smoothing=0.2, class_weights=weights)
+  expected = 0.8 * (2 * four + 3 * third) + 0.1 * 2 * (2 * four + 3 * third)
+  assert float(total) == pytest.approx(expected, rel=1e-6)
+  assert float(count) == 5
+  total, _ = cross_entropy(logits, label, label_smoothing=0.2, pixel_weights=jnp.array([1.0, 0, 9]))
+  assert float(total) == pytest.approx(0.8 * four + 0.1 * (four + third), rel=1e-6)
+
+
 def test_lovasz_gradient_is_the_steps():
   # Class 1 of errors .7 (true), .6 (not true), .1 (true): the Jaccard loss goes 0, 1/2, 2/3, 1.
   label = jnp.array([[1, 0, 1]])
@@ -351,6 +398,9 @@ def test_options_reach_their_losses():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
+    ({"label_smoothing": 1.0}, r"label_smoothing: 1.0 must be at least 0 \(off\) and below 1"),
+    ({"false_positives": -1.0}, r"false_positives: -1.0 must be at least 0"),
+    ({"tversky_gamma": 0.0}, r"tversky_gamma: 0.0 must be above 0"),
     ({"name": "x"}, r"^name: 'x' is unknown; choose from cross_entropy, focal, .*lovasz"),
     ({"name": "dice+lovasz"}, r"name: 'dice' is unknown"),
     ({"name": "focal+"}, r"name: '' is unknown"),
@@ -394,7 +444,7 @@ def test_ones_own_losses_by_name(tmp_path, monkeypatch):
   with pytest.raises(InputError, match=r"takes no weights"):
     make_loss(name=regions)(logits, label, class_weights=jnp.ones(2))
   with pytest.raises(
-    InputError, match=r"^sharp: no loss has this argument; .* name, options, gamma"
+    InputError, match=r"^sharp: no loss has this argument; .* name, options, label_smoothing, gamma"
   ):
     make_loss(name=regions, sharp=3.0)
   with pytest.raises(InputError, match=r"options.sharp: 'my_.*no such .*; there are shift"):

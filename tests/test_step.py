@@ -80,6 +80,64 @@ def test_frozen_parts_have_no_gradient():
   assert min(halves) > 0
 
 
+def accumulated(devices, parts, loss="cross_entropy+dice"):
+  """(state, metrics) after two steps on batches of 8, with dropout and augmentation."""
+  model = models.create("unet", K, widths=(2, 4), norm="frozen_batch", dropout=0.5)
+  optimizer = make_optimizer(optax.constant_schedule(0.1), freeze=("Conv_0",))
+  step = make_train_step(
+    optimizer,
+    make_forward(model, make_augment(size=SIZE, scale=(0.5, 2.0), brightness=0.3)),
+    make_losses(make_loss(name=loss), jnp.array([1.0, 2.0, 0.5])),
+    training_counts,
+    freeze=("Conv_0",),
+    accumulate=parts,
+  )
+  state = create_train_state(model, optimizer, jax.random.key(0), (*SIZE, 3))
+  state = on_devices(state, devices)
+  for i in range(2):
+    state, metrics = step(state, shard(make_batch(i), devices), jax.random.key(1))
+  return jax.device_get((state, metrics))
+
+
+@pytest.fixture(scope="module")
+def at_once():
+  return accumulated(1, 1)
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
+def test_parts_make_the_step_of_the_whole_batch(at_once, devices, parts):
+  # Images have from 16 to 2 rows of known labels, so that means of the parts' means are far off;
+  # dropout and augmentation are drawn as in the whole. Float32 in another order of adding.
+  state, metrics = accumulated(devices, parts)
+  reference, reference_metrics = at_once
+  np.testing.assert_array_equal(metrics["confusion"].sum(), reference_metrics["confusion"].sum())
+  for name in ("loss", "losses", "grad_norm"):
+    for a, b in zip(
+      jax.tree.leaves(metrics[name]), jax.tree.leaves(reference_metrics[name]), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-5)
+  for name in ("params", "opt_state"):
+    for a, b in zip(
+      jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(reference, name)), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_running_statistics_go_through_every_part():
+  model, optimizer = TwoNorms(K), make_optimizer(lambda _: 0.0)
+  augment = make_augment(size=SIZE, scale=(1.0, 1.0), flip=0.0)
+  step = make_train_step(
+    optimizer, make_forward(model, augment), make_losses(make_loss()), accumulate=2
+  )
+  state = create_train_state(model, optimizer, jax.random.key(0), (*SIZE, 3))
+  batch = make_batch(0, batch=4)
+  batch["label"][:] = 0
+  state, _ = step(state, shard(batch, 1), jax.random.key(1))
+  first, second = normalize(batch["image"]).reshape(2, -1, 3).mean(1)
+  found = state.batch_stats["first"]["mean"]
+  np.testing.assert_allclose(found, 0.9 * 0.1 * first + 0.1 * second, atol=1e-6)
+
+
 def run(devices, steps=10):
   _, step, state = make_parts(brightness=0.2)
   state = on_devices(state, devices)
@@ -224,12 +282,12 @@ class TwoNorms(Network):
     return Outputs(Conv(self.num_classes, (1, 1))(x))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_recomputed_statistics_are_those_of_all_the_batches(devices):
+@pytest.mark.parametrize(("devices", "parts"), [(1, 1), (2, 1), (2, 2)])
+def test_recomputed_statistics_are_those_of_all_the_batches(devices, parts):
   model = TwoNorms(K)
   augment = make_augment(size=SIZE, scale=(1.0, 1.0), flip=0.0)
   state = create_train_state(model, make_optimizer(lambda _: 0.1), jax.random.key(0), (*SIZE, 3))
-  step = make_moments_step(make_forward(model, augment))
+  step = make_moments_step(make_forward(model, augment), parts)
   batches = [make_batch(seed) for seed in range(3)]
   for batch in batches:
     batch["label"][:] = 0
@@ -273,8 +331,8 @@ def test_labels_and_weights_go_with_the_image():
   np.testing.assert_allclose(loss_with(5.0), 6 * plain, rtol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
-def test_each_loss_is_divided_by_its_own_global_count(devices):
+@pytest.mark.parametrize(("devices", "parts"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 4)])
+def test_each_loss_is_divided_by_its_own_global_count(devices, parts):
   # Loss: w mean(x) + 0.5 w mean(x^2 where known) + a loss of nothing; w begins at 2. The first half
   # of the batch has one known value, the second three.
   x = np.array([1.0, 2, 3, 4, 5, 6, 7, 8], np.float32)
@@ -301,6 +359,7 @@ def test_each_loss_is_divided_by_its_own_global_count(devices):
     losses,
     lambda _, b: {"seen": b["known"].sum()},
     weights={"known": 0.5, "none": 3.0},
+    accumulate=parts,
   )
   state, metrics = mapped(state, shard({"x": x, "known": known}, devices), jax.random.key(0))
   slope = 4.5 + 0.5 * (4 + 25 + 36 + 64) / 4

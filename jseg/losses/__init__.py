@@ -17,7 +17,7 @@ from jseg.lookup import lookup
 from jseg.losses import detection
 from jseg.losses.detection import keypoint_loss
 from jseg.losses.pixels import cross_entropy, focal, ohem, weights_of
-from jseg.losses.regions import lovasz_softmax, soft_dice
+from jseg.losses.regions import lovasz_softmax, soft_dice, tversky
 from jseg.types import Array, InputError, InstanceOutputs
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
   "ohem",
   "soft_dice",
   "takes_weights",
+  "tversky",
   "weights_of",
 ]
 
@@ -51,6 +52,7 @@ PIXEL_LOSSES: dict[str, str] = {
 REGION_LOSSES: dict[str, str] = {
   "dice": "jseg.losses.regions:soft_dice",
   "lovasz": "jseg.losses.regions:lovasz_softmax",
+  "tversky": "jseg.losses.regions:tversky",
 }
 """Sums over images, as "module:function"; they take no weights."""
 
@@ -122,12 +124,12 @@ def make_loss(
   """Makes `loss(logits, label, class_weights=None, pixel_weights=None) -> (sum, count)`.
 
   Args:
-    name: a pixel loss ("cross_entropy", "focal", "ohem"), a region loss ("dice", "lovasz"), or one
-      of each as "cross_entropy+dice"; your own are "package.module:name", pixel losses if they have
-      the arguments `class_weights` and `pixel_weights`, else region losses. A sum is that of the
-      means if all images have the same number of valid pixels; else an image's region loss counts
-      as much as its pixels do. The pixels that "ohem" keeps are then picked within each image.
-      Weights reach the pixel loss only.
+    name: a pixel loss ("cross_entropy", "focal", "ohem"), a region loss ("dice", "lovasz",
+      "tversky"), or one of each as "cross_entropy+dice"; your own are "package.module:name",
+      pixel losses if they have the arguments `class_weights` and `pixel_weights`, else region
+      losses. A sum is that of the means if all images have the same number of valid pixels; else an
+      image's region loss counts as much as its pixels do. The pixels that "ohem" keeps are then
+      picked within each image. Weights reach the pixel loss only.
     set_weight: factor of the region loss in a sum.
     options: hyperparameters of your own loss by name; every one must be its argument.
     **hyperparameters: hyperparameters of the losses here; what a loss doesn't have, it ignores.

@@ -15,6 +15,7 @@ def cross_entropy(
   logits: Array,
   label: Array,
   *,
+  label_smoothing: float = 0.0,
   class_weights: Array | None = None,
   pixel_weights: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -23,6 +24,9 @@ def cross_entropy(
   Args:
     logits: float [... k], of any floating type; the loss is computed in float32.
     label: int [...], each in [0, k) or IGNORE.
+    label_smoothing: share e in [0, 1) of each pixel's truth that is spread evenly over all k
+      classes (Szegedy et al. 2016, arXiv:1512.00567, section 7): the loss is
+      (1 - e) -log p(truth) + e / k sum over c of -w_c log p_c, w the class weights, as in PyTorch.
     class_weights: float [k], at least 0. They multiply the losses and the count alike, so that the
       mean is a weighted mean, as in PyTorch.
     pixel_weights: float [...] as label, at least 0. They multiply the losses and not the count: a
@@ -32,8 +36,21 @@ def cross_entropy(
   Returns:
     (sum of the losses in nats, number of valid pixels or the sum of their class weights), float32
     scalars. (0, 0) if none is valid.
+
+  Raises:
+    InputError: `label_smoothing` is out of range.
   """
-  return _reduce(-_log_p(logits, label), label, class_weights, pixel_weights)
+  if not 0 <= label_smoothing < 1:
+    raise InputError(f"label_smoothing: {label_smoothing} must be at least 0 (off) and below 1")
+  total, count = _reduce(-_log_p(logits, label), label, class_weights, pixel_weights)
+  if not label_smoothing:
+    return total, count
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+  if class_weights is not None:
+    log_p *= jnp.asarray(class_weights, jnp.float32).reshape((1,) * label.ndim + (-1,))
+  even = jnp.where(label != IGNORE, -log_p.mean(-1), 0.0)
+  spread, _ = _reduce(even, label, None, pixel_weights)
+  return (1 - label_smoothing) * total + label_smoothing * spread, count
 
 
 def focal(
@@ -88,8 +105,9 @@ def ohem(
   arXiv:1808.00897), whose code has these defaults.
 
   The share is picked among the pixels of the global batch, so that which ones are kept depends on
-  neither the number of devices nor how void is spread over them. A pixel whose loss is NaN is the
-  hardest there is, so that it is not lost.
+  neither the number of devices nor how void is spread over them; of a batch that is worked through
+  in parts (`accumulate`), among the pixels of a part. A pixel whose loss is NaN is the hardest
+  there is, so that it is not lost.
 
   Args:
     logits: float [... k].

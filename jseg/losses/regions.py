@@ -46,6 +46,63 @@ def soft_dice(
   return _mean_over_classes(loss, truth, valid, classes)
 
 
+def tversky(
+  logits: Array,
+  label: Array,
+  *,
+  classes: str = "present",
+  smooth: float = 1.0,
+  false_positives: float = 0.3,
+  false_negatives: float = 0.7,
+  tversky_gamma: float = 1.0,
+) -> tuple[Array, Array]:
+  """(1 - Tversky index)^(1 / gamma) of the probabilities, the mean over classes, image by image.
+
+  The index of a class is (TP + s) / (TP + a FP + b FN + s) over the valid pixels of an image, with
+  TP = sum p g, FP = sum p (1 - g), FN = sum (1 - p) g, p its probability, g 1 where it is the truth
+  (Salehi et al. 2017, arXiv:1706.05721, equation 3). With a = b = 1/2 it is Dice, with a = b = 1
+  the Jaccard index. Gamma 4/3 makes it the focal Tversky loss (Abraham & Khan 2018,
+  arXiv:1810.07842, equation 4).
+
+  Args:
+    logits: float [b ... k].
+    label: int [b ...], each in [0, k) or IGNORE.
+    classes: "present" takes the mean over the classes in an image's truth, "all" over all k.
+    smooth: constant s above and below the line, at least 0, in pixels.
+    false_positives: their weight a, at least 0.
+    false_negatives: their weight b, at least 0; above a, small objects are rather found than
+      missed.
+    tversky_gamma: 1 / gamma is the exponent; above 1, classes count for more that are nearly right
+      than without it, at 4/3 as published.
+
+  Returns:
+    (sum over the images, number of images with any valid pixel), float32 scalars.
+
+  Raises:
+    InputError: an argument is impossible.
+  """
+  _check_classes(classes)
+  weights = {"false_positives": false_positives, "false_negatives": false_negatives}
+  for key, value in {"smooth": smooth, **weights}.items():
+    if not value >= 0:
+      raise InputError(f"{key}: {value} must be at least 0")
+  if not tversky_gamma > 0:
+    raise InputError(f"tversky_gamma: {tversky_gamma} must be above 0; 1 is no focus")
+  p, hits, valid = _by_class(logits, label)
+  right = jnp.where(hits, p, 0.0).sum(-1)
+  truth = hits.sum(-1, dtype=jnp.float32)
+  wrong = jnp.where(valid[None] & ~hits, p, 0.0).sum(-1)
+  missed = jnp.where(hits, 1.0 - p, 0.0).sum(-1)
+  errors = false_positives * wrong + false_negatives * missed
+  tiny = jnp.finfo(jnp.float32).tiny
+  # 1 - index, without the difference of two numbers that are nearly 1.
+  loss = errors / jnp.maximum(right + errors + smooth, tiny)
+  if tversky_gamma != 1:
+    # Below an exponent of 1 the power has an infinite slope at 0.
+    loss = jnp.maximum(loss, tiny) ** (1.0 / tversky_gamma)
+  return _mean_over_classes(loss, truth, valid, classes)
+
+
 def lovasz_softmax(logits: Array, label: Array, *, classes: str = "present") -> tuple[Array, Array]:
   """Lovasz-Softmax, a convex surrogate of 1 - IoU, the mean over classes, image by image.
 

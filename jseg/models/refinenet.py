@@ -83,7 +83,7 @@ class RefineNet(Network):
       self.backbone, norm=self.norm, width=self.width, name="backbone"
     )
     maps = backbone(image, train=train)
-    x = None
+    x: Any = None
     levels = list(_LEVELS)
     per_block = 4 // self.blocks
     for block in range(self.blocks):

@@ -1,4 +1,4 @@
-"""Dropout that doesn't depend on how a batch is split."""
+"""Dropout that is drawn example by example."""
 
 import flax.linen as nn
 import jax
@@ -9,24 +9,24 @@ from jseg.types import Array
 
 
 class Dropout(nn.Module):
-  """Dropout (Srivastava et al. 2014), drawn by each example's place in the global batch.
+  """Sets values to 0 at random, and divides the others by the share that is kept.
 
-  [b ... c] -> [b ... c]. Flax's draws for a device's whole part of the batch, so that its masks are
-  others on another number of devices. The key is `sample`, the same on every device, as the
-  trainer gives it; `dropout` where there is no such key.
+  Srivastava et al. 2014, JMLR 15. What is drawn for an example depends on its place in the global
+  batch, as far as the stream of random numbers does: the training passes of the library give
+  `sample`, the same on all devices. Where a caller has only Flax's `dropout`, that is used.
 
   Attributes:
-    rate: probability with which a value is set to 0; the others are divided by 1 - rate.
+    rate: probability of 0, in [0, 1).
   """
 
   rate: float
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool = False) -> Array:
-    """Draws in training, and else passes values on."""
-    if not train or self.rate == 0:
+    """Drops values of x [b ...] in training; returns x itself otherwise."""
+    if not train or not self.rate:
       return x
     keys = example_keys(self.make_rng("sample" if self.has_rng("sample") else "dropout"), len(x))
-    keep = 1 - self.rate
+    keep = 1.0 - self.rate
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
-    return jnp.where(kept, x / keep, 0)
+    return jnp.where(kept, x / keep, 0.0).astype(x.dtype)

@@ -13,7 +13,7 @@ from jseg.losses import Loss, weights_of
 from jseg.metrics import confusion
 from jseg.models import Network
 from jseg.nn import resize_to
-from jseg.nn.devices import AXIS, example_keys
+from jseg.nn.devices import AXIS, example_keys, share_index
 from jseg.step import Forward, Losses, parallel
 from jseg.types import Array, Batch, InputError, Outputs, Variables
 
@@ -58,10 +58,7 @@ def make_forward(model: Network, augment: Augment) -> Forward:
       mutable=mutable,
       # Ours draws by an example's place, from one key; Flax's dropout, in networks of others, can
       # only draw for a device.
-      rngs={
-        "sample": sample_key,
-        "dropout": jax.random.fold_in(sample_key, jax.lax.axis_index(AXIS)),
-      },
+      rngs={"sample": sample_key, "dropout": jax.random.fold_in(sample_key, share_index())},
     )
     return cast(Outputs, outputs), targets, updated
 
