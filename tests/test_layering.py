@@ -40,6 +40,7 @@ RANKS = {
   "checkpoint": 8,
   "recipes": 9,
   "config_help": 9,
+  "length": 9,
   "run": 9,
   "log": 10,
   "predict": 10,
