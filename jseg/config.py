@@ -299,6 +299,7 @@ def make_optimizer(
   pretrained: Collection[str] = (),
   order: Sequence[str] = (),
   given: optax.GradientTransformation | None = None,
+  schedule: optax.Schedule | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of a configuration, and its learning rate by step.
 
@@ -307,11 +308,13 @@ def make_optimizer(
     pretrained: names of the parameters that `init_from` has filled.
     order: names of all parameters, as for `jseg.optim.make_optimizer`.
     given: transformation that was given in Python, in the place of `optim.optimizer`.
+    schedule: learning rate by step in the place of the configuration's.
   """
   arguments = dict(config.optim)
   names = defaults_of(optim.make_schedule, "steps")
   values = {name: arguments.pop(name) for name in names}
-  schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
+  if schedule is None:
+    schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
   arguments["options"] = dict(arguments["options"])
   if given is not None:
     arguments["optimizer"] = given

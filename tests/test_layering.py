@@ -49,8 +49,9 @@ RANKS = {
   "import_weights": 10,
   "tuning": 11,
   "loop": 11,
-  "commands": 12,
-  "cli": 13,
+  "lr_finder": 12,
+  "commands": 13,
+  "cli": 14,
 }
 # Folders whose files may import one another.
 SIBLINGS = {
