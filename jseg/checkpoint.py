@@ -42,6 +42,7 @@ class Checkpoints:
   Args:
     run: the run directory; they are in its folder `checkpoints`.
     keep: how many of the latest are kept. The best one is kept besides.
+    keep_every: steps between two that are kept for good; 0 is none.
     metric: name of the metric that selects the best; higher is better.
     read_only: for evaluation: nothing is written, created or cleaned up.
 
@@ -54,6 +55,7 @@ class Checkpoints:
     run: str | pathlib.Path,
     *,
     keep: int = 2,
+    keep_every: int = 0,
     metric: str = "miou",
     read_only: bool = False,
   ):
@@ -81,7 +83,13 @@ class Checkpoints:
         "checksums": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(keep), best]),
+        preservation_policy=_policy.AnyPreservationPolicy(
+          [
+            _policy.LatestN(keep),
+            best,
+            *([_policy.EveryNSteps(keep_every)] if keep_every else []),
+          ]
+        ),
         best_fn=_only_value,  # the policy alone decides; but without this, metrics are not written
         create=not read_only,
         read_only=read_only,

@@ -22,6 +22,7 @@ COMMANDS = (
   "predict",
   "export",
   "tune_crf",
+  "find_lr",
   "import_weights",
 )
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
   words = list(sys.argv[1:] if argv is None else argv)
   overrides: list[str] = []
-  if words[:1] == ["train"]:
+  if words[:1] in (["train"], ["find-lr"]):
     words, overrides = split_overrides(words)
   arguments = make_parser().parse_args(words)
   arguments.overrides = overrides

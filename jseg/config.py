@@ -65,6 +65,11 @@ class RunKeys:
     steps: length of the training; each step is one batch.
     dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
       and logits stay float32.
+    epochs: length of the training as passes over the training images, which then takes the place of
+      `steps`; may be a fraction; 0 leaves it to `steps`.
+    patience: evaluations without a new best after which training stops early; 0 is never.
+    best_metric: metric of the evaluation that selects the best checkpoint, and that `patience`
+      waits for; "" is the task's own, mIoU or mask AP.
     accumulate: parts that each device works through its share of a batch in, for a batch that
       doesn't fit in memory; 1 is the whole at once.
     given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
@@ -77,6 +82,7 @@ class RunKeys:
     eval_every: steps between two evaluations.
     checkpoint_every: steps between two checkpoints.
     keep: latest checkpoints that are kept, besides the best.
+    keep_every: steps between two checkpoints that are kept for good; 0 is none.
     samples: validation images in each sample picture.
     compilation_cache: folder of compiled programs, for the next start; "" is off.
   """
@@ -84,6 +90,9 @@ class RunKeys:
   seed: int = 0
   steps: int = 1000
   dtype: str = "float32"
+  epochs: float = 0.0
+  patience: int = 0
+  best_metric: str = ""
   accumulate: int = 1
   given: tuple[str, ...] = ()
   init_from: str = ""
@@ -93,6 +102,7 @@ class RunKeys:
   eval_every: int = 200
   checkpoint_every: int = 200
   keep: int = 2
+  keep_every: int = 0
   samples: int = 6
   compilation_cache: str = "~/.cache/jseg/xla"
 
@@ -135,6 +145,10 @@ class DataKeys:
 
 
 RESUMABLE = {
+  "steps",
+  "epochs",
+  "patience",
+  "keep_every",
   "log_every",
   "eval_every",
   "checkpoint_every",
@@ -147,7 +161,8 @@ RESUMABLE = {
   "data.max_pixels",
   "data.eval_batch_size",
 }
-"""Keys that may change when a run is resumed: no parameter depends on them, or on `inference`."""
+"""Keys that may change when a run is resumed, as all of `inference` may: they change no parameter,
+but for a length that is told (`jseg.length`)."""
 
 
 def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.ConfigDict:
@@ -252,6 +267,17 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
   of_data = ("batch_size", "eval_batch_size", "threads", "max_pixels")
   at_least({key: given[key] for key in (*positive, *(f"data.{key}" for key in of_data))}, 1)
   at_least({key: given[key] for key in ("seed", "samples", "precise_bn_batches")}, 0)
+  at_least({key: given[key] for key in ("epochs", "patience", "keep_every")}, 0)
+  if config.keep_every % config.checkpoint_every:
+    raise InputError(
+      f"keep_every: {config.keep_every} must be a multiple of checkpoint_every, "
+      f"{config.checkpoint_every}, as only what is saved can be kept"
+    )
+  metrics = tasks.get(network.task).metric_names
+  if config.best_metric and config.best_metric not in metrics:
+    raise InputError(
+      f"best_metric: {config.best_metric!r} is unknown; choose from {', '.join(metrics)}"
+    )
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
   if not 0 <= config.ema < 1:
@@ -280,6 +306,7 @@ def make_optimizer(
   pretrained: Collection[str] = (),
   order: Sequence[str] = (),
   given: optax.GradientTransformation | None = None,
+  schedule: optax.Schedule | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of a configuration, and its learning rate by step.
 
@@ -288,11 +315,13 @@ def make_optimizer(
     pretrained: names of the parameters that `init_from` has filled.
     order: names of all parameters, as for `jseg.optim.make_optimizer`.
     given: transformation that was given in Python, in the place of `optim.optimizer`.
+    schedule: learning rate by step in the place of the configuration's.
   """
   arguments = dict(config.optim)
   names = defaults_of(optim.make_schedule, "steps")
   values = {name: arguments.pop(name) for name in names}
-  schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
+  if schedule is None:
+    schedule = build("optim", optim.make_schedule, steps=config.steps, **values)
   arguments["options"] = dict(arguments["options"])
   if given is not None:
     arguments["optimizer"] = given

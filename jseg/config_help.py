@@ -159,6 +159,8 @@ def _losses() -> dict[str, str]:
 
 
 def _choices(config: ConfigDict, key: str) -> tuple[str, ...]:
+  if key == "best_metric":
+    return ("", *tasks.get(models.get(config.model.name).task).metric_names)
   section, _, name = key.rpartition(".")
   if section != "model" or name not in _CANDIDATES:
     return _CHOICES.get(key, ())

@@ -25,13 +25,14 @@ from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
 from jseg.groups import describe_groups, read_groups
 from jseg.install import versions
+from jseg.length import Progress, about_other_length, in_steps
 from jseg.log import LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
-from jseg.run import Run, held
+from jseg.run import Files, Run, held
 from jseg.state import TrainState, create_train_state, parameter_order
 from jseg.step import make_moments_step, make_train_step, replicate, shard
 from jseg.tasks.base import LossFn
@@ -92,6 +93,7 @@ def train(
 
   # Data and network.
   dataset = _as_dataset(dataset, config)
+  config = in_steps(config, len(dataset.source(config.data.train_split)))
   network = model or configs.make_model(config, len(dataset.classes.names))
   task = tasks.create(config, network, dataset.classes)
   task.check_data(dataset)
@@ -101,18 +103,27 @@ def train(
 
   with contextlib.ExitStack() as stack:
     hosts.on_first(lambda: stack.enter_context(held(workdir)))
+    before = _planned_steps(workdir, config, model)
     run = Run.start(workdir, config, dataset.classes, model)
 
     # State: a new one, or the last checkpoint's.
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
     make_optimizer = _optimizer_maker(run, optimizer)
-    state, taken = restore(run, checkpoints, batches, dataset, make_optimizer([]), init_key)
+    state, taken, progress = restore(
+      run, checkpoints, batches, dataset, make_optimizer([]), init_key
+    )
     state, first = replicate(hosts.from_first(state)), int(state.step)
     announce(run, dataset, state)
-    if first >= config.steps:
-      CONSOLE.print(f"already trained for {first} steps; to train anew, name another --workdir")
+    if first >= config.steps or progress.is_over(config.patience):
+      early = f", {_without_best(progress, run)}" if first < config.steps else ""
+      CONSOLE.print(
+        f"already trained for {first} steps{early}; to train anew, name another --workdir; to go "
+        f"on, raise --config.{'patience' if early else 'epochs' if config.epochs else 'steps'}"
+      )
       return task.evaluator(dataset, config.data.eval_split)(state.variables())
     CONSOLE.print(f"{f'resuming at step {first}' if first else 'starting'} in {run.path}")
+    if first and before != config.steps:
+      CONSOLE.print(about_other_length(config, before, first), highlight=False)
 
     # Steps and log.
     train_step = make_train_step(
@@ -151,18 +162,26 @@ def train(
       score = None
       if evaluating:
         state, score = validate(state, step)
+        progress = progress.after(score)
       if saving:
-        position = {"iterator": batches.get_state(), "fingerprint": dataset.fingerprint}
+        position = {
+          "iterator": batches.get_state(),
+          "fingerprint": dataset.fingerprint,
+          "progress": dataclasses.asdict(progress),
+        }
         checkpoints.save(state, position, score)
       if stopping:
         checkpoints.wait()
         CONSOLE.print(f"stopped; saved at step {step}. The same command goes on from there")
         return None
+      if progress.is_over(config.patience) and not last:
+        CONSOLE.print(f"stopped early: {_without_best(progress, run)}")
+        break
     checkpoints.wait()
     best = checkpoints.best()
 
   validate.show()
-  CONSOLE.print(f"checkpoints: step {config.steps} is the latest, step {best} the best")
+  CONSOLE.print(f"checkpoints: step {step} is the latest, step {best} the best")
   CONSOLE.print(f"pictures: {run.path / 'samples'}, curves: {run.files.curves}")
   return validate.scores
 
@@ -186,6 +205,19 @@ def alike(config: ConfigDict) -> dict[str, Any]:
   # Of our own version, not where it lies.
   facts: dict[str, Any] = {name: found[name].partition(",")[0] for name in names}
   return facts | {k: v for k, v in sorted(configs.flatten(config)) if k not in own}
+
+
+def _planned_steps(workdir: str | pathlib.Path, config: ConfigDict, model: Network | None) -> int:
+  """Steps that the run in a directory was to have so far; the configuration's if there is none."""
+  path = pathlib.Path(workdir).expanduser()
+  return Run.open(path, model=model).config.steps if Files(path).config.exists() else config.steps
+
+
+def _without_best(progress: Progress, run: Run) -> str:
+  return (
+    f"{progress.since} evaluations without a better {run.best_metric} than {progress.best} "
+    f"(patience {run.config.patience})"
+  )
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -229,7 +261,7 @@ def restore(
   dataset: Dataset,
   optimizer: optax.GradientTransformation,
   key: Array,
-) -> tuple[TrainState, Sequence[str]]:
+) -> tuple[TrainState, Sequence[str], Progress]:
   """The state to begin with: the latest checkpoint's, or a new one.
 
   Args:
@@ -241,7 +273,7 @@ def restore(
     key: random key of the initialization.
 
   Returns:
-    (state, names of the parameters that `init_from` filled).
+    (state, names of the parameters that `init_from` filled, progress of the best metric).
 
   Raises:
     InputError: the data set has changed, or a checkpoint or `init_from` can't be used.
@@ -250,7 +282,10 @@ def restore(
   shape = (*config.data.size, config.data.channels)
   state = create_train_state(run.model, optimizer, key, shape, ema=config.ema > 0)
   if checkpoints.latest() is None:
-    return initialize(state, config.init_from, run) if config.init_from else (state, [])
+    taken: Sequence[str] = []
+    if config.init_from:
+      state, taken = initialize(state, config.init_from, run)
+    return state, taken, Progress()
   state, position = checkpoints.restore(state)
   if position["fingerprint"] != dataset.fingerprint:
     raise InputError(
@@ -258,7 +293,8 @@ def restore(
       "train on what it is now, or put back what it was to resume"
     )
   batches.set_state(position["iterator"])
-  return state, run.pretrained() if config.init_from else []
+  taken = run.pretrained() if config.init_from else []
+  return state, taken, Progress.read(position)
 
 
 def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequence[str]]:
@@ -368,6 +404,7 @@ class Validation:
     on_evaluate: LogFn | None,
   ):
     self.scores: tasks.Scores | None = None
+    self._step = 0
     self._run, self._task, self._dataset, self._key = run, task, dataset, key
     self._log, self._on_evaluate = log, on_evaluate
     self._split = run.config.data.eval_split
@@ -387,8 +424,10 @@ class Validation:
     self.scores = self._evaluate(state.variables())
     summary = {**self.scores.summary(), "seconds": time.perf_counter() - started}
     self._log.write_validation(step, summary)
-    score = summary[self._task.metric]
-    CONSOLE.print(f"step {step}: validation {self._task.title} {score:.4f}")
+    score = summary[self._run.best_metric]
+    title = self._run.config.best_metric or self._task.title
+    CONSOLE.print(f"step {step}: validation {title} {score:.4f}")
+    self._step = step
     if hosts.is_first():
       self._run.save_evaluation(self.scores, self._split, step)
       # One device draws the pictures: elsewhere the copies stay idle.
@@ -427,7 +466,7 @@ class Validation:
       CONSOLE.print("image, truth, prediction:")
       CONSOLE.print(terminal_pictures(self._pictures[:3], min(CONSOLE.width, 120)))
     if self.scores is not None:
-      title = f"{self._split}, step {self._run.config.steps}"
+      title = f"{self._split}, step {self._step}"
       CONSOLE.print(self.scores.table(self._run.classes.names, title))
 
 

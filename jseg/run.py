@@ -240,6 +240,11 @@ class Run:
     """Task of the run's network."""
     return tasks.create(self.config, self.model, self.classes)
 
+  @property
+  def best_metric(self) -> str:
+    """Name of the metric that selects the best checkpoint."""
+    return self.config.best_metric or self.task.metric
+
   def checkpoints(self, *, read_only: bool = True) -> Checkpoints:
     """Returns the run's checkpoints; close them after use.
 
@@ -247,7 +252,11 @@ class Run:
       InputError: `read_only`, and there are none.
     """
     return Checkpoints(
-      self.path, keep=self.config.keep, metric=self.task.metric, read_only=read_only
+      self.path,
+      keep=self.config.keep,
+      keep_every=self.config.keep_every,
+      metric=self.best_metric,
+      read_only=read_only,
     )
 
   def restore(self, checkpoint: str | int = "best") -> tuple[int, Variables]:

@@ -56,8 +56,10 @@ RANKS = {
   "tuning": 12,
   "preview": 10,
   "loop": 12,
-  "commands": 13,
-  "cli": 14,
+  "length": 10,
+  "lr_finder": 13,
+  "commands": 14,
+  "cli": 15,
 }
 # Folders whose files may import one another.
 SIBLINGS = {

@@ -73,3 +73,34 @@ def save_curves(
     axes.grid(alpha=0.3)
     axes.legend()
   save_figure(figure, path)
+
+
+def save_rate_plot(
+  rates: Sequence[float],
+  losses: Sequence[float],
+  averages: Sequence[float],
+  suggestion: float,
+  path: pathlib.Path,
+) -> None:
+  """Draws the loss over a rising learning rate.
+
+  Args:
+    rates: learning rate of each step.
+    losses: loss of each step.
+    averages: moving averages of the losses.
+    suggestion: rate to mark.
+    path: PNG to write.
+  """
+  figure = make_figure(6, 3.5)
+  axes = figure.subplots()
+  axes.plot(rates, losses, color="tab:blue", alpha=0.3, label="loss")
+  axes.plot(rates, averages, color="tab:blue", label="average")
+  axes.axvline(suggestion, color="tab:orange", linestyle="--", label=f"suggested, {suggestion:.1g}")
+  axes.set_xscale("log")
+  axes.set_xlabel("learning rate")
+  axes.set_ylabel("loss")
+  low, high = min(*averages, *losses), max(averages)
+  axes.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
+  axes.grid(alpha=0.3)
+  axes.legend()
+  save_figure(figure, path)

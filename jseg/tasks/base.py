@@ -98,6 +98,7 @@ class Task(Protocol):
     config: configuration of the run.
     classes: names and colors of the classes.
     metric: key of the metric that selects the best checkpoint; higher is better.
+    metric_names: keys of all metrics of `Scores.summary`, of which a run may choose another.
     title: name of that metric in tables and plots.
     predict_options: names of the keyword arguments of `predictor`.
     evaluate_options: names of the keyword arguments of `extra_metrics`.
@@ -106,6 +107,7 @@ class Task(Protocol):
   """
 
   metric: ClassVar[str]
+  metric_names: ClassVar[tuple[str, ...]]
   title: ClassVar[str]
   predict_options: ClassVar[tuple[str, ...]]
   evaluate_options: ClassVar[tuple[str, ...]]

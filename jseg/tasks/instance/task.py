@@ -52,6 +52,7 @@ class InstanceTask:
   """
 
   metric: ClassVar[str] = "map"
+  metric_names: ClassVar[tuple[str, ...]] = ("map", "map50", "box_map", "box_map50")
   title: ClassVar[str] = "mask AP"
   predict_options: ClassVar[tuple[str, ...]] = ()
   evaluate_options: ClassVar[tuple[str, ...]] = ()

@@ -59,6 +59,7 @@ class SemanticTask:
   """
 
   metric: ClassVar[str] = "miou"
+  metric_names: ClassVar[tuple[str, ...]] = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
   title: ClassVar[str] = "mIoU"
   predict_options: ClassVar[tuple[str, ...]] = ("crf",)
   evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
