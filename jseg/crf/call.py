@@ -153,7 +153,7 @@ def _marginals(
   if traced:
     both = jnp.asarray(x, dtype), jnp.asarray(pixels, dtype)
     return _traced(both, params, plan, normalize, size=size, batched=batched)
-  params = params.replace(method=_method(params, size, _platform()))
+  params = dataclasses.replace(params, method=_method(params, size, _platform()))
   x, pixels = np.asarray(x, dtype), np.asarray(pixels, dtype)
   if not batched:
     return _finish(_start(x, pixels, params, plan), params, plan, normalize)
@@ -174,7 +174,7 @@ def _traced(
 
   def by(method: str) -> Callable[..., Array]:
     def all_images(logits: Array, image: Array, params: CrfParams) -> Array:
-      params = params.replace(method=method)
+      params = dataclasses.replace(params, method=method)
 
       def one(pair: tuple[Array, Array]) -> Array:
         return infer(*pair, params, PreparedImage(), plan=plan, normalize=normalize)
@@ -200,10 +200,7 @@ def _method(params: CrfParams, size: int, platform: str) -> str:
 
 def _platform() -> str:
   """Where programs run that nobody has placed."""
-  device = jax.config.jax_default_device
-  if isinstance(device, str):
-    return device
-  return device.platform if device is not None else jax.default_backend()
+  return next(iter(jnp.zeros(()).devices())).platform
 
 
 def _on_host(x: jax.typing.ArrayLike) -> Array | np.ndarray:

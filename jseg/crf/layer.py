@@ -67,12 +67,16 @@ class DenseCRF(nn.Module):
   def _at_stride(self, logits: Array, image: Array, params: CrfParams) -> Array:
     shape = logits.shape[1:-1]
     small = tuple(cdiv(n, self.stride) for n in shape)
-    scaled = {
+    scaled: dict[str, Any] = {
       name: jnp.asarray(getattr(params, name), jnp.float32) / self.stride
       for name in ("spatial_sigma", "bilateral_sigma_xy")
     }
-    both = (_resized(x, small) for x in (logits, image))
-    log_q = log_marginals(*both, params.replace(**scaled), ndim=self.ndim)
+    log_q = log_marginals(
+      _resized(logits, small),
+      _resized(image, small),
+      dataclasses.replace(params, **scaled),
+      ndim=self.ndim,
+    )
     q = _resized(jnp.exp(log_q), shape)
     return jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
 

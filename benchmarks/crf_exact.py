@@ -1,0 +1,129 @@
+"""The exact CRF kernel: pairs of blocks that are skipped, its error, and what it costs on a TPU.
+
+  python benchmarks/crf_exact.py FOLDER                # of FOLDER/images: shares and errors
+  python benchmarks/crf_exact.py --tpu=v5e:2x2 --method=exact --size=375,500 [--gradient]
+
+--tpu compiles for a TPU that needn't be there; `pip install libtpu` in the version that JAX's extra
+`tpu` names. One process at a time.
+"""
+
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+
+from jseg.crf import CrfParams, dense_crf, log_marginals
+from jseg.crf.blocks import make_blocks
+from jseg.crf.embedding import colors, positions
+from jseg.crf.exact import exact_filter
+from jseg.data import read_image
+from jseg.types import Array
+
+_SIZE = flags.DEFINE_list("size", ["375", "500"], "height and width of the images")
+_CROP = flags.DEFINE_integer("crop", 64, "height and width of the crops that errors are taken of")
+_IMAGES = flags.DEFINE_integer("images", 3, "number of images")
+_TPU = flags.DEFINE_string("tpu", "", "topology to compile for")
+_METHOD = flags.DEFINE_enum("method", "exact", ["exact", "lattice", "landmarks"], "method")
+_GRADIENT = flags.DEFINE_bool("gradient", False, "also by logits and weights")
+
+BANDWIDTHS = ((80.0, 13.0), (49.0, 5.0), (67.0, 3.0))
+TOLERANCES = (0.0, 1e-5, 1e-3)
+CLASSES = 21
+
+
+def features(image: np.ndarray, xy: float, rgb: float) -> Array:
+  """Features [n 5] of an image's pixels."""
+  place = positions(image.shape[:2], jnp.float32(xy))
+  return jnp.concatenate([place, colors(jnp.asarray(image, jnp.float32), jnp.float32(rgb))], 1)
+
+
+def skipped(paths: list[pathlib.Path]) -> None:
+  """Prints the share of pairs of blocks of points that are skipped."""
+  h, w = map(int, _SIZE.value)
+  images = [cv2.resize(read_image(p), (w, h), interpolation=cv2.INTER_AREA) for p in paths]
+  make = jax.jit(make_blocks, static_argnums=2)
+  for xy, rgb in BANDWIDTHS:
+    for tolerance in TOLERANCES:
+      shares = []
+      for image in images:
+        blocks = make(features(image, xy, rgb), jnp.ones(h * w), tolerance)
+        size = blocks.used.reshape(len(blocks.keep), -1).sum(1).astype(float)
+        shares.append(1 - float(size @ blocks.keep @ size) / (h * w) ** 2)
+      text = " ".join(f"{100 * x:.1f}" for x in shares)
+      print(f"({xy:g}, {rgb:g}) tolerance {tolerance:g}: skipped {text} %", flush=True)
+
+
+def error(paths: list[pathlib.Path]) -> None:
+  """Prints the largest relative error of row sums, against float64, and of the mean of values."""
+  n = _CROP.value
+  for xy, rgb in BANDWIDTHS:
+    for tolerance in TOLERANCES:
+      worst, left_out = 0.0, 0.0
+      for path in paths:
+        points = features(read_image(path)[:n, :n], xy, rgb)
+        exact = np.asarray(points, np.float64)
+        squares = sum((a[:, None] - a[None]) ** 2 for a in exact.T)
+        matrix = np.exp(-0.5 * squares)
+        x = np.random.default_rng(0).random((len(exact), CLASSES))
+        both = np.concatenate([x, np.ones((len(exact), 1))], 1)
+        blocks = make_blocks(points, jnp.ones(len(points)), tolerance)
+        found = exact_filter(jnp.asarray(both, jnp.float32), points, blocks)
+        sums = matrix.sum(1, keepdims=True)
+        worst = max(worst, float(abs((found - matrix @ both) / sums).max()))
+        left_out = max(left_out, 1 - float(blocks.keep.mean()))
+      print(f"({xy:g}, {rgb:g}) tolerance {tolerance:g}: error {worst:.1e}, skipped {left_out:.2f}")
+
+
+def on_tpu() -> None:
+  """Prints what compiling for a TPU takes, and the program's memory and bytes."""
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  jax.config.update("jax_platforms", "cpu")
+  h, w = map(int, _SIZE.value)
+  params = CrfParams(spatial_sigma=3.0, method=_METHOD.value)
+  device = topologies.get_topology_desc(platform="tpu", topology_name=_TPU.value).devices[0]
+  place = jax.sharding.SingleDeviceSharding(device)
+
+  def loss(logits: Array, weight: Array, image: Array) -> Array:
+    changed = params.replace(bilateral_weight=weight)  # type: ignore[attr-defined]
+    return log_marginals(logits, image, changed)[..., 0].mean()
+
+  def forward(logits: Array, weight: Array, image: Array) -> Array:
+    return dense_crf(logits, image, params.replace(bilateral_weight=weight))  # type: ignore[attr-defined]
+
+  f: Callable[..., Any] = jax.grad(loss, (0, 1)) if _GRADIENT.value else forward
+  shapes = (h, w, CLASSES), (CLASSES,), (h, w, 3)
+  lowered = jax.jit(f).lower(
+    *(jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes)
+  )
+  start, busy = time.perf_counter(), time.process_time()
+  compiled = lowered.compile()
+  seconds, busy = time.perf_counter() - start, time.process_time() - busy
+  memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
+  moved = compiled.cost_analysis()["bytes accessed"] / 1e9
+  print(
+    f"{_METHOD.value} {h} x {w}{' gradient' * _GRADIENT.value}: compiled in {seconds:.0f} s "
+    f"({busy:.0f} s of all cores), {memory:.2f} GiB of temporaries, {moved:.1f} GB accessed, loops "
+    "counted once"
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags select."""
+  if _TPU.value:
+    on_tpu()
+  else:
+    paths = sorted((pathlib.Path(argv[1]) / "images").iterdir())[: _IMAGES.value]
+    skipped(paths)
+    error(paths)
+
+
+if __name__ == "__main__":
+  app.run(main)
