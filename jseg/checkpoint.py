@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from jseg import checksums, hosts, json_files
 from jseg.console import ERRORS
+from jseg.outputs import unwritable
 from jseg.parameters import parameter_name
 from jseg.state import TrainState
 from jseg.types import InputError
@@ -72,7 +73,16 @@ class Checkpoints:
     if directory.is_dir():
       hosts.on_first(lambda: self._check_metrics(read_only))
     best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
-    self._manager = ocp.CheckpointManager(
+    try:
+      self._manager = self._open(best, keep, read_only)
+    except OSError as error:
+      raise unwritable(directory, error, "mend that, then start the same command again") from error
+    if read_only and not self._manager.all_steps():
+      raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
+
+  def _open(self, best: Any, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    directory = self._directory
+    return ocp.CheckpointManager(
       directory,
       item_handlers={
         "model": _array_handler(directory),
@@ -88,8 +98,6 @@ class Checkpoints:
         enable_async_checkpointing=not read_only,
       ),
     )
-    if read_only and not self._manager.all_steps():
-      raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
 
   def steps(self) -> list[int]:
     """Steps that have a finished checkpoint, in order."""

@@ -238,15 +238,18 @@ def test_sigterm_saves_and_returns(tmp_path, data_dir, capsys):
   assert Run.open(stopped).restore("latest")[0] == metrics(stopped)[-1]["step"] == 5
 
 
+def changes(workdir):
+  """When each file of a run was written, but for evaluations."""
+  files = (path for path in workdir.rglob("*") if path.is_file())
+  return {str(p): p.stat().st_mtime_ns for p in files if p.parent.name != "evaluation"}
+
+
 def test_the_second_training_in_a_folder_is_refused(run, data_dir):
-  before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+  before = changes(run)
   with held(run), pytest.raises(InputError, match=r"tiny is in use by process \d+ on .* since"):
     train(tiny_config(data_dir), run)
   assert evaluate(run).step in (6, 12)  # reading goes on
-  after = sorted(
-    path.stat().st_mtime_ns for path in run.rglob("*") if "evaluation" not in str(path)
-  )
-  assert set(after) - {run.stat().st_mtime_ns} <= set(before)
+  assert before == changes(run)
 
 
 def full(workdir, number):
@@ -254,8 +257,8 @@ def full(workdir, number):
   return contextlib.closing(Writes(workdir, "full", number))
 
 
-@pytest.mark.parametrize("number", [2, 4, 8, 12, 15, 17, 30, 45, 60, 90])
-def test_a_full_disk_is_told_at_any_write(run, tmp_path, data_dir, number):
+@pytest.mark.parametrize("number", [2, 5, 8, 12, 14, 17, 18, 30])
+def test_a_full_disk_is_told_at_any_write(tmp_path, data_dir, number):
   workdir = tmp_path / "full"
   with full(workdir, number), pytest.raises(InputError, match=r"(No space left|disk is full)"):
     train(tiny_config(data_dir), workdir)
