@@ -22,6 +22,7 @@ RANKS = {
   "parameters": 0,
   "hosts": 1,
   "checksums": 1,
+  "compilation_cache": 0,
   "lookup": 1,
   "config_values": 1,
   "images": 1,
