@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from jseg import tasks
+from jseg.console import ERRORS
 from jseg.crf import CrfParams
 from jseg.data import Dataset
 from jseg.models import Network
-from jseg.outputs import try_file
+from jseg.outputs import WriteError, try_file
 from jseg.run import Run
 from jseg.step import replicate
 
@@ -27,6 +28,7 @@ class Evaluation:
     names: names of the classes.
     extra: whole-image metrics that were asked for, as plain values by name; and `crf`, the metrics
       after the CRF and its `params`.
+    written: whether they are in the run directory; not of one that is read-only.
   """
 
   split: str
@@ -34,6 +36,7 @@ class Evaluation:
   scores: tasks.Scores
   names: Sequence[str]
   extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  written: bool = True
 
   def table(self, title: str) -> RenderableType:
     """Returns the metrics as a table for the terminal."""
@@ -54,6 +57,9 @@ def evaluate(
   dataset: Dataset | None = None,
 ) -> Evaluation:
   """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
+
+  Where the run is read-only, that is told, and nothing is written. A run that is being trained can
+  be evaluated too.
 
   Args:
     run: the run directory.
@@ -86,11 +92,19 @@ def evaluate(
   else:
     opened.check_classes(dataset)
   split = split or opened.config.data.eval_split
-  try_file(opened.files.scores(split), "make it writable, or evaluate a copy of the run")
+  written = True
+  try:
+    try_file(opened.files.scores(split), "make it writable, or evaluate a copy of the run")
+  except WriteError as error:
+    if not error.read_only:
+      raise
+    written = False
+    ERRORS.print(f"! the metrics are not written: {error}", style="yellow", soft_wrap=True)
   step, variables = opened.restore(checkpoint)
   scores = task.evaluator(dataset, split)(replicate(variables))
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
   known = {name: options[name] for name in task.evaluate_options}
   extra |= task.extra_metrics(variables, dataset, split, **known)
-  opened.save_evaluation(scores, split, step, extra)
-  return Evaluation(split, step, scores, opened.classes.names, extra)
+  if written:
+    opened.save_evaluation(scores, split, step, extra)
+  return Evaluation(split, step, scores, opened.classes.names, extra, written)

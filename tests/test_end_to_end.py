@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -113,6 +114,20 @@ def test_evaluation_agrees_with_training_and_over_batch_sizes(run):
   assert saved["miou"] == pytest.approx(first.scores.miou, abs=1e-4)
   assert set(saved["per_class"]) == {"background", "disc", "rectangle", "triangle", "star"}
   assert (run / "evaluation" / "val_confusion.png").is_file()
+
+
+def test_a_run_that_is_read_only_is_evaluated(run, monkeypatch, capsys):
+  def refuse(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+  # For root no folder is read-only: what is simulated is the answer of the system.
+  monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+  before = [(path, path.stat().st_mtime_ns) for path in run.rglob("*")]
+  result = evaluate(run, checkpoint="latest")
+  assert result.scores.miou == pytest.approx(metrics(run)[-1]["miou"], abs=1e-4)
+  assert not result.written
+  assert "not written: " in capsys.readouterr().err
+  assert before == [(path, path.stat().st_mtime_ns) for path in run.rglob("*")]
 
 
 @pytest.mark.parametrize("devices", [1, 2])
