@@ -70,7 +70,9 @@ class Checkpoints:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     self._name, self._directory = metric, directory
-    if directory.is_dir():
+    if read_only:
+      self._check_metrics(read_only)
+    else:
       hosts.on_first(lambda: self._check_metrics(read_only))
     best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
     try:
@@ -135,6 +137,8 @@ class Checkpoints:
         _mend_metrics(path, record and record["metrics"], problem)
 
   def _finished(self) -> list[int]:
+    if not self._directory.is_dir():
+      return []
     return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
 
   def _sound_record(self, step: int) -> dict[str, Any] | None:
