@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from jseg import checksums, hosts, json_files
 from jseg.console import ERRORS
+from jseg.outputs import unwritable
 from jseg.parameters import parameter_name
 from jseg.state import TrainState
 from jseg.types import InputError
@@ -71,10 +72,21 @@ class Checkpoints:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     self._name, self._directory = metric, directory
-    if directory.is_dir():
+    if read_only:
+      self._check_metrics(read_only)
+    else:
       hosts.on_first(lambda: self._check_metrics(read_only))
     best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
-    self._manager = ocp.CheckpointManager(
+    try:
+      self._manager = self._open(best, keep, read_only)
+    except OSError as error:
+      raise unwritable(directory, error, "mend that, then start the same command again") from error
+    if read_only and not self._manager.all_steps():
+      raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
+
+  def _open(self, best: Any, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    directory = self._directory
+    return ocp.CheckpointManager(
       directory,
       item_handlers={
         "model": _array_handler(directory),
@@ -96,8 +108,6 @@ class Checkpoints:
         enable_async_checkpointing=not read_only,
       ),
     )
-    if read_only and not self._manager.all_steps():
-      raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
 
   def steps(self) -> list[int]:
     """Steps that have a finished checkpoint, in order."""
@@ -135,6 +145,8 @@ class Checkpoints:
         _mend_metrics(path, record and record["metrics"], problem)
 
   def _finished(self) -> list[int]:
+    if not self._directory.is_dir():
+      return []
     return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
 
   def _sound_record(self, step: int) -> dict[str, Any] | None:

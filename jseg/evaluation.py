@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from jseg import hosts, tasks
+from jseg.console import ERRORS
 from jseg.crf import CrfParams
 from jseg.data import Dataset
 from jseg.models import Network
-from jseg.outputs import try_file
+from jseg.outputs import WriteError, try_file
 from jseg.run import Run
 from jseg.step import replicate
 from jseg.tasks.semantic.inference import protocol_changes
@@ -28,6 +29,7 @@ class Evaluation:
     names: names of the classes.
     extra: whole-image metrics that were asked for, as plain values by name; and `crf`, the metrics
       after the CRF and its `params`.
+    written: whether they are in the run directory; not of one that is read-only.
   """
 
   split: str
@@ -35,6 +37,7 @@ class Evaluation:
   scores: tasks.Scores
   names: Sequence[str]
   extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  written: bool = True
 
   def table(self, title: str) -> RenderableType:
     """Returns the metrics as a table for the terminal."""
@@ -58,7 +61,8 @@ def evaluate(
   """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
 
   Several processes (`jseg.hosts.connect`) share the images; process 0 measures what needs whole
-  images (`metrics`, `crf`), and writes.
+  images (`metrics`, `crf`), and writes. Where the run is read-only, that is told, and nothing is
+  written. A run that is being trained can be evaluated too.
 
   Args:
     run: the run directory.
@@ -95,9 +99,8 @@ def evaluate(
   else:
     opened.check_classes(dataset)
   split = split or opened.config.data.eval_split
-  scores_file = opened.files.scores(split)
-  remedy = "make it writable, or evaluate a copy of the run"
-  hosts.on_first(lambda: try_file(scores_file, remedy))
+  writable: list[bool] = []  # of process 0 alone
+  hosts.on_first(lambda: writable.append(_is_writable(opened, split)))
   step, variables = opened.restore(checkpoint)
   scores = task.evaluator(dataset, split)(replicate(variables))
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
@@ -107,7 +110,24 @@ def evaluate(
 
   def finish() -> None:
     extra.update(task.extra_metrics(variables, dataset, split, **known))
-    opened.save_evaluation(scores, split, step, extra)
+    if writable[0]:
+      opened.save_evaluation(scores, split, step, extra)
 
   hosts.on_first(finish)
-  return Evaluation(split, step, scores, opened.classes.names, extra)
+  return Evaluation(split, step, scores, opened.classes.names, extra, written=any(writable))
+
+
+def _is_writable(run: Run, split: str) -> bool:
+  """Whether the metrics of a split can be written; where the run is read-only, that is told.
+
+  Raises:
+    InputError: they can't be written for another reason.
+  """
+  try:
+    try_file(run.files.scores(split), "make it writable, or evaluate a copy of the run")
+  except WriteError as error:
+    if not error.read_only:
+      raise
+    ERRORS.print(f"! the metrics are not written: {error}", style="yellow", soft_wrap=True)
+    return False
+  return True

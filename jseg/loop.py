@@ -17,8 +17,8 @@ import optax
 from ml_collections import ConfigDict
 from rich.text import Text
 
+from jseg import compilation_cache, hosts, json_files, tasks
 from jseg import config as configs
-from jseg import hosts, json_files, tasks
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
 from jseg.console import CONSOLE
@@ -240,6 +240,7 @@ def use_compilation_cache(config: ConfigDict) -> None:
     except (InputError, RuntimeError) as error:  # there is no home directory
       CONSOLE.print(f"compiled programs are not kept: {error}", style="yellow", soft_wrap=True)
       return
+    compilation_cache.sweep(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -1,6 +1,7 @@
 """Files that are written: their places tried before the work, written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -23,7 +24,14 @@ class WriteError(InputError):
   """A file or folder can't be written: the disk is full, it is read-only, something is in its way.
 
   The message names it, the reason and the remedy.
+
+  Attributes:
+    read_only: whether it may be read and not be written, by permission or by the file system.
   """
+
+  def __init__(self, message: str, read_only: bool = False):
+    super().__init__(message)
+    self.read_only = read_only
 
 
 def try_folder(folder: pathlib.Path, remedy: str) -> None:
@@ -83,7 +91,8 @@ def unwritable(path: pathlib.Path, error: OSError, remedy: str) -> WriteError:
     if os.path.isfile(place) and (place != path or isinstance(error, FileExistsError)):
       reason = f"{'it' if place == path else place} is a file and no folder"
       break
-  return WriteError(f"{path} can't be written ({reason}); {remedy}")
+  read_only = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+  return WriteError(f"{path} can't be written ({reason}); {remedy}", read_only)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -113,6 +114,20 @@ def test_evaluation_agrees_with_training_and_over_batch_sizes(run):
   assert saved["miou"] == pytest.approx(first.scores.miou, abs=1e-4)
   assert set(saved["per_class"]) == {"background", "disc", "rectangle", "triangle", "star"}
   assert (run / "evaluation" / "val_confusion.png").is_file()
+
+
+def test_a_run_that_is_read_only_is_evaluated(run, monkeypatch, capsys):
+  def refuse(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+  # For root no folder is read-only: what is simulated is the answer of the system.
+  monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+  before = [(path, path.stat().st_mtime_ns) for path in run.rglob("*")]
+  result = evaluate(run, checkpoint="latest")
+  assert result.scores.miou == pytest.approx(metrics(run)[-1]["miou"], abs=1e-4)
+  assert not result.written
+  assert "not written: " in capsys.readouterr().err
+  assert before == [(path, path.stat().st_mtime_ns) for path in run.rglob("*")]
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -238,15 +253,18 @@ def test_sigterm_saves_and_returns(tmp_path, data_dir, capsys):
   assert Run.open(stopped).restore("latest")[0] == metrics(stopped)[-1]["step"] == 5
 
 
+def changes(workdir):
+  """When each file of a run was written, but for evaluations."""
+  files = (path for path in workdir.rglob("*") if path.is_file())
+  return {str(p): p.stat().st_mtime_ns for p in files if p.parent.name != "evaluation"}
+
+
 def test_the_second_training_in_a_folder_is_refused(run, data_dir):
-  before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+  before = changes(run)
   with held(run), pytest.raises(InputError, match=r"tiny is in use by process \d+ on .* since"):
     train(tiny_config(data_dir), run)
   assert evaluate(run).step in (6, 12)  # reading goes on
-  after = sorted(
-    path.stat().st_mtime_ns for path in run.rglob("*") if "evaluation" not in str(path)
-  )
-  assert set(after) - {run.stat().st_mtime_ns} <= set(before)
+  assert before == changes(run)
 
 
 def full(workdir, number):
@@ -254,8 +272,8 @@ def full(workdir, number):
   return contextlib.closing(Writes(workdir, "full", number))
 
 
-@pytest.mark.parametrize("number", [2, 4, 8, 12, 15, 17, 30, 45, 60, 90])
-def test_a_full_disk_is_told_at_any_write(run, tmp_path, data_dir, number):
+@pytest.mark.parametrize("number", [2, 5, 8, 12, 14, 17, 18, 30])
+def test_a_full_disk_is_told_at_any_write(tmp_path, data_dir, number):
   workdir = tmp_path / "full"
   with full(workdir, number), pytest.raises(InputError, match=r"(No space left|disk is full)"):
     train(tiny_config(data_dir), workdir)

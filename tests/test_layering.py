@@ -24,6 +24,7 @@ RANKS = {
   "lost": 0,
   "hosts": 1,
   "checksums": 1,
+  "compilation_cache": 0,
   "lookup": 1,
   "config_values": 1,
   "images": 1,

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import pathlib
 import sys
@@ -18,6 +19,9 @@ from jseg.loop import use_compilation_cache
 from jseg.run import Run
 from jseg.tasks.semantic.inference import PROTOCOLS
 from jseg.types import InputError
+
+# What isn't the program's fault but the place's: full, read-only, of somebody else.
+_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def use_cpu_cores(batch_size: int | None = None) -> None:
@@ -45,7 +49,9 @@ def run_or_exit(run: Callable[[], object]) -> None:
     run()
   except KeyboardInterrupt:
     sys.exit(130)  # as a shell tells that it was stopped
-  except PermissionError as error:
+  except OSError as error:
+    if error.errno not in _PLACES or error.filename is None:
+      raise
     console.end(f"{error.filename}: {error.strerror}; change that, or name another place")
   except InputError as error:
     sys.unraisablehook = lambda _: None  # for tasks that a failed save has left behind

@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     CONSOLE.print(f"{key}: {100 * value:.1f} %")
   if "crf" in result.extra:
     CONSOLE.print(crf_table(result))
-  CONSOLE.print(f"written to {opened.files.evaluation}")
+  if result.written:
+    CONSOLE.print(f"written to {opened.files.evaluation}")
 
 
 def numbers(extra: Mapping[str, Any]) -> dict[str, float]:
