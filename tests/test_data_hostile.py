@@ -86,6 +86,7 @@ def read_or_refused(reader, content, path):
     ("classes", "ab"),
     ("classes", [["a"]]),
     ("classes", {"a": 0}),
+    ("classes", ["a", "b" * 1001]),
   ],
   ids=lambda value: repr(value)[:20],
 )
