@@ -211,6 +211,17 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
   assert "400,000,000 pixels" in refused(read_image, tmp_path / "x.png", content)
 
 
+def test_a_chunk_that_says_it_is_of_gigabytes_takes_none():
+  """Pillow passes over it, and OpenCV would make room for it."""
+  content = encode(RGB)
+  assert canonical_image(content, "x").data == content
+  place = content.index(b"IDAT") - 4
+  longer = content[:place] + b"\xa4" + content[place + 1 :]
+  image = canonical_image(longer, "x")
+  assert image.data != longer
+  np.testing.assert_array_equal(decode_image(image.data), RGB)
+
+
 def test_check_and_training_have_the_same_limit(tmp_path, capsys):
   root = tmp_path / "set"
   for split, kind in itertools.product(("train", "val"), ("images", "masks")):
