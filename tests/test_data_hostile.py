@@ -86,6 +86,7 @@ def read_or_refused(reader, content, path):
     ("classes", "ab"),
     ("classes", [["a"]]),
     ("classes", {"a": 0}),
+    ("classes", ["a", "b" * 1001]),
   ],
   ids=lambda value: repr(value)[:20],
 )
@@ -208,6 +209,17 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
   header = content[12:16] + struct.pack(">II", 20_000, 20_000) + content[24:29]
   content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
   assert "400,000,000 pixels" in refused(read_image, tmp_path / "x.png", content)
+
+
+def test_a_chunk_that_says_it_is_of_gigabytes_takes_none():
+  """Pillow passes over it, and OpenCV would make room for it."""
+  content = encode(RGB)
+  assert canonical_image(content, "x").data == content
+  place = content.index(b"IDAT") - 4
+  longer = content[:place] + b"\xa4" + content[place + 1 :]
+  image = canonical_image(longer, "x")
+  assert image.data != longer
+  np.testing.assert_array_equal(decode_image(image.data), RGB)
 
 
 def test_check_and_training_have_the_same_limit(tmp_path, capsys):

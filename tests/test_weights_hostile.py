@@ -272,7 +272,8 @@ def test_whatever_is_damaged_is_read_or_refused(tmp_path, form):
     (tmp_path / form).write_bytes(FORMS[form](rng))
     try:
       tensors = read_tensors(tmp_path / form)
-      outcomes[0] += all(isinstance(t.sum(), np.generic) for t in tensors.values())
+      with np.errstate(all="ignore"):  # numbers may be any
+        outcomes[0] += all(isinstance(t.sum(), np.generic) for t in tensors.values())
     except InputError:
       outcomes[1] += 1
   assert sum(outcomes) == ROUNDS

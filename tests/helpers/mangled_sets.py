@@ -1,5 +1,6 @@
 """Sets of objects, in COCO's JSON and of volumes, and what can have happened to them."""
 
+import contextlib
 import gzip
 import json
 
@@ -53,28 +54,38 @@ def make_coco(root, rng):
     write(root / split / "_annotations.coco.json", json.dumps(content).encode())
 
 
+@contextlib.contextmanager
+def _content(root):
+  """What is in the JSON file, to be changed, unless the file is broken already."""
+  try:
+    content = json.loads((root / JSON).read_bytes())
+  except ValueError:
+    yield {}
+    return
+  yield content
+  write(root / JSON, json.dumps(content).encode())
+
+
 def _changing(part, key, *values):
   """A change of one row of the JSON file to one of some values."""
 
   def change(root, rng):
-    content = json.loads((root / JSON).read_bytes())
-    row = content[part][rng.integers(len(content[part]))]
-    row[key] = values[rng.integers(len(values))]
-    write(root / JSON, json.dumps(content).encode())
+    with _content(root) as content:
+      if rows := content.get(part):
+        rows[rng.integers(len(rows))][key] = values[rng.integers(len(values))]
 
   change.__name__ = f"{part}_{key}"
   return change
 
 
 def all_crowds(root, rng):
-  content = json.loads((root / JSON).read_bytes())
-  content["annotations"] = [{**row, "iscrowd": 1} for row in content["annotations"]]
-  write(root / JSON, json.dumps(content).encode())
+  with _content(root) as content:
+    content["annotations"] = [{**row, "iscrowd": 1} for row in content.get("annotations", ())]
 
 
 def no_annotation(root, rng):
-  content = json.loads((root / JSON).read_bytes())
-  write(root / JSON, json.dumps({**content, "annotations": []}).encode())
+  with _content(root) as content:
+    content["annotations"] = []
 
 
 def cut_json(root, rng):
@@ -82,9 +93,8 @@ def cut_json(root, rng):
 
 
 def other_categories(root, rng):
-  content = json.loads((root / JSON).read_bytes())
-  content["categories"] = content["categories"][:1]
-  write(root / JSON, json.dumps(content).encode())
+  with _content(root) as content:
+    content["categories"] = content.get("categories", [])[:1]
 
 
 def no_image(root, rng):

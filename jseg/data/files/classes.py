@@ -18,6 +18,7 @@ from jseg.types import IGNORE, InputError
 Color = tuple[int, int, int]
 
 EXAMPLE = '{"classes": ["background", "cell"], "ignore_label": 255}'
+_LONGEST = 1000  # characters of a name, which is drawn into legends
 _KEYS = ("classes", "palette", "ignore_label", "ignore_color", "mask_values", "task")
 
 
@@ -71,6 +72,10 @@ class ClassInfo:
     if not 1 <= k <= IGNORE and not self.instance:
       raise InputError(
         f"classes: {k} names, but 1 to {IGNORE} are possible (one byte, 255 is void)"
+      )
+    if long := next((name for name in names if len(name) > _LONGEST), ""):
+      raise InputError(
+        f"classes: {shown(long)!r} has {len(long)} characters; a name can have up to {_LONGEST}"
       )
     if twice := _duplicates(names):
       raise InputError(

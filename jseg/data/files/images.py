@@ -134,7 +134,7 @@ def _open(data: bytes, where: Path | str) -> Opened:
 
 def _is_plain(data: bytes, image: Image.Image) -> bool:
   """Whether OpenCV, by which training reads it, sees in a file what Pillow sees."""
-  array = _decode(data)
+  array = _decode(data) if image.format == "JPEG" or _is_whole(data) else None
   if array is None or array.dtype != np.uint8:
     return False
   if array.shape != (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]:
@@ -142,6 +142,15 @@ def _is_plain(data: bytes, image: Image.Image) -> bool:
   # Decoders of JPEG may round in ways of their own.
   shown = array[..., None] if array.ndim == 2 else array[..., ::-1]
   return image.format == "JPEG" or np.array_equal(shown, _pixels(image))
+
+
+def _is_whole(png: bytes) -> bool:
+  """Whether all chunks of a PNG are there: OpenCV takes memory for what their lengths say."""
+  place, name = 8, b""
+  while name != b"IEND" and place + 12 <= len(png):
+    name = png[place + 4 : place + 8]
+    place += 12 + int.from_bytes(png[place : place + 4], "big")
+  return name == b"IEND" and place <= len(png)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
