@@ -13,7 +13,7 @@ from jseg.data import Dataset
 from jseg.models import Network
 from jseg.outputs import try_file
 from jseg.run import Run
-from jseg.step import replicate
+from jseg.step import meet, replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ def evaluate(
       be written, which is tried first.
   """
   hosts.agree({"split": split, "checkpoint": checkpoint, "changes": changes})
+  meet()
   settings = dict(changes or {})
   if batch_size is not None:
     settings["data.eval_batch_size"] = batch_size
