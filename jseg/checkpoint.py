@@ -77,14 +77,16 @@ class Checkpoints:
     else:
       hosts.on_first(lambda: self._check_metrics(read_only))
     best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
+    for_good = [_policy.EveryNSteps(keep_every)] if keep_every else []
+    kept = _policy.AnyPreservationPolicy([_policy.LatestN(keep), best, *for_good])
     try:
-      self._manager = self._open(best, keep, read_only)
+      self._manager = self._open(kept, read_only)
     except OSError as error:
       raise unwritable(directory, error, "mend that, then start the same command again") from error
     if read_only and not self._manager.all_steps():
       raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
 
-  def _open(self, best: Any, keep: int, read_only: bool) -> ocp.CheckpointManager:
+  def _open(self, kept: Any, read_only: bool) -> ocp.CheckpointManager:
     directory = self._directory
     return ocp.CheckpointManager(
       directory,
@@ -95,13 +97,7 @@ class Checkpoints:
         "checksums": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_policy.AnyPreservationPolicy(
-          [
-            _policy.LatestN(keep),
-            best,
-            *([_policy.EveryNSteps(keep_every)] if keep_every else []),
-          ]
-        ),
+        preservation_policy=kept,
         best_fn=_only_value,  # the policy alone decides; but without this, metrics are not written
         create=not read_only,
         read_only=read_only,

@@ -14,7 +14,7 @@ from jseg.data import Dataset
 from jseg.models import Network
 from jseg.outputs import WriteError, try_file
 from jseg.run import Run
-from jseg.step import replicate
+from jseg.step import meet, replicate
 from jseg.tasks.semantic.inference import protocol_changes
 
 
@@ -86,6 +86,7 @@ def evaluate(
       be written, which is tried first.
   """
   hosts.agree({"split": split, "checkpoint": checkpoint, "changes": changes, "protocol": protocol})
+  meet()
   opened = Run.open(run, model=model)
   settings = {**protocol_changes(opened.config, protocol), **(changes or {})}
   if batch_size is not None:

@@ -34,7 +34,7 @@ from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Files, Run, held
 from jseg.state import TrainState, create_train_state, parameter_order
-from jseg.step import make_moments_step, make_train_step, replicate, shard
+from jseg.step import make_moments_step, make_train_step, meet, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
 from jseg.weights import find_network, source_variables, transfer
@@ -87,6 +87,7 @@ def train(
   """
   config = configs.record(config, model=model, dataset=dataset, optimizer=optimizer, losses=losses)
   hosts.agree(alike(config))
+  meet()
   configs.validate(config, model)
   check_devices(config)
   use_compilation_cache(config)

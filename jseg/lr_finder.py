@@ -11,13 +11,13 @@ import optax
 from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import tasks
+from jseg import json_files, tasks
 from jseg.console import progress
 from jseg.loop import check_devices, initialize
 from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report.plots import save_rate_plot
-from jseg.run import Run, write_json
+from jseg.run import Run
 from jseg.state import create_train_state, parameter_order
 from jseg.step import make_train_step, replicate, shard
 from jseg.types import InputError
@@ -119,7 +119,7 @@ def find_lr(
   curve = make_curve(rates.tolist(), losses)
   save_rate_plot(curve.rates, curve.losses, curve.averages, curve.suggestion, run.path / "lr.png")
   about = {"suggestion": curve.suggestion, "lowest": curve.lowest}
-  write_json(run.path / "lr.json", {**about, **dataclasses.asdict(curve)})
+  json_files.write(run.path / "lr.json", {**about, **dataclasses.asdict(curve)})
   return curve
 
 

@@ -118,6 +118,17 @@ class LocalDevices:
     return [jax.device_put(array, self._split) for array in arrays]
 
 
+def meet() -> None:
+  """Lets the devices of several processes meet in a first, small sum.
+
+  On CPUs all must come to their first sum within half a minute, and to later ones at any time: a
+  program that takes one of them longer to compile must not be the first.
+  """
+  if jax.process_count() > 1:
+    add = parallel(lambda x: jax.lax.psum(x, AXIS), in_axes=(0,))
+    jax.block_until_ready(add(np.ones(jax.local_device_count(), np.float32)))
+
+
 def make_train_step(
   optimizer: optax.GradientTransformation,
   forward: Forward,

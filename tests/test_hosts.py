@@ -14,9 +14,12 @@ import pytest
 from helpers.host import several_config
 from jax._src import distributed, xla_bridge
 
-from jseg import hosts
-from jseg.loop import train
+import jseg
+from jseg import config, hosts
+from jseg.export import export_run
+from jseg.loop import alike, train
 from jseg.run import Run, load_model
+from jseg.tuning import tune_crf
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -178,6 +181,31 @@ def test_one_process_asks_nobody():
   assert not hosts.stopped_before(5)
   with pytest.raises(InputError, match="as it is"):
     hosts.on_first(fail)
+
+
+def test_what_works_in_one_process_is_refused_in_several(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  for start in (export_run, tune_crf):
+    with pytest.raises(InputError, match="works in one process; start it in one"):
+      start(tmp_path)
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
+  devices = [types.SimpleNamespace(process_index=process) for process in (0, 0, 1)]
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "devices", lambda: devices)
+  with pytest.raises(InputError, match="have 2, 1 devices; start each with as many"):
+    hosts.agree({})
+
+
+@pytest.mark.parametrize("change", [{"optim.lr": 0.3}, {"steps": 7}, {"eval_every": 9}])
+def test_settings_that_all_must_share_are_compared(change):
+  before = config.default("unet")
+  facts, changed = alike(before), alike(config.change(before, change))
+  assert [key for key in facts if facts[key] != changed[key]] == list(change)
+  elsewhere = {"data.root": "/other", "data.data_dir": "/other", "data.threads": 7}
+  assert alike(config.change(before, elsewhere)) == facts
+  assert facts["jseg"] == jseg.__version__
 
 
 def fail():

@@ -48,7 +48,8 @@ def agree(killed):
 
 
 def main(port, index, run, data_dir="", stop="0"):
-  hosts.HEARTBEAT_SECONDS = 10
+  if not data_dir:
+    hosts.HEARTBEAT_SECONDS = 10  # it waits for one that is lost
   hosts.connect(f"localhost:{port}", 2, int(index), run=run)
   if not data_dir:
     return agree(killed=int(run))
