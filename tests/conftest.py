@@ -12,14 +12,26 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 # Many compile the same programs, also in processes of their own. Each worker has its own store: one
-# isn't to read what another is writing.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jseg-programs-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# isn't to read what another is writing. JSEG_TEST_PROGRAMS names a folder that keeps the stores for
+# the next time, which then compiles only what has changed.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
+  os.path.abspath(
+    os.environ.get("JSEG_TEST_PROGRAMS") or tempfile.mkdtemp(prefix="jseg-programs-")
+  ),
+  os.environ.get("PYTEST_XDIST_WORKER", "main"),
+)
+# Kept, the small programs are worth their files too.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
+  "0" if os.environ.get("JSEG_TEST_PROGRAMS") else "0.3"
+)
 
 import jax
 import pytest
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if not os.environ.get("JSEG_TEST_PROGRAMS"):
+  atexit.register(
+    shutil.rmtree, pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent, ignore_errors=True
+  )
 
 # Tests of data parallelism need several devices; four simulated ones cost the others nothing.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))

@@ -14,27 +14,29 @@ from hypothesis import strategies as st
 from jseg.nn import detection
 from jseg.nn.detection import (
   Proposals,
-  anchor_targets,
   clip_boxes,
   decode_boxes,
-  detect,
   encode_boxes,
   has_sides,
   iou,
   make_anchors,
-  pool_regions,
-  propose,
   region_levels,
-  region_targets,
   subsample_labels,
 )
 from jseg.types import Targets
 
 # Operation by operation they would be dozens of programs each.
+anchor_targets = jax.jit(detection.anchor_targets, static_argnames="samples")
 crop_masks = jax.jit(detection.crop_masks, static_argnums=3)
+detect = jax.jit(detection.detect, static_argnames=("min_score", "threshold", "limit"))
 in_crowd = jax.jit(detection.in_crowd)
 match_boxes = jax.jit(detection.match_boxes, static_argnames=("high", "low", "best_too"))
 nms = jax.jit(detection.nms, static_argnames=("threshold", "limit"))
+pool_regions = jax.jit(detection.pool_regions, static_argnames=("size", "strides", "rounded"))
+propose = jax.jit(detection.propose, static_argnames=("candidates", "limit", "threshold"))
+region_targets = jax.jit(
+  detection.region_targets, static_argnames=("samples", "max_matches", "mask_size")
+)
 roi_pool = jax.jit(detection.roi_pool, static_argnames=("size", "strides"))
 roi_align = jax.jit(detection.roi_align, static_argnames=("size", "strides", "ratio", "aligned"))
 

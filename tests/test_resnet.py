@@ -70,10 +70,11 @@ def test_which_convolution_has_the_stride(where, one, three):
 
 @pytest.mark.parametrize(
   ("stem", "stride_on", "keep_first_rate", "output_strides"),
-  [("plain", "1x1", False, (4, 8, 16)), ("deep", "3x3", True, (4, 8, 16))],
+  [("plain", "1x1", False, (4, 16)), ("deep", "3x3", True, (4, 8))],
 )
 def test_dilation_keeps_what_strides_computed(stem, stride_on, keep_first_rate, output_strides):
   """Every so many pixels of a dilated network are the strided one, exactly (section 3.1)."""
+  # The largest number of dilated stages for both; the other strides once.
 
   def make(output_stride):
     return ResNet(
