@@ -22,7 +22,7 @@ RANKS = {
   "collection": 5,
   "parameters": 0,
   "lost": 0,
-  "hosts": 1,
+  "hosts": 2,
   "checksums": 1,
   "compilation_cache": 0,
   "lookup": 1,
