@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     as_channels,
     check_canvas,
     eval_batches,
+    resize,
     resize_and_pad,
     train_iterator,
   )
@@ -53,6 +54,7 @@ __all__ = [
   "read_image",
   "read_volume",
   "repair_folder",
+  "resize",
   "resize_and_pad",
   "train_iterator",
   "voc_colormap",
