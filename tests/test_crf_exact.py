@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,13 +116,17 @@ def lowered(f, platform, *args):
   return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_programs_hold_the_form_of_their_target():
+def test_programs_hold_the_form_of_their_target(monkeypatch):
   args = jnp.zeros((6, 7, 2)), jnp.zeros((6, 7, 3))
 
   def f(params):
     return lambda logits, image: crf.dense_crf(logits, image, params)
 
   auto, lattice = crf.CrfParams(iterations=1), crf.CrfParams(iterations=1, method="lattice")
+  for_all = jax.export.export(jax.jit(f(auto)), platforms=("cpu", "cuda", "tpu"))(*args)
+  np.testing.assert_allclose(for_all.call(*args), 0.5, atol=1e-6)
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   assert "tpu_custom_call" in lowered(f(auto), "tpu", *args)
   assert "tpu_custom_call" not in lowered(f(lattice), "tpu", *args)
+  monkeypatch.undo()
   assert "i64" in lowered(f(auto), "cpu", *args)  # The keys of the lattice.

@@ -33,7 +33,7 @@ def exact_filter(x: Array, features: Array, blocks: Blocks) -> Array:
     [n c]; 0 for points that don't count. Its derivatives by x and by the features are exact but for
     the pairs of blocks that are left out.
   """
-  y = lax.platform_dependent(
+  y = _by_platform(
     _sorted(x, blocks),
     _sorted(features, blocks),
     blocks.keep,
@@ -49,7 +49,7 @@ def _forward(x, features, blocks):
 
 def _backward(saved, g):
   x, features, blocks = saved
-  by_features = lax.platform_dependent(
+  by_features = _by_platform(
     _sorted(g, blocks),
     _sorted(x, blocks),
     _sorted(features, blocks),
@@ -60,6 +60,13 @@ def _backward(saved, g):
   none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), blocks)
   # The matrix is its own transpose.
   return exact_filter(g, features, blocks), _unsorted(by_features, blocks), none
+
+
+def _by_platform(*args: Array, tpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
+  # JAX can't lower a Pallas kernel within a program for several platforms, as exported ones are.
+  if jax.default_backend() != "tpu":
+    return default(*args)
+  return lax.platform_dependent(*args, tpu=tpu, default=default)
 
 
 exact_filter.defvjp(_forward, _backward)
