@@ -65,7 +65,7 @@ def test_what_is_left_out_of_a_row_is_within_the_tolerance(monkeypatch):
     found = make(single, jnp.asarray(valid))
     sums = jax.jit(exact.exact_filter)(ones, single, found)
     missing = 1 - np.asarray(sums)[valid, 0] / full
-    assert -1e-5 < missing.min()
+    assert missing.min() > -1e-5
     assert missing.max() < tolerance + 1e-5
     assert missing.max() > tolerance / 100  # what is skipped does count
     keep = np.asarray(found.keep)

@@ -85,7 +85,7 @@ def test_another_configuration_is_refused(run, data_dir):
 def test_a_run_is_not_resumed_on_other_data(run, data_dir, monkeypatch):
   config = tiny_config(data_dir)
   changed = dataclasses.replace(jseg.config.load_dataset(config), fingerprint="another")
-  monkeypatch.setattr(jseg.config, "load_dataset", lambda _: changed)
+  monkeypatch.setattr(jseg.config, "load_dataset", lambda *_: changed)
   with pytest.raises(InputError, match=r"the data set has changed since the run .* began"):
     train(config, run)
 
