@@ -66,10 +66,7 @@ def translate(dump: str, run: str) -> str | None:
   lost = next(filter(None, (pattern.search(dump) for pattern in _LOST)), None)
   ended = _ENDED.search(dump)
   if lost:
-    numbers, what = (
-      re.findall(r"\d+(?=[\s,]|$)", lost[1]),
-      "was lost (killed, hangs, or no network)",
-    )
+    numbers, what = re.findall(r"\d+(?=[\s,]|$)", lost[1]), was_lost
   elif ended:
     numbers, what = re.findall(r"\d+$", ended[1]), "has ended, as it says itself"
   elif _COORDINATOR.search(dump):
