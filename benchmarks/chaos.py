@@ -131,7 +131,10 @@ def main() -> None:
     seen[what] += 1
     kills += "killed" in what
     print(f"{kills} kills, {finished} ends: {what}", flush=True)
-    wrong += "TRACEBACK" in what or "status" in what
+    if "TRACEBACK" in what or "status" in what:
+      wrong += 1
+      # The next start writes its own over it.
+      shutil.copy(run.with_suffix(".log"), folder / f"wrong_{wrong}.txt")
     if "ended" in what:
       finished += 1
       wrong += check(run, reference)
