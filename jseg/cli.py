@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jseg.commands.common import run_or_exit
-from jseg.commands.train import split_overrides
+from jseg.commands.common import run_or_exit, split_overrides
 from jseg.install import versions
 
 COMMANDS = (
@@ -30,10 +29,11 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
   words = list(sys.argv[1:] if argv is None else argv)
-  overrides: list[str] = []
-  if words[:1] in (["train"], ["find-lr"]):
-    words, overrides = split_overrides(words)
-  arguments = make_parser().parse_args(words)
+  others, overrides = split_overrides(words)
+  parser = make_parser()
+  arguments = parser.parse_args(others)
+  if overrides and not getattr(arguments, "takes_overrides", False):
+    parser.parse_args(words)  # which says that it doesn't know them
   arguments.overrides = overrides
   run_or_exit(lambda: arguments.run(arguments))
 

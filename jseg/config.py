@@ -345,6 +345,19 @@ def load_dataset(
     )
 
 
+def make_task(config: ml_collections.ConfigDict) -> tuple[tasks.Task, data.Dataset]:
+  """The task of a valid configuration and its data set, each checked against the other.
+
+  Raises:
+    InputError: the data can't be read, or don't go with the network.
+  """
+  dataset = load_dataset(config)
+  network = make_model(config, len(dataset.classes.names))
+  task = tasks.create(config, network, dataset.classes)
+  task.check_data(dataset)
+  return task, dataset
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
   """Yields (dotted key, value) for every leaf."""
   for key, value in config.items():

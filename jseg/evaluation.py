@@ -15,7 +15,6 @@ from jseg.models import Network
 from jseg.outputs import WriteError, try_file
 from jseg.run import Run
 from jseg.step import meet, replicate
-from jseg.tasks.semantic.inference import protocol_changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +86,10 @@ def evaluate(
   """
   hosts.agree({"split": split, "checkpoint": checkpoint, "changes": changes, "protocol": protocol})
   meet()
-  opened = Run.open(run, model=model)
-  settings = {**protocol_changes(opened.config, protocol), **(changes or {})}
+  settings = dict(changes or {})
   if batch_size is not None:
     settings["data.eval_batch_size"] = batch_size
-  opened = Run.open(opened, settings)
+  opened = Run.open(run, settings, protocol=protocol, model=model)
   task = opened.task
   options = {"metrics": tuple(metrics), "crf": crf}
   tasks.refuse_options(opened.config.model.name, options, task.evaluate_options)

@@ -33,7 +33,7 @@ from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Files, Run, held
-from jseg.state import TrainState, create_train_state, parameter_order
+from jseg.state import TrainState, create_train_state, parameter_order, run_keys
 from jseg.step import make_moments_step, make_train_step, meet, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
@@ -100,7 +100,7 @@ def train(
   task.check_data(dataset)
   hosts.agree({"the data set's fingerprint": dataset.fingerprint})
   batches = task.batches(dataset, config.seed)
-  init_key, key = jax.random.split(jax.random.key(config.seed))
+  init_key, key = run_keys(config.seed)
 
   with contextlib.ExitStack() as stack:
     hosts.on_first(lambda: stack.enter_context(held(workdir)))

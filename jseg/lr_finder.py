@@ -18,7 +18,7 @@ from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report.plots import save_rate_plot
 from jseg.run import Run
-from jseg.state import create_train_state, parameter_order
+from jseg.state import create_train_state, parameter_order, run_keys
 from jseg.step import make_train_step, replicate, shard
 from jseg.types import InputError
 
@@ -105,10 +105,7 @@ def find_lr(
     raise InputError(f"low, high: {low} and {high} must be rates above 0, the lower one first")
   configs.validate(config)
   check_devices(config)
-  dataset = configs.load_dataset(config)
-  network = configs.make_model(config, len(dataset.classes.names))
-  task = tasks.create(config, network, dataset.classes)
-  task.check_data(dataset)
+  task, dataset = configs.make_task(config)
   run = Run(pathlib.Path(workdir).expanduser(), config, dataset.classes)
   try_folder(run.path, "name another folder")
   if run.files.config.exists():
@@ -128,7 +125,7 @@ def _losses(
 ) -> list[float]:
   """The loss of each step, up to the first that isn't finite."""
   config = run.config
-  init_key, key = jax.random.split(jax.random.key(config.seed))
+  init_key, key = run_keys(config.seed)
   shape = (*config.data.size, config.data.channels)
   order = parameter_order(run.model, shape) if config.optim.layer_decay != 1 else ()
   optimizer = configs.make_optimizer(config, schedule=rate)[0]

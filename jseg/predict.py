@@ -21,7 +21,6 @@ from jseg.outputs import GO_ON, WriteError, try_folder, unwritable
 from jseg.parameters import digest
 from jseg.record import Entry, Record
 from jseg.run import Run
-from jseg.tasks.semantic.inference import protocol_changes
 from jseg.types import InputError, Variables
 
 _PARTIAL = ".jseg-partial"  # hidden: not an input, and not a result
@@ -84,8 +83,7 @@ class Segmenter:
       InputError: nothing was trained there, the checkpoint is of another network, or the network
         has no such option.
     """
-    opened = Run.open(run, model=model)
-    opened = Run.open(opened, {**protocol_changes(opened.config, protocol), **(changes or {})})
+    opened = Run.open(run, changes, protocol=protocol, model=model)
     return cls(opened.task, opened.restore(checkpoint)[1], **options)
 
   def __call__(self, image: np.ndarray) -> Any:
@@ -157,8 +155,7 @@ def predict_files(
       that isn't one; the folder holds results of other settings, or can't be written. And as soon
       as results can't be written.
   """
-  out, opened = pathlib.Path(out), Run.open(run)
-  opened = Run.open(opened, {**protocol_changes(opened.config, protocol), **(changes or {})})
+  out, opened = pathlib.Path(out), Run.open(run, changes, protocol=protocol)
   task = opened.task
   inputs = find_inputs([pathlib.Path(path) for path in paths], task.suffixes)
   plan = plan_outputs(inputs.files, task.outputs, out)

@@ -13,6 +13,7 @@ from jseg import tasks
 from jseg.nn.devices import AXIS
 from jseg.outputs import try_file
 from jseg.report import save_previews
+from jseg.state import run_keys
 from jseg.step import parallel, shard
 from jseg.types import Array, Batch, InputError
 
@@ -40,10 +41,7 @@ def preview(config: ConfigDict, out: str | pathlib.Path, batches: int = 1) -> in
   out = pathlib.Path(out)
   try_file(out, "name another --out", (".png", ".jpg", ".jpeg", ".webp"))
   configs.validate(config)
-  dataset = configs.load_dataset(config)
-  network = configs.make_model(config, len(dataset.classes.names))
-  task = tasks.create(config, network, dataset.classes)
-  task.check_data(dataset)
+  task, dataset = configs.make_task(config)
   pictures: list[np.ndarray] = []
   for images, targets in _batches(config, task, task.batches(dataset, config.seed), batches):
     pictures += task.target_pictures(images, targets)
@@ -65,7 +63,7 @@ def _batches(
     return jax.lax.all_gather((images, targets), AXIS, tiled=True)
 
   mapped = parallel(step, in_axes=(0, None))
-  key = jax.random.split(jax.random.key(config.seed))[1]  # as the training splits it
+  key = run_keys(config.seed)[1]
   for number in range(count):
     batch = shard(next(iterator), jax.local_device_count())
     yield jax.device_get(mapped(batch, jax.random.fold_in(key, number)))

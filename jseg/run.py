@@ -32,6 +32,7 @@ from jseg.data import ClassInfo, Dataset
 from jseg.lock import locked
 from jseg.models import Network
 from jseg.outputs import sweep, try_folder, unwritable
+from jseg.tasks.semantic.inference import protocol_changes
 from jseg.types import InputError, Variables
 
 
@@ -137,6 +138,7 @@ class Run:
     path: "str | pathlib.Path | Run",
     changes: Mapping[str, Any] | None = None,
     *,
+    protocol: str | None = None,
     model: Network | None = None,
   ) -> "Run":
     """Reads a run directory.
@@ -144,11 +146,18 @@ class Run:
     Args:
       path: the directory, or a run that is open already.
       changes: values by dotted configuration key that are to differ (`jseg.config.change`).
+      protocol: how the network looks at an image, a key of
+        `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None. `changes` come after
+        it.
       model: the network, where the run was started with `jseg.train(..., model=...)`.
 
     Raises:
-      InputError: it is no run directory, a change is impossible, or the network is missing.
+      InputError: it is no run directory, a change is impossible, there is no such protocol, or the
+        network is missing.
     """
+    if protocol is not None:
+      run = cls.open(path, model=model)
+      return cls.open(run, {**protocol_changes(run.config, protocol), **(changes or {})})
     if isinstance(path, Run):
       config = configs.change(path.config, changes) if changes else path.config
       return dataclasses.replace(path, config=config, given_model=model or path.given_model)

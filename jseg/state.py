@@ -12,6 +12,12 @@ from jseg.parameters import jit_once
 from jseg.types import Array, Params, Variables
 
 
+def run_keys(seed: int) -> tuple[Array, Array]:
+  """The random keys of a run: (of its initialization, of its steps)."""
+  init_key, key = jax.random.split(jax.random.key(seed))
+  return init_key, key
+
+
 @flax.struct.dataclass
 class TrainState:
   """State of a training run; a pure function of (config, seed, step).

@@ -16,7 +16,6 @@ from jseg.metrics import ConfusionState, host_confusion, none_if_nan
 from jseg.outputs import try_file
 from jseg.predict import Segmenter
 from jseg.run import Run
-from jseg.tasks.semantic.inference import protocol_changes
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import InputError
 
@@ -87,16 +86,14 @@ def tune_crf(
 
   Raises:
     InputError: no such run, checkpoint, split or ranges; the network is of volumes or objects;
-      there are several processes; or
-      `crf.json` can't be written, which is tried first.
+      there are several processes; or `crf.json` can't be written, which is tried first.
   """
   hosts.refuse("tuning the CRF")
   if ranges not in RANGES:
     raise InputError(f"there are no ranges {ranges!r}; choose from {', '.join(RANGES)}")
   if images < 1:
     raise InputError(f"images: {images} must be at least 1; 20 to 100 are usual")
-  opened = Run.open(run)
-  opened = Run.open(opened, {**protocol_changes(opened.config, protocol), **(changes or {})})
+  opened = Run.open(run, changes, protocol=protocol)
   if "crf" not in opened.config:
     raise InputError(
       f"{opened.config.model.name}: the CRF is for classes of images; there is nothing to tune"

@@ -10,7 +10,7 @@ import pytest
 import jseg
 import jseg.config
 from jseg import cli, recipes
-from jseg.commands.train import split_overrides
+from jseg.commands.common import split_overrides
 from jseg.install import DISTRIBUTION
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -231,7 +231,7 @@ def test_the_command_takes_a_protocol_and_details(run, capsys):
 
 def test_protocols_have_names(run):
   config = Run.open(run).config
-  assert protocol_changes(config, None) == {}
+  assert Run.open(run, protocol=None).config == config
   assert protocol_changes(config, "pspnet")["inference.overlap"] == 1 / 3
   with pytest.raises(InputError, match="'psp' is unknown; choose from shrink, tile, window"):
     protocol_changes(config, "psp")

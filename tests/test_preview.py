@@ -64,4 +64,4 @@ def test_objects(data_dir, tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit, match=r"augment.rotat; did you mean augment.rotation"):
-    cli.main(["show-batches", "quickstart", "--set", "augment.rotat=3"])
+    cli.main(["show-batches", "--config=quickstart", "--config.augment.rotat=3"])

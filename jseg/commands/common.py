@@ -1,6 +1,7 @@
 """What several commands share: arguments that mean the same, and start-up."""
 
 import argparse
+import collections
 import contextlib
 import errno
 import os
@@ -11,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import console, hosts
+from jseg import console, hosts, recipes
 from jseg.crf import CrfParams, parse_params
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
@@ -22,6 +24,8 @@ from jseg.types import InputError
 
 # What isn't the program's fault but the place's: full, read-only, of somebody else.
 _PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+_PREFIX = "--config."
 
 
 def use_cpu_cores(batch_size: int | None = None) -> None:
@@ -95,6 +99,50 @@ def join_hosts(arguments: argparse.Namespace, run: str | pathlib.Path) -> bool:
     hosts.connect(*given, run=run)
     console.CONSOLE.quiet = not hosts.is_first()
   return several
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+  """Adds --config; --config.KEY=VALUE is taken out of the command line before it is parsed."""
+  parser.add_argument(
+    "--config",
+    metavar="RECIPE",
+    default=recipes.QUICKSTART,
+    help="a recipe's name (`jseg configs` lists them) or a Python file with get_config(); after "
+    f"a colon its variant (default: %(default)s); {_PREFIX}KEY=VALUE changes one of its values "
+    "(`jseg config RECIPE` lists them)",
+  )
+  parser.set_defaults(takes_overrides=True)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Takes --config.KEY=VALUE, and --config.KEY VALUE, out of a command line.
+
+  Returns:
+    (other words, ["KEY=VALUE", ...]).
+  """
+  others: list[str] = []
+  overrides: list[str] = []
+  rest = collections.deque(argv)
+  while rest:
+    word = rest.popleft()
+    if not word.startswith(_PREFIX):
+      others.append(word)
+      continue
+    key, equals, value = word.removeprefix(_PREFIX).partition("=")
+    if not equals and rest and not rest[0].startswith("--"):
+      value = rest.popleft()
+    overrides.append(f"{key}={value}")
+  return others, overrides
+
+
+def read_config(arguments: argparse.Namespace) -> ConfigDict:
+  """Returns the configuration that --config and --config.KEY=VALUE ask for.
+
+  Raises:
+    InputError: there is no such recipe or key, or a value is impossible.
+  """
+  config = recipes.read(arguments.config)
+  return configs.change(config, configs.parse_changes(arguments.overrides, _PREFIX, config))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,7 @@
 import argparse
 import pathlib
 
-from jseg import config as configs
-from jseg import recipes
-from jseg.commands.common import use_cpu_cores
+from jseg.commands import common
 from jseg.console import CONSOLE
 from jseg.lr_finder import find_lr
 
@@ -16,14 +14,8 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's arguments; --config.KEY=VALUE is read as by `jseg train`."""
-  parser.add_argument(
-    "--config",
-    metavar="RECIPE",
-    default=recipes.QUICKSTART,
-    help="a recipe's name or a Python file, as for `jseg train` (default: %(default)s); "
-    "--config.KEY=VALUE changes one of its values",
-  )
+  """Adds the command's arguments."""
+  common.add_config(parser)
   parser.add_argument(
     "--out",
     type=pathlib.Path,
@@ -41,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Trains, draws, and prints what it suggests."""
-  config = recipes.read(arguments.config)
-  config = configs.change(config, configs.parse_changes(arguments.overrides, "--config.", config))
-  use_cpu_cores(config.data.batch_size)
+  config = common.read_config(arguments)
+  common.use_cpu_cores(config.data.batch_size)
   given = {"steps": arguments.steps, "low": arguments.low, "high": arguments.high}
   curve = find_lr(config, arguments.out, **given)
   CONSOLE.print(

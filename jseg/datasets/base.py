@@ -162,9 +162,27 @@ def make_folders(out: pathlib.Path, splits: Iterable[str], classes: ClassInfo) -
   classes.save(out / "classes.json")
 
 
-def save_mask(path: pathlib.Path, mask: np.ndarray) -> None:
-  """Writes labels or ids below 256 as a PNG of 8 bits."""
-  Image.fromarray(mask.astype(np.uint8)).save(path)
+def save_pair(
+  folder: pathlib.Path, image_name: str, image: bytes, mask: bytes, mask_name: str = ""
+) -> None:
+  """Writes an image and its mask.
+
+  Args:
+    folder: folder of the split.
+    image_name: name of the image's file.
+    image: the image's file.
+    mask: the mask's file.
+    mask_name: name of the mask's file; "" is that of the image.
+  """
+  (folder / "images" / image_name).write_bytes(image)
+  (folder / "masks" / (mask_name or image_name)).write_bytes(mask)
+
+
+def png(array: np.ndarray) -> bytes:
+  """Returns an image, or labels or ids below 256, as a PNG of 8 bits."""
+  file = io.BytesIO()
+  Image.fromarray(array.astype(np.uint8)).save(file, "PNG")
+  return file.getvalue()
 
 
 def told(items: Sequence[str]) -> Iterator[str]:

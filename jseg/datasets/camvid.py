@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from jseg.data import ClassInfo
-from jseg.datasets.base import Archive, PublishedSet, github, make_folders, save_mask, told
+from jseg.datasets.base import Archive, PublishedSet, github, make_folders, png, save_pair, told
 from jseg.types import IGNORE
 
 _VOID = 11  # in the source
@@ -30,9 +30,9 @@ def convert(archive: Archive, out: pathlib.Path) -> None:
   make_folders(out, splits, ClassInfo(tuple(_COLORS), np.array(list(_COLORS.values()))))
   for name in told([n for s in splits for n in archive.names(f"CamVid/{s}/", ".png")]):
     _, split, file = name.split("/")
-    (out / split / "images" / file).write_bytes(archive.read(name))
     mask = archive.image(f"CamVid/{split}annot/{file}")
-    save_mask(out / split / "masks" / file, np.where(mask == _VOID, IGNORE, mask))
+    mask = np.where(mask == _VOID, IGNORE, mask)
+    save_pair(out / split, file, archive.read(name), png(mask))
 
 
 CAMVID = PublishedSet(

@@ -4,10 +4,18 @@ import collections
 import pathlib
 
 import numpy as np
-from PIL import Image
 
 from jseg.data import ClassInfo
-from jseg.datasets.base import Archive, PublishedSet, by_md5, github, make_folders, save_mask, told
+from jseg.datasets.base import (
+  Archive,
+  PublishedSet,
+  by_md5,
+  github,
+  make_folders,
+  png,
+  save_pair,
+  told,
+)
 
 _FOLDER = "stage1_train"
 _MOST = 254  # nuclei that a mask of 8 bits tells apart
@@ -46,10 +54,8 @@ def convert(archive: Archive, out: pathlib.Path) -> None:
     ids = np.zeros(pixels.shape[:2], np.uint8)
     for i, name in enumerate(masks[image], 1):
       ids[archive.image(name) > 0] = i
-    folder = out / splits[image]
-    gray = _kind(pixels)[2]
-    Image.fromarray(pixels[..., 0] if gray else pixels).save(folder / "images" / f"{image}.png")
-    save_mask(folder / "masks" / f"{image}.png", ids)
+    shown = pixels[..., 0] if _kind(pixels)[2] else pixels
+    save_pair(out / splits[image], f"{image}.png", png(shown), png(ids))
 
 
 def _image(archive: Archive, image: str) -> np.ndarray:

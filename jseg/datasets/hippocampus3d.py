@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from jseg.data import ClassInfo
-from jseg.datasets.base import Archive, PublishedSet, by_md5, github, make_folders, told
+from jseg.datasets.base import Archive, PublishedSet, by_md5, github, make_folders, save_pair, told
 
 _FOLDER = "data/TrainingSet"
 # Of these, image and mask don't belong together.
@@ -23,8 +23,8 @@ def convert(archive: Archive, out: pathlib.Path) -> None:
   chosen = [name for name in by_md5(files) if name not in _LEFT_OUT][: _TRAIN + _VAL]
   for name in told(chosen):
     split = "train" if name in chosen[:_TRAIN] else "val"
-    for theirs, ours in (("images", "images"), ("labels", "masks")):
-      (out / split / ours / name).write_bytes(archive.read(f"{_FOLDER}/{theirs}/{name}"))
+    image, mask = (archive.read(f"{_FOLDER}/{kind}/{name}") for kind in ("images", "labels"))
+    save_pair(out / split, name, image, mask)
 
 
 HIPPOCAMPUS3D = PublishedSet(

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from jseg.data import ClassInfo
-from jseg.datasets.base import Archive, PublishedSet, github, make_folders, save_mask, told
+from jseg.datasets.base import Archive, PublishedSet, github, make_folders, png, save_pair, told
 
 _SLICES = 30
 _TRAIN = 24  # the others, which follow them in the tissue, are `val`
@@ -19,9 +19,8 @@ def convert(archive: Archive, out: pathlib.Path) -> None:
     split = "train" if int(number) < _TRAIN else "val"
     name = f"slice_{int(number):02}.png"
     image = archive.read(f"data/membrane/train/image/{number}.png")
-    (out / split / "images" / name).write_bytes(image)
     mask = archive.image(f"data/membrane/train/label/{number}.png")
-    save_mask(out / split / "masks" / name, mask == 255)
+    save_pair(out / split, name, image, png(mask == 255))
 
 
 ISBI2012 = PublishedSet(

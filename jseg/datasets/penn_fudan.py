@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from jseg.data import ClassInfo
-from jseg.datasets.base import Archive, PublishedSet, make_folders, save_mask, told
+from jseg.datasets.base import Archive, PublishedSet, make_folders, png, save_pair, told
 
 _FIFTH = 5  # every fifth image is `val`
 
@@ -20,9 +20,8 @@ def convert(archive: Archive, out: pathlib.Path) -> None:
   for name in told(names):
     split = "val" if names.index(name) % _FIFTH == _FIFTH - 1 else "train"
     file = name.rpartition("/")[2]
-    (out / split / "images" / file).write_bytes(archive.read(name))
     mask = archive.image(f"PedMasks/{file.removesuffix('.png')}_mask.png")
-    save_mask(out / split / "masks" / file, mask)
+    save_pair(out / split, file, archive.read(name), png(mask))
 
 
 PENN_FUDAN = PublishedSet(

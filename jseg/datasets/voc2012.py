@@ -3,7 +3,7 @@
 import pathlib
 
 from jseg.data.class_lists import VOC
-from jseg.datasets.base import Archive, PublishedSet, by_md5, make_folders, told
+from jseg.datasets.base import Archive, PublishedSet, by_md5, make_folders, save_pair, told
 
 _INSIDE = "VOCdevkit/VOC2012/"
 _TRAIN, _VAL = 250, 100
@@ -26,8 +26,9 @@ def convert_subset(archive: Archive, out: pathlib.Path) -> None:
   ids = by_md5(archive.read("ImageSets/Segmentation/val.txt").decode().split())[: _TRAIN + _VAL]
   for image in told(ids):
     folder = out / ("train" if image in ids[:_TRAIN] else "val")
-    (folder / "images" / f"{image}.jpg").write_bytes(archive.read(f"JPEGImages/{image}.jpg"))
-    (folder / "masks" / f"{image}.png").write_bytes(archive.read(f"SegmentationClass/{image}.png"))
+    photo = archive.read(f"JPEGImages/{image}.jpg")
+    mask = archive.read(f"SegmentationClass/{image}.png")
+    save_pair(folder, f"{image}.jpg", photo, mask, f"{image}.png")
 
 
 _ARCHIVE = {

@@ -118,8 +118,8 @@ PROTOCOLS = {
 """Protocols by name: the plain ones, and those that papers measure with."""
 
 
-def protocol_changes(config: ConfigDict, name: str | None) -> dict[str, Any]:
-  """Returns the configuration values, by dotted key, of a protocol's name; none for None.
+def protocol_changes(config: ConfigDict, name: str) -> dict[str, Any]:
+  """Returns the configuration values, by dotted key, of a protocol's name.
 
   Args:
     config: configuration of the run.
@@ -128,8 +128,6 @@ def protocol_changes(config: ConfigDict, name: str | None) -> dict[str, Any]:
   Raises:
     InputError: there is no such protocol, or the run's network finds objects.
   """
-  if name is None:
-    return {}
   if "inference" not in config:
     raise InputError(
       f"protocol: {config.model.name} finds objects in the whole image, and has no other protocol"
