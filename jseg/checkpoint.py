@@ -209,7 +209,7 @@ class Checkpoints:
       "data": checksums.of_json(position),
       "metrics": metrics,
     }
-    try:
+    with self._saving():
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(
@@ -220,8 +220,6 @@ class Checkpoints:
         ),
         metrics=metrics,
       )
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._save_error(error) from error
 
   def wait(self) -> None:
     """Returns when what was being saved is on disk.
@@ -229,9 +227,15 @@ class Checkpoints:
     Raises:
       InputError: it could not be written.
     """
-    try:
+    with self._saving():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Tells whatever saving fails with; what fails in the background is raised by a later call."""
+    try:
+      yield
     except (OSError, ValueError, RuntimeError) as error:
       raise self._save_error(error) from error
 
@@ -384,11 +388,16 @@ class Checkpoints:
     return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
   def close(self) -> None:
-    """Waits for what is being saved, then lets go of the directory."""
+    """Waits for what is being saved, then lets go of the directory.
+
+    Raises:
+      InputError: it could not be written.
+    """
     try:
       self.wait()
     finally:
-      self._manager.close()
+      with self._saving():
+        self._manager.close()
 
 
 def _array_handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:

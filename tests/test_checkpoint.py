@@ -290,3 +290,16 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
   restored, _ = checkpoints.restore(make_state(0))
   assert_equal(restored, make_state(10))
   checkpoints.close()
+
+
+def test_what_fails_in_the_background_is_told_at_the_end_too(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path)
+
+  def fail():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  close = checkpoints._manager.close
+  monkeypatch.setattr(checkpoints._manager, "close", fail)
+  with pytest.raises(InputError, match="the disk is full"):
+    checkpoints.close()
+  close()

@@ -47,8 +47,8 @@ class Writes:
     if not writes or not isinstance(path, str | bytes | os.PathLike):
       return
     path = os.path.realpath(os.fsdecode(path))
-    if not path.startswith(self.folder):
-      return
+    if not (path == self.folder or path.startswith(self.folder + os.sep)):
+      return  # also of a folder whose name begins likewise
     self.count += 1
     self.places.append(f"{event} {path[len(self.folder) + 1 :]}")
     if self.number and self.count >= self.number:
