@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -74,15 +75,49 @@ SLOW = (
 for name in SLOW:
   assert (pathlib.Path(__file__).parent / name).is_file(), f"SLOW names {name}, which isn't there"
 
+# What repeats a check on another network, variant or set that shares its code with one that stays,
+# and compiles for seconds: `pytest -m thorough`, which CI runs in a job of its own. By node id.
+THOROUGH = tuple(
+  re.compile(f"test_{pattern}")
+  for pattern in (
+    r"conformance\.py::test_(every_parameter|logits_cover)\w*\[.*\{'",
+    r"conformance\.py::test_(every_parameter|logits_cover)\w*"
+    r"\[(fcn16s|fcn32s|segnet_basic|deeplab_v2|fcn_resnet)-",
+    r"conformance\.py::test_its_own_initial_values_are_finite"
+    r"\[(?!(unet|unet3d|fcn8s|deeplab_v3)\])",
+    r"examples\.py::test_example\[own_(loss|dataset)\]",
+    r"export\.py::test_it_gives_the_same_logits_without_this_library\[pspnet\]",
+    r"golden\.py::test_backbone\[(alexnet_fc|vgg16-|vgg16_timm|resnet18|resnet50-)",
+    r"golden\.py::test_deeplab_v1\[deeplab_v1-",
+    r"golden\.py::test_deeplab_v2_at_one_scale\w*\[deeplab_v2-",
+    r"golden\.py::test_fcn\[(fcn16s|fcn8s_at_once)",
+    r"golden\.py::test_segnet\[segnet_odd",
+    r"golden\.py::test_torchvision\[fcn",
+    r"mask_rcnn_golden\.py::test_network\[maskrcnn_resnet50_fpn-",
+    r"models\.py::test_fcn_(has_no_handedness|lays_its_logits)\w*\[(?!fcn8s-vgg16|vgg16)",
+    r"models\.py::test_fcn_takes_any_size\[(?!fcn8s)",
+    r"models\.py::test_networks_take_other_backbones\[(?!deeplab_v3-|refinenet-googlenet|mask)",
+    r"models\.py::test_orders_of_chained_pooling",
+    r"models\.py::test_refinenet_begins_with_small_scores",
+    r"networks\.py::test_each_fcn_starts_from_the_one_before",
+    r"networks\.py::test_published_unet_with_weight_map_and_region_measures",
+    r"notebooks\.py::test_notebook_runs\[tpu\]",
+    r"real_data\.py::test_a_folder_trains_evaluates_and_predicts\[isbi2012-",
+    r"weights_import\.py::test_every_network_that_a_classifier_fits\w*\[(?!resnet18)",
+  )
+)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Marks the fast tests, and puts them last: they fill the time that a worker has left."""
+  """Marks the tiers, and puts the fast tests last: they fill the time that a worker has left."""
   place = {name: i for i, name in enumerate(SLOW)}
   items.sort(key=lambda item: place.get(item.path.name, len(SLOW)))
   for item in items:
     if item.path.name not in place:
       item.add_marker(pytest.mark.fast)
+    if any(pattern.search(item.nodeid) for pattern in THOROUGH):
+      item.add_marker(pytest.mark.thorough)
 
 
 @pytest.hookimpl(optionalhook=True)

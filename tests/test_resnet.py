@@ -9,6 +9,7 @@ from helpers.variables import draw
 
 from jseg import models
 from jseg.backbones import ResNet
+from jseg.backbones.resnet import LAYERS
 from jseg.nn import Conv, Norm
 from jseg.types import InputError
 
@@ -72,8 +73,12 @@ def test_which_convolution_has_the_stride(where, one, three):
   ("stem", "stride_on", "keep_first_rate", "output_strides"),
   [("plain", "1x1", False, (4, 16)), ("deep", "3x3", True, (4, 8))],
 )
-def test_dilation_keeps_what_strides_computed(stem, stride_on, keep_first_rate, output_strides):
+def test_dilation_keeps_what_strides_computed(
+  stem, stride_on, keep_first_rate, output_strides, monkeypatch
+):
   """Every so many pixels of a dilated network are the strided one, exactly (section 3.1)."""
+  # Strides and rates change with a layer's first unit; one more shows what follows.
+  monkeypatch.setitem(LAYERS, 50, (1, 1, 2, 2))
   # The largest number of dilated stages for both; the other strides once.
 
   def make(output_stride):
