@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -38,7 +39,7 @@ from jseg.state import TrainState, create_train_state, parameter_order, run_keys
 from jseg.step import make_moments_step, make_train_step, meet, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
-from jseg.weights import find_network, source_variables, transfer
+from jseg.weights import find_network, image_kernels, source_variables, transfer
 from jseg.weights.class_order import match_classes, reorder_classes
 
 Pictures = Sequence[Sequence[Any]]
@@ -323,8 +324,12 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
     found = find_network(path)
     source, unused = source_variables(found.tensors, found.source, path)
     unused, what = [*unused, *found.left], found.source.description
+  shape = (*run.config.data.size, run.config.data.channels)
   variables, report = transfer(
-    {"params": state.params, "batch_stats": state.batch_stats}, source, path
+    {"params": state.params, "batch_stats": state.batch_stats},
+    source,
+    path,
+    functools.partial(image_kernels, run.model, shape),
   )
   report = dataclasses.replace(report, unused=[*report.unused, *unused])
   CONSOLE.print(f"initialized from {path} ({what}): {report}", highlight=False)

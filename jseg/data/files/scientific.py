@@ -8,7 +8,7 @@ import logging
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ SCIENTIFIC_SUFFIXES = (".tif", ".tiff", ".npy", ".png")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY = b"\x93NUMPY"
 _ORIENTATION = 274  # a tag of TIFF
+_MOST_PAGES, _MOST_TAGS = 2**16, 4096
 # Times that a file's bytes can unpack to, by TIFF's number of the compression.
 _RATIOS = {1: 1, 5: 4096, 8: 1032, 32773: 128, 32946: 1032}
 _FIRST_FIX = (
@@ -202,7 +203,33 @@ def _finite(array: np.ndarray, where: Path | str) -> np.ndarray:
   return array
 
 
+def _check_chain(data: bytes) -> None:
+  """Raises ValueError if the list of pages never ends or leaves the file: tifffile would follow it.
+
+  Each page's tags end with the place of the next page's.
+  """
+  order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+  big = 43 in data[2:4]
+  width, tag, place = (8, 20, 8) if big else (4, 12, 4)  # bytes of a place, of a tag, and where
+  seen: set[int] = set()
+
+  def number(start: int, count: int) -> int:
+    if start + count > len(data):
+      raise ValueError(f"its list of pages leads to byte {start:,}, of {len(data):,}")
+    return int.from_bytes(data[start : start + count], order)
+
+  while place := number(place, width):
+    if place in seen or len(seen) == _MOST_PAGES:
+      raise ValueError("its list of pages leads back to itself, or has no end")
+    seen.add(place)
+    tags = number(place, 8 if big else 2)
+    if tags > _MOST_TAGS:
+      raise ValueError(f"page {len(seen)} has {tags:,} tags")
+    place += (8 if big else 2) + tags * tag
+
+
 def _read_tiff(data: bytes, where: Path | str, channels_first: bool) -> np.ndarray:
+  _check_chain(data)
   with import_tifffile().TiffFile(io.BytesIO(data)) as file:
     series = file.series
     if len(series) != 1:
@@ -223,22 +250,25 @@ def _read_tiff(data: bytes, where: Path | str, channels_first: bool) -> np.ndarr
 
 def _check_page(page: Any, length: int, where: Path | str) -> None:
   """Refuses a page that isn't intensities as they are to be seen, or can't be what it says."""
-  photometric = getattr(page.photometric, "name", str(page.photometric))
+  shared = page.keyframe  # which has what later pages of the same kind share
+  photometric = getattr(shared.photometric, "name", str(shared.photometric))
   if photometric in ("PALETTE", "YCBCR", "CIELAB", "SEPARATED", "ICCLAB", "ITULAB", "MASK"):
     fix = "Save it as gray values, RGB or bands of numbers"
     raise FileError("layout", where, f"holds {photometric} colors and no intensities", fix)
-  tag = page.tags.get(_ORIENTATION)
+  tag = shared.tags.get(_ORIENTATION)
   if tag is not None and tag.value != 1:
     problem = f"a tag says that it is to be turned (orientation {tag.value})"
     raise FileError("layout", where, problem, "Save it upright, without that tag")
+  if len(page.dataoffsets) != len(page.databytecounts):
+    raise ValueError("it has more places of strips than lengths, or fewer")
   ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
   if not ends or min(page.databytecounts) < 1:
     fix = "Save it with all of its strips or tiles, for GDAL with SPARSE_OK=FALSE"
     raise FileError("layout", where, "has strips or tiles without data", fix)
   if max(ends) > length:
     raise ValueError(f"it ends at byte {length:,}, before its data do at {max(ends):,}")
-  size = math.prod(page.shape) * page.bitspersample // 8
-  most = sum(page.databytecounts) * _RATIOS.get(int(page.compression), size)
+  size = math.prod(shared.shape) * shared.bitspersample // 8
+  most = sum(page.databytecounts) * _RATIOS.get(int(shared.compression), size)
   if size > most:
     raise ValueError(f"{sum(page.databytecounts):,} bytes are too few for {size:,} of pixels")
 
