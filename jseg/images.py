@@ -38,7 +38,10 @@ def _mean_std(
         f"an image of shape {image.shape} must end in the {len(statistics.mean)} channels that "
         "there are statistics of"
       )
-    mean, std = (255 * np.array(v) for v in (statistics.mean, statistics.deviation))
+    shape = (1,) * (image.ndim - 1) + (channels,)
+    mean, std = (
+      255 * np.reshape(values, shape) for values in (statistics.mean, statistics.deviation)
+    )
     return jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
   if channels not in (1, 3):
     raise ValueError(

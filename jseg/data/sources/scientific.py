@@ -50,21 +50,21 @@ def scientific_source(
 
 
 def matches(root: Path) -> bool:
-  """Whether the first images of a folder in this layout are ones that `folder` can't take."""
+  """Whether the first image of a folder in this layout is one that `folder` can't take."""
   if not (root / "classes.json").is_file():
     return False
   for split in ("", *SPLITS):
     with contextlib.suppress(FileError):
-      files = list_if_there(root / split / "images", SCIENTIFIC_SUFFIXES).files
-      if files:
+      suffixes = {*IMAGE_SUFFIXES, *SCIENTIFIC_SUFFIXES}
+      if files := list_if_there(root / split / "images", suffixes).files:
         return _is_scientific(next(iter(files.values())))
   return False
 
 
 def _is_scientific(path: Path) -> bool:
   """Whether an image has more bits or other bands than colors have."""
-  if path.suffix.lower() == ".npy":
-    return True
+  if (suffix := path.suffix.lower()) == ".npy" or suffix not in SCIENTIFIC_SUFFIXES:
+    return suffix == ".npy"
   data, _ = attempt(read_bytes, path)
   problems = [] if data is None else attempt(canonical_image, data, path)[1]
   return any(problem.kind in ("depth", "layout") for problem in problems)

@@ -366,7 +366,8 @@ class SemanticTask:
 
     def logits(variables: Variables, image: Array) -> Array:
       if keys.low:
-        low, high = (jnp.asarray(ends, jnp.float32) for ends in (keys.low, keys.high))
+        shape = (1, 1, 1, keys.channels)
+        low, high = (jnp.float32(ends).reshape(shape) for ends in (keys.low, keys.high))
         image = ((image - low) * (255 / (high - low))).clip(0, 255)
       x = image if volumes else images.normalize(image, statistics(self.config))
       return cast(Outputs, self.model.apply(variables, x, train=False)).logits
