@@ -121,6 +121,8 @@ class InstanceTask:
         f"{config.data.name} hold classes only; bring instance ids, or choose from "
         f"{', '.join(fitting(task='semantic'))}"
       )
+    if dataset.scientific:
+      _make_augment(config)  # which refuses what is for colors
     train = config.data.train_split
     if problem := no_object(train, *dataset.object_counts(train)):
       raise problem

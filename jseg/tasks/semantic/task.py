@@ -175,6 +175,7 @@ class SemanticTask:
 
   def _check_scientific(self) -> None:
     """Refuses what is for colors of 8 bits alone."""
+    _make_augment(self.config)
     if "crf" in self.config and self.config.crf.train:
       raise InputError(
         "crf.train: a CRF compares colors, and scientific images have none; leave it at False"
