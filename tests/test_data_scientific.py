@@ -3,7 +3,9 @@
 import functools
 import io
 import json
+import pathlib
 import pickle
+import re
 import sys
 
 import jax
@@ -535,3 +537,13 @@ def test_keys_of_ordinary_images_change_nothing():
   keys = configs.default("unet").data
   check_scaling(keys)
   assert (keys.low, keys.mean, keys.scaling) == ((), (), "")
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch):
+  page = pathlib.Path(__file__).parents[1] / "docs" / "scientific_images.md"
+  (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", page.read_text(), re.DOTALL)
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  exec(code, names)
+  expected = [[0, 0, 0], [76.5, 0, 36.4286], [153, 0, 72.8571], [229.5, 0, 109.2857]]
+  np.testing.assert_allclose(names["scaled"][0], expected, 1e-4)

@@ -1,6 +1,7 @@
 """Scientific images the whole way: trained, evaluated, predicted, exported; weights for them."""
 
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -184,14 +185,19 @@ def test_weights_of_colors_for_bands():
   assert "of another shape, so newly initialized: head/kernel" in str(report)
 
 
-def test_a_run_of_colors_starts_one_of_bands(root, run, tmp_path, capsys):
+def test_a_run_of_three_channels_starts_one_of_five(run, root, tmp_path, capsys):
+  for path in (root / "train" / "images").iterdir():
+    three = tmp_path / "set" / path.relative_to(root).with_suffix(".npy")
+    three.parent.mkdir(parents=True, exist_ok=True)
+    np.save(three, data.read_scientific(path)[..., :3])
+  shutil.copytree(root / "train" / "masks", tmp_path / "set" / "train" / "masks")
+  shutil.copy(root / "classes.json", tmp_path / "set")
   config = Run.open(run).config.copy_and_resolve_references()
   with config.unlocked():
-    config.steps, config.samples, config.given = 1, 0, ()
-    config.optim.lr = 1e-30
+    config.steps, config.samples, config.optim.lr = 1, 0, 1e-30
     config.data.update(dict.fromkeys(("low", "high", "mean", "deviation", "shown"), ()))
-    config.data.scaling, config.data.channels, config.data.name = "", 3, "shapes"
-    config.data.root, config.data.options = "", {"size": 32, "train": 2, "val": 1, "test": 1}
+    config.data.channels, config.data.root = 3, str(tmp_path / "set")
+    config.data.eval_split = "train"
   jseg.train(config, tmp_path / "colors")
   bands = Run.open(run).config.copy_and_resolve_references()
   with bands.unlocked():
