@@ -116,7 +116,9 @@ def fit_scaling(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, Datas
   config = config.copy_and_resolve_references()
   with config.unlocked():
     for name, values in zip(_PER_CHANNEL, found, strict=True):
-      given, config.data[name] = tuple(config.data[name]), tuple(values.tolist())
+      # In fewer digits than machines may differ in, as the run is resumed by them.
+      found_values = tuple(float(f"{value:.9g}") for value in values)
+      given, config.data[name] = tuple(config.data[name]), found_values
       if given and given != config.data[name]:
         raise InputError(
           f"data.{name}: {given}, but data.scaling {keys.scaling!r} makes it "

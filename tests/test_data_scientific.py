@@ -422,6 +422,27 @@ def test_images_of_two_kinds_are_refused_by_name(tmp_path):
     data.load("scientific", root=root, data_dir=tmp_path)
 
 
+def test_masks_of_numpy(tmp_path):
+  root = make_set(tmp_path / "set", {"train": [ramp()], "val": [ramp()]})
+  for i, dtype in enumerate((np.int64, np.float32, bool)):
+    path = root / "val" / "masks" / "0.npy"
+    np.save(path, np.array([[0, 1, 1, 0], [0, 0, 0, 1]], dtype))
+    (root / "val" / "masks" / "0.png").unlink(missing_ok=True)
+    report = data.check_folder(root)
+    assert report.ok, i
+    assert report.splits["val"].pixels[:2].tolist() == [5, 3]
+  for array, message in [
+    (np.full((2, 4), 0.5), "value 0.5 is no whole number"),
+    (np.full((2, 4), 7), r"value 7 \(8 pixels\) of no class"),
+    (np.full((2, 4, 1), 1), r"of shape \(2, 4, 1\).*A mask is an array \[h w\]"),
+    (np.full((2, 5), 1), "5 wide x 2 high, but its image"),
+    (np.full((2, 4), 1 + 2j), "type complex128"),
+  ]:
+    np.save(path, array)
+    (problem,) = data.check_folder(root).problems
+    assert re.search(message, str(problem)), problem
+
+
 def test_channels_that_come_first(tmp_path, capsys):
   root = make_set(tmp_path / "set", {"train": [ramp()], "val": [ramp()]})
   for path in root.glob("*/images/*.npy"):

@@ -3,9 +3,11 @@
 Nothing about their layout is guessed: axes that a file doesn't name are declared, or refused.
 """
 
+import contextlib
 import io
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -16,6 +18,7 @@ import numpy as np
 from jseg.data.files import FileError, read_bytes
 from jseg.data.files.images import CanonicalImage
 from jseg.data.files.limits import check_pixels
+from jseg.data.files.masks import RawMask, whole_numbers
 from jseg.data.files.opening import open_checked
 from jseg.install import install_line
 from jseg.types import InputError
@@ -114,20 +117,27 @@ def decode_scientific(
   Raises:
     FileError: as for `read_scientific`.
   """
-  try:
+  with _naming(where):
     if data.startswith(_NPY):
       array = _read_npy(data, where, channels_first)
     elif data.startswith(_TIFF):
       array = _read_tiff(data, where, channels_first)
     else:
       array = _read_png(data, where)
+    return _finite(_native(array, where), where)
+
+
+@contextlib.contextmanager
+def _naming(where: Path | str) -> Iterator[None]:
+  """Turns whatever a damaged file happens to break into a FileError."""
+  try:
+    yield
   except InputError:
     raise
   except MemoryError:
     raise FileError("size", where, "there is not enough memory for it", "Cut it") from None
-  except Exception as error:  # A damaged file breaks anything.
+  except Exception as error:
     raise _unreadable(where, error) from error
-  return _finite(_native(array, where), where)
 
 
 def _unreadable(where: Path | str, error: Exception) -> FileError:
@@ -142,7 +152,26 @@ def _unreadable(where: Path | str, error: Exception) -> FileError:
   )
 
 
-def _read_npy(data: bytes, where: Path | str, channels_first: bool) -> np.ndarray:
+def decode_numbers_mask(data: bytes, where: Path | str) -> RawMask:
+  """Decodes a mask that was saved by NumPy: an array [h w] of class numbers, of any type.
+
+  Args:
+    data: the file's bytes.
+    where: name of the file, for messages.
+
+  Raises:
+    FileError: it is damaged, no such array, or a number isn't whole.
+  """
+  with _naming(where):
+    array = _load_npy(data, where)
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+      what = f"is an array of shape {array.shape} and type {array.dtype}"
+      raise FileError("layout", where, what, "A mask is an array [h w] of class numbers")
+    values = whole_numbers(array.astype(np.float64), where)
+    return RawMask(np.clip(values, -1, 2**30).astype(np.int32))
+
+
+def _load_npy(data: bytes, where: Path | str) -> np.ndarray:
   stream = io.BytesIO(data)
   version = np.lib.format.read_magic(stream)
   if version not in ((1, 0), (2, 0)):
@@ -155,11 +184,14 @@ def _read_npy(data: bytes, where: Path | str, channels_first: bool) -> np.ndarra
     fix = "Save the numbers alone: numpy.save(path, array.astype(numpy.float32))"
     raise FileError("values", where, "holds Python objects (a pickle), which are never read", fix)
   _check_shape(shape, where)
-  _check_dtype(dtype, where)
   start, size = stream.tell(), math.prod(shape) * dtype.itemsize
   if len(data) != start + size:
     raise ValueError(f"its header says {size:,} bytes of numbers, and {len(data) - start:,} follow")
-  array = np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+  return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_npy(data: bytes, where: Path | str, channels_first: bool) -> np.ndarray:
+  array = _load_npy(data, where)
   if array.ndim == 2:
     return array[..., None]
   return np.moveaxis(array, 0, -1) if channels_first else array

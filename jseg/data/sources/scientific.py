@@ -17,8 +17,14 @@ from pathlib import Path
 from jseg.data.files import FileError, attempt, read_bytes
 from jseg.data.files.images import CanonicalImage, canonical_image
 from jseg.data.files.listing import IMAGE_SUFFIXES, list_if_there
-from jseg.data.files.masks import Label, RawMask
-from jseg.data.files.scientific import SCIENTIFIC_SUFFIXES, canonical_scientific, decode_array
+from jseg.data.files.masks import Label, RawMask, read_mask
+from jseg.data.files.scientific import (
+  SCIENTIFIC_SUFFIXES,
+  canonical_scientific,
+  decode_array,
+  decode_numbers_mask,
+  is_array,
+)
 from jseg.data.sources.base import Example, ListedSource, Values
 from jseg.data.sources.folder import Layout, read_folder
 from jseg.data.sources.pairs import SPLITS, ImagePair
@@ -43,7 +49,8 @@ def scientific_source(
     InputError: the folder, its classes or its layout are missing.
   """
   make_pair = functools.partial(ScientificPair, channels_first=channels_first)
-  layout = Layout(SCIENTIFIC_SUFFIXES, make_pair, ("semantic", "instance"), IMAGE_SUFFIXES)
+  masks = (*IMAGE_SUFFIXES, ".npy")
+  layout = Layout(SCIENTIFIC_SUFFIXES, make_pair, ("semantic", "instance"), masks)
   source = read_folder(root, layout, None, fractions, seed)
   digest, tail = source.make_fingerprint, " channels first" if channels_first else ""
   return dataclasses.replace(source, scientific=True, make_fingerprint=lambda: f"{digest()}{tail}")
@@ -84,6 +91,11 @@ class ScientificPair(ImagePair):
     """Reads the image. Raises FileError."""
     data = read_bytes(self.image)
     return canonical_scientific(data, self.image, channels_first=self.channels_first)
+
+  def read_mask(self) -> RawMask:
+    """Reads the mask's raw values, of an .npy too. Raises FileError."""
+    data = read_bytes(self.mask)
+    return decode_numbers_mask(data, self.mask) if is_array(data) else read_mask(data, self.mask)
 
   def make_example(self, image: CanonicalImage, raw: RawMask, label: Label) -> Example:
     """Joins an image and its mask, which have the same size."""
