@@ -21,6 +21,7 @@ import optax
 from jseg import data, json_files, models, optim, tasks
 from jseg.config_values import at_least, build, defaults_of
 from jseg.models import Network
+from jseg.scaling import as_scaled, check_scaling, fit_scaling
 from jseg.types import InputError
 from jseg.weights.published import check_name, is_published
 
@@ -122,7 +123,15 @@ class DataKeys:
     eval_split: split that is evaluated during training.
     size: canvas (height, width) in pixels: larger images are shrunk to fit, smaller ones padded. Of
       volumes (depth, height, width) in voxels, at least that of the largest one.
-    channels: 3 for RGB, 1 for gray images; of volumes, as many as they have.
+    channels: 3 for RGB, 1 for gray images; of volumes and scientific images, as many as they have.
+    scaling: of scientific images, what becomes 0..255: "16bit", a range "0:4095", or percentiles of
+      the training split "1%:99%"; for each channel another with commas between.
+    low: the number of each channel that becomes 0; a training writes it down, by `scaling`.
+    high: the number of each channel that becomes 255; a training writes it down, by `scaling`.
+    mean: mean of each channel over the training split, 1 being `high`; a training writes it down.
+    deviation: standard deviation of each channel over the training split, as `mean`.
+    shown: of scientific images, the three channels (or one) that pictures show; () is the first
+      three, of fewer the first.
     batch_size: examples in a step, over all devices.
     eval_batch_size: examples in a batch of the evaluation, over all devices.
     threads: threads that read and decode examples.
@@ -138,6 +147,12 @@ class DataKeys:
   eval_split: str = "val"
   size: tuple[int, ...] = (256, 256)
   channels: int = 3
+  scaling: str = ""
+  low: tuple[float, ...] = ()
+  high: tuple[float, ...] = ()
+  mean: tuple[float, ...] = ()
+  deviation: tuple[float, ...] = ()
+  shown: tuple[int, ...] = ()
   batch_size: int = 8
   eval_batch_size: int = 8
   threads: int = 2
@@ -158,6 +173,7 @@ RESUMABLE = {
   "data.root",
   "data.data_dir",
   "data.threads",
+  "data.shown",
   "data.max_pixels",
   "data.eval_batch_size",
 }
@@ -284,6 +300,7 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
     raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
   if is_published(config.init_from):
     check_name(config.init_from)
+  check_scaling(config.data)
   # The parts check their own values.
   if model is None:
     make_model(config, num_classes=2)
@@ -331,18 +348,22 @@ def make_optimizer(
 def load_dataset(
   config: ml_collections.ConfigDict, source: data.Source | None = None
 ) -> data.Dataset:
-  """The data set of a configuration, or of a source instead, prepared if it wasn't."""
+  """The data set of a configuration, or of a source instead, prepared if it wasn't.
+
+  Scientific images are scaled if the configuration says how.
+  """
   keys = config.data
   with data.pixel_limit(keys.max_pixels):
     if source is not None:
-      return data.load(source)
-    return data.load(
+      return as_scaled(config, data.load(source))
+    dataset = data.load(
       keys.name,
       root=keys.root or None,
       data_dir=keys.data_dir or None,
       options=keys.options.to_dict(),
       fields=keys.fields.to_dict(),
     )
+  return as_scaled(config, dataset)
 
 
 def make_task(config: ml_collections.ConfigDict) -> tuple[tasks.Task, data.Dataset]:
@@ -351,7 +372,7 @@ def make_task(config: ml_collections.ConfigDict) -> tuple[tasks.Task, data.Datas
   Raises:
     InputError: the data can't be read, or don't go with the network.
   """
-  dataset = load_dataset(config)
+  config, dataset = fit_scaling(config, load_dataset(config))
   network = make_model(config, len(dataset.classes.names))
   task = tasks.create(config, network, dataset.classes)
   task.check_data(dataset)

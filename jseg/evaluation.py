@@ -14,6 +14,7 @@ from jseg.data import Dataset
 from jseg.models import Network
 from jseg.outputs import WriteError, try_file
 from jseg.run import Run
+from jseg.scaling import as_scaled
 from jseg.step import meet, replicate
 
 
@@ -97,6 +98,7 @@ def evaluate(
     dataset = opened.dataset(root)
   else:
     opened.check_classes(dataset)
+    dataset = as_scaled(opened.config, dataset)
   split = split or opened.config.data.eval_split
   writable: list[bool] = []  # of process 0 alone
   hosts.on_first(lambda: writable.append(_is_writable(opened, split)))

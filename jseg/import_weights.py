@@ -46,7 +46,10 @@ def import_run(
     raise InputError(f"{out} holds a run already; name another folder with --out")
   changes = dict(changes or {})
   arguments = {k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")}
-  loaded = load(path, model, len(classes.names) if classes else None, **arguments)
+  channels = changes.get("data.channels", 3)
+  if not isinstance(channels, int) or channels < 1:
+    raise InputError(f"data.channels: {channels!r} must be a whole number above 0")
+  loaded = load(path, model, len(classes.names) if classes else None, channels, **arguments)
   classes = classes or class_info(loaded.num_classes)
 
   config = configs.default(loaded.name, **loaded.arguments)

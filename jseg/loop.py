@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -33,11 +34,12 @@ from jseg.optim import frozen_names
 from jseg.outputs import try_folder
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Files, Run, held
+from jseg.scaling import about_scaling, as_scaled, fit_scaling
 from jseg.state import TrainState, create_train_state, parameter_order, run_keys
 from jseg.step import make_moments_step, make_train_step, meet, replicate, shard
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
-from jseg.weights import find_network, source_variables, transfer
+from jseg.weights import find_network, image_kernels, source_variables, transfer
 from jseg.weights.class_order import match_classes, reorder_classes
 
 Pictures = Sequence[Sequence[Any]]
@@ -93,7 +95,7 @@ def train(
   use_compilation_cache(config)
 
   # Data and network.
-  dataset = _as_dataset(dataset, config)
+  config, dataset = fit_scaling(config, _as_dataset(dataset, config))
   config = in_steps(config, len(dataset.source(config.data.train_split)))
   network = model or configs.make_model(config, len(dataset.classes.names))
   task = tasks.create(config, network, dataset.classes)
@@ -190,7 +192,7 @@ def train(
 def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
   """The data set that was given, or the configuration's; a source is prepared."""
   if isinstance(given, Dataset):
-    return given
+    return as_scaled(config, given)
   # Processes that share a folder of prepared sets must not prepare one set twice.
   return hosts.first_then_others(lambda: configs.load_dataset(config, given))
 
@@ -322,8 +324,12 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
     found = find_network(path)
     source, unused = source_variables(found.tensors, found.source, path)
     unused, what = [*unused, *found.left], found.source.description
+  shape = (*run.config.data.size, run.config.data.channels)
   variables, report = transfer(
-    {"params": state.params, "batch_stats": state.batch_stats}, source, path
+    {"params": state.params, "batch_stats": state.batch_stats},
+    source,
+    path,
+    functools.partial(image_kernels, run.model, shape),
   )
   report = dataclasses.replace(report, unused=[*report.unused, *unused])
   CONSOLE.print(f"initialized from {path} ({what}): {report}", highlight=False)
@@ -363,6 +369,8 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
     f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
   )
   CONSOLE.print(Text.assemble((config.model.name, "bold"), about))
+  for line in about_scaling(config, dataset):
+    CONSOLE.print(f"  {line}", highlight=False, markup=False)
   if config.accumulate > 1:
     part = config.data.batch_size // (jax.device_count() * config.accumulate)
     CONSOLE.print(f"  {config.accumulate} parts a step, of {part} image(s) a device{_caveats(run)}")

@@ -59,6 +59,7 @@ SLOW = (
   "test_mask_rcnn.py",
   "test_crf.py",
   "test_step.py",
+  "test_scientific_run.py",
   "test_resnet.py",
   "test_backbones.py",
   "test_nn_pyramid.py",

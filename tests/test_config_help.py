@@ -14,6 +14,7 @@ FREE = {
   "data.data_dir",
   "data.eval_split",
   "data.root",
+  "data.scaling",
   "data.train_split",
   "init_from",
 }

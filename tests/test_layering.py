@@ -38,6 +38,7 @@ RANKS = {
   "losses": 4,
   "metrics": 4,
   "report": 5,
+  "scaling": 4,
   "weights": 5,
   "groups": 1,
   "optim": 5,

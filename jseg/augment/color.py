@@ -9,6 +9,7 @@ import numpy as np
 
 from jseg.augment import geometry
 from jseg.augment.base import ColorChange, Filter, Random, Setting, Values
+from jseg.types import InputError
 
 # A color is its luma (NTSC weights) and its chroma. In the plane of chroma, spanned by the I
 # and Q of YIQ, the angle is the hue and the length the saturation.
@@ -37,7 +38,8 @@ def adjust(
   """Changes brightness, contrast, saturation and hue: one affine map of all colors.
 
   Args:
-    image: uint8 or float [h w c]. Gray images (c = 1) have no saturation and hue.
+    image: uint8 or float [h w c]. Only colors (c = 3) have saturation and hue; the luma of other
+      channels is their mean.
     size: int32 [2], what the image covers of its canvas; the rest has no part in the mean.
     brightness: factor of all values.
     contrast: factor of the distance to the mean luma of the image; 0 is a flat gray.
@@ -48,13 +50,33 @@ def adjust(
     float32 [h w c], not clipped.
   """
   image = image.astype(jnp.float32)
-  luma = image[..., 0] if image.shape[-1] == 1 else _mix(_TO_YIQ[:1], image)[..., 0]
+  if image.shape[-1] == 3:
+    luma = _mix(_TO_YIQ[:1], image)[..., 0]
+  else:
+    luma = image[..., 0] if image.shape[-1] == 1 else image.mean(-1)
   inside = geometry.inside(geometry.grid(*luma.shape), size)
   mean_luma = jnp.where(inside, luma, 0.0).sum() / inside.sum()
   if image.shape[-1] == 3:
     cos, sin = jnp.cos(2 * jnp.pi * hue), jnp.sin(2 * jnp.pi * hue)
     image = _mix(_LUMA + saturation * (cos * _CHROMA + sin * _QUARTER_TURN), image)
   return brightness * (contrast * image + (1 - contrast) * mean_luma)
+
+
+def check_channels(values: Values, channels: int) -> None:
+  """Refuses settings that only colors have.
+
+  Args:
+    values: values of all settings by name.
+    channels: channels of the images.
+
+  Raises:
+    InputError: naming the setting.
+  """
+  for name in ("saturation", "hue"):
+    if channels != 3 and values.get(name):
+      raise InputError(
+        f"{name}: {values[name]!r} must be 0: images of {channels} channel(s) have no colors"
+      )
 
 
 def blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -89,7 +111,7 @@ ADJUSTMENT = ColorChange(
 )
 """Brightness, contrast, saturation and hue. The factors of all values, of the distance to the
 image's mean luma and of the distance to gray are drawn from 1 +- their settings, the turn of the
-colors from +- hue, in whole turns. Gray images have no saturation and hue.
+colors from +- hue, in whole turns. Gray images have no saturation and hue, nor have other channels.
 """
 
 

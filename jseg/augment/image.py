@@ -31,7 +31,7 @@ from jseg.augment.base import (
   settings_of,
 )
 from jseg.augment.volume import VOLUME_AUGMENTATIONS, make_volume_augment
-from jseg.images import normalize
+from jseg.images import Statistics, normalize
 from jseg.types import IGNORE, InputError
 
 IMAGE_AUGMENTATIONS: tuple[Augmentation, ...] = (
@@ -73,6 +73,7 @@ def make_augment(
   size: Sequence[int],
   scale: Sequence[float] = (0.5, 2.0),
   custom: Sequence[str | Augment] = (),
+  statistics: Statistics | None = None,
   **settings: float,
 ) -> Augment:
   """Builds the augmentation of one training example.
@@ -92,6 +93,7 @@ def make_augment(
     custom: augmentations of your own, applied last, in this order: functions
       `(key, example) -> example`, or "package.module:Name" of such. They get normalized images
       (`jseg.images.denormalize` inverts that) and return images of the same shape.
+    statistics: mean and deviation of each channel; None: ImageNet's, of RGB or gray images.
     **settings: strengths of the augmentations in `IMAGE_AUGMENTATIONS`, where they are described:
       flip, flip_vertical, rotation, elastic, blur, brightness, contrast, saturation, hue, noise; of
       volumes, those of `jseg.augment.volume.VOLUME_AUGMENTATIONS`. 0 switches one off.
@@ -107,6 +109,8 @@ def make_augment(
   for name, value in values.items():
     if value and name not in available:
       raise InputError(f"{name}: {value!r} must be 0: {kind} have no such augmentation")
+  if statistics is not None:
+    color.check_channels(values, len(statistics.mean))
   crop, functions = tuple(map(int, size)), find_custom(custom)
   if len(crop) == 3:
     return make_volume_augment(crop, scale, values, functions)
@@ -131,7 +135,7 @@ def make_augment(
     if weight is not None:
       weight = jnp.where(inside, geometry.read_nearest(weight, where, example.size), 0.0)
     result = Example(
-      image=render(example, where, ratio, inside, chosen, values, random),
+      image=render(example, where, ratio, inside, chosen, values, random, statistics),
       size=jnp.array(crop, jnp.int32),
       label=jnp.where(inside, label, IGNORE),
       weight=weight,
@@ -161,17 +165,19 @@ def render(
   chosen: Sequence[Augmentation],
   values: Values,
   random: Random,
+  statistics: Statistics | None = None,
 ) -> jax.Array:
   """Changes colors, resamples, filters, clips and normalizes.
 
   Args:
-    example: the example, with an image uint8 [H W c].
+    example: the example, with an image uint8 [H W c], or float32 in 0..255.
     where: positions in the image of the output's pixels.
     ratio: float32 [2], pixels of the image per pixel of the output.
     inside: bool [h w], where the output holds the image; elsewhere it is 0.
     chosen: augmentations; others than changes of color and filters are passed over.
     values: values of all settings.
     random: random numbers of the example.
+    statistics: as for `make_augment`.
 
   Returns:
     float32 [h w c].
@@ -186,5 +192,5 @@ def render(
   for each in chosen:
     if isinstance(each, Filter):
       image = each.apply(random, values, image)
-  image = normalize(jnp.clip(image, 0.0, 255.0))
+  image = normalize(jnp.clip(image, 0.0, 255.0), statistics)
   return jnp.where(inside[..., None], image, 0.0)

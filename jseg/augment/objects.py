@@ -28,7 +28,9 @@ from jseg.augment.base import (
   find_custom,
   settings_of,
 )
+from jseg.augment.color import check_channels
 from jseg.augment.image import IMAGE_AUGMENTATIONS, first_draws, render
+from jseg.images import Statistics
 from jseg.types import InputError, Targets
 
 OBJECT_AUGMENTATIONS: tuple[Augmentation, ...] = (
@@ -50,6 +52,7 @@ def make_instance_augment(
   size: Sequence[int],
   scale: Sequence[float] = (0.8, 1.25),
   custom: Sequence[str | Augment] = (),
+  statistics: Statistics | None = None,
   **settings: float,
 ) -> Augment:
   """Builds the augmentation of one training example of the instance task.
@@ -64,6 +67,7 @@ def make_instance_augment(
     size: height and width of the crop in pixels.
     scale: smallest and largest factor of the image's size, drawn uniformly. Shrinking filters.
     custom: augmentations of your own, as for `make_augment`.
+    statistics: mean and deviation of each channel, as for `make_augment`.
     **settings: strengths of the augmentations in `OBJECT_AUGMENTATIONS`: flip, flip_vertical,
       blur, brightness, contrast, saturation, hue, noise; see `make_augment`.
 
@@ -73,6 +77,8 @@ def make_instance_augment(
   table = settings_of(*OBJECT_AUGMENTATIONS)
   values = {**defaults(table), **settings}
   check_settings(size, scale, values, table)
+  if statistics is not None:
+    check_channels(values, len(statistics.mean))
   if len(size) != 2:
     raise InputError(f"size: {size!r} must be two numbers: objects are found in images")
   crop, functions = tuple(map(int, size)), find_custom(custom)
@@ -98,7 +104,7 @@ def make_instance_augment(
     inside = geometry.inside(geometry.grid(*crop), covered)
     where = geometry.to_source(where, offset, ratio)
     result = Example(
-      image=render(example, where, ratio, inside, chosen, values, random),
+      image=render(example, where, ratio, inside, chosen, values, random, statistics),
       size=covered,
       targets=move(targets, offset, ratio, flipped, covered),
     )

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from jseg import data
+from jseg.config import parse_changes
 from jseg.console import CONSOLE
 from jseg.outputs import try_file
 from jseg.types import InputError
@@ -23,7 +24,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds PATH, --sheet, --json, --max-pixels, --strict and --fix."""
+  """Adds PATH, --sheet, --json, --max-pixels, --option, --strict and --fix."""
   parser.add_argument("path", type=pathlib.Path, help="root of the data set")
   parser.add_argument(
     "--sheet",
@@ -37,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=data.MAX_PIXELS,
     metavar="N",
     help="pixels of an image, or values of a volume, up to which it is read (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--option",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="an option of the data set, as data.options has it in training: channels_first=True",
   )
   parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
   parser.add_argument(
@@ -63,10 +71,11 @@ def _check(arguments: argparse.Namespace) -> None:
     _refuse_inside(sheet, arguments.path)
     try_file(sheet, "name another --sheet", _PICTURES)
   root, repairs = arguments.path, None
+  options = parse_changes(arguments.option, "--option ")
   try:
     if arguments.fix is not None:
       root, repairs = arguments.fix, data.repair_folder(root, arguments.fix)
-    report = data.check_folder(root)
+    report = data.check_folder(root, options)
   except InputError as error:
     if arguments.json:
       problem = {"severity": "error", "file": str(root), "problem": str(error)}
@@ -80,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for line in repairs.lines() if repairs else ():
       CONSOLE.print(line)
     CONSOLE.print(report.table())
-  if sheet is not None and data.contact_sheet(root, sheet) and not arguments.json:
+  if sheet is not None and data.contact_sheet(root, sheet, options) and not arguments.json:
     CONSOLE.print(f"overlays: {sheet}")
   if not report.ok:
     raise InputError(f"{root} has {len(report.problems)} problem(s); see above")

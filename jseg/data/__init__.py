@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from jseg.data.files.limits import MAX_PIXELS, pixel_limit
   from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Listing, list_files
   from jseg.data.files.nifti import flatten_volume, read_volume, write_mask
+  from jseg.data.files.scientific import SCIENTIFIC_SUFFIXES, read_scientific
   from jseg.data.pipeline import (
     as_channels,
     check_canvas,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     train_iterator,
   )
   from jseg.data.repair import repair_folder
+  from jseg.data.scaling import find_ends, parse_scaling, scale
   from jseg.data.sheet import contact_sheet
   from jseg.data.sources.base import Example, Item, ListedSource, Source
 
@@ -30,6 +32,7 @@ __all__ = [
   "IMAGE_SUFFIXES",
   "MAX_PIXELS",
   "NIFTI_SUFFIXES",
+  "SCIENTIFIC_SUFFIXES",
   "ClassInfo",
   "Dataset",
   "Example",
@@ -45,17 +48,21 @@ __all__ = [
   "check_folder",
   "contact_sheet",
   "eval_batches",
+  "find_ends",
   "find_keypoints",
   "flatten_volume",
   "list_files",
   "load",
   "objects_from_detections",
+  "parse_scaling",
   "pixel_limit",
   "read_image",
+  "read_scientific",
   "read_volume",
   "repair_folder",
   "resize",
   "resize_and_pad",
+  "scale",
   "train_iterator",
   "voc_colormap",
   "write_mask",
@@ -72,6 +79,8 @@ _HOMES = {
   "files.classes": ("ClassInfo", "voc_colormap"),
   "files.images": ("read_image",),
   "files.instances": ("Objects",),
+  "files.scientific": ("SCIENTIFIC_SUFFIXES", "read_scientific"),
+  "scaling": ("find_ends", "parse_scaling", "scale"),
   "sources.base": ("Example", "Item", "ListedSource", "Source"),
   "files.nifti": ("flatten_volume", "read_volume", "write_mask"),
   "repair": ("repair_folder",),

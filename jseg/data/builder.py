@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from jseg.console import ERRORS, progress
 from jseg.data.files import FileError
+from jseg.data.files.scientific import decode_array
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.survey import Survey
 from jseg.lock import locked
@@ -29,6 +30,8 @@ OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _MOST_NOTES = 5  # objects left out that a note names
 _READ_AHEAD = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
+SAMPLE = 2**21
+"""Pixels of a split of scientific images that are kept for percentiles, means and deviations."""
 
 
 def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tuple["Builder", str]:
@@ -129,7 +132,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
   def _info(self) -> tfds.core.DatasetInfo:
     source = self._source
-    features = {"image": _image_feature(source.ndim), "name": tfds.features.Text()}
+    scientific = getattr(source, "scientific", False)  # which sources of others may not know
+    image = tfds.features.Text() if scientific else _image_feature(source.ndim)
+    features = {"image": image, "name": tfds.features.Text()}
     if source.has_labels:
       features["label"] = _label_feature(source.ndim)
     if source.has_objects:
@@ -144,6 +149,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       "crowds": {},
       "notes": [],
     }
+    if scientific:
+      metadata["values"] = {}
     return tfds.core.DatasetInfo(
       builder=self,
       description="Segmentation in canonical form: labels are train ids, 255 is void; objects have "
@@ -162,14 +169,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     loaded = _load_all(items, _READ_AHEAD[self._source.ndim])
     examples = progress(loaded, f"Preparing {split}", len(items), ERRORS, transient=False)
     left_out: list[FileError] = []
+    sample: list[np.ndarray] = []
     for i, example in enumerate(examples):
       statistics.add(example)
+      if example.values is not None:
+        sample.append(_some_pixels(example, i, SAMPLE // len(items)))
       self._survey.add(split, f"{split}/{items[i].name}", example)
       left_out += example.notes
       yield i, _record(example, items[i].name)
     _refuse(self._survey.refusals(split))
     for key, value in statistics.metadata(len(classes.names)).items():
       self.info.metadata[key][split] = value
+    if sample:
+      self.info.metadata["values"][split] = [sample[0].dtype.name, sample[0].shape[1]]
+      np.save(sample_file(self.data_dir, split), np.concatenate(sample))
     notes = _left_out(split, left_out) + self._survey.obstacles(split)
     if split == [*self._source.splits][-1]:
       notes += [*self._source.notes, *self._survey.notes()]
@@ -180,6 +193,22 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
   def _log_download_done(self) -> None:
     """Silenced."""
+
+
+def sample_file(folder: str | os.PathLike, split: str) -> pathlib.Path:
+  """Returns where a prepared set of scientific images keeps some pixels of a split, [n c]."""
+  return pathlib.Path(folder) / f"sample_{split}.npy"
+
+
+def _some_pixels(example: Example, seed: int, most: int) -> np.ndarray:
+  """Pixels of a scientific image [n c]: all, or up to `most` at random."""
+  assert isinstance(example.image, bytes)
+  image = decode_array(example.image)
+  pixels = image.reshape(-1, image.shape[-1])
+  most = max(most, 1)
+  if len(pixels) <= most:
+    return pixels
+  return pixels[np.random.default_rng(seed).integers(len(pixels), size=most)]
 
 
 class SplitStatistics:

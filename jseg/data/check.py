@@ -4,7 +4,9 @@ Reads through the same functions as preparation, so that what passes here can be
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +19,18 @@ from jseg.data.sources.pairs import FilePair
 from jseg.data.survey import Survey
 
 
-def check_folder(root: str | os.PathLike) -> Report:
+def check_folder(root: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Report:
   """Reads every file of a data folder and reports all that is wrong.
 
   Args:
     root: a folder in the layout of any source in `jseg.data.sources.SOURCES` that reads folders.
+    options: the other arguments of its source, as `data.options` of a configuration.
 
   Raises:
-    InputError: there is nothing to check: no such folder, no layout, no readable classes.json.
+    InputError: there is nothing to check: no such folder, no layout, no readable classes.json; or
+      there is no such option.
   """
-  return check_source(recognize(root), root)
+  return check_source(recognize(root, options), root)
 
 
 def check_source(source: Source, root: str | os.PathLike) -> Report:
@@ -63,6 +67,8 @@ def _check_item(
       contents.sizes[found.size] += 1
     if found.label is not None:
       contents.add_pixels(np.bincount(found.label.ids.ravel(), minlength=256))
+  if example is not None and example.values is not None:
+    contents.add_values(example.values)
   if example is not None and example.objects is not None:
     contents.add_objects(example.objects, len(source.classes.names))
   known = {problem.file for problem in source.problems}

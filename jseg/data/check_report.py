@@ -14,6 +14,7 @@ from rich.text import Text
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.instances import Objects
+from jseg.data.sources.base import Values
 from jseg.types import IGNORE
 
 _MOST_PROBLEMS = 20  # shown of each kind
@@ -31,6 +32,9 @@ class SplitReport:
     objects: int64 [k], number of objects of each class; empty if the set has no objects.
     images_with_objects: int64 [k], number of images with objects of each class.
     most: largest number of objects in one image.
+    values: of scientific images, how many hold which type of numbers in how many channels.
+    low: of scientific images, the smallest number of each channel, float64 [c].
+    high: of scientific images, the largest number of each channel, float64 [c].
   """
 
   count: int
@@ -42,11 +46,22 @@ class SplitReport:
   objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   most: int = 0
+  values: collections.Counter[tuple[str, int]] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  low: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+  high: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
   def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
     """Plain values for JSON, given the names of the classes."""
     counts = {"pixels": self.pixels, "masks_with": self.images_with, "objects": self.objects}
+    kinds = [
+      {"type": dtype, "channels": channels, "images": n}
+      for (dtype, channels), n in self.values.most_common()
+    ]
+    ranges = np.stack([self.low, self.high], 1).tolist()
     return {
+      **({"values": kinds, "ranges": ranges} if kinds else {}),
       "images": self.count,
       "sizes": [{"size": list(size), "images": n} for size, n in self.sizes.most_common()],
       "void_pixels": int(self.pixels[IGNORE]),
@@ -61,6 +76,14 @@ class SplitReport:
     """Adds a mask: int64 [256], its pixels of each train id."""
     self.pixels += counts
     self.images_with += counts > 0
+
+  def add_values(self, values: Values) -> None:
+    """Adds the numbers of a scientific image."""
+    self.values[values.dtype, len(values.low)] += 1
+    if not self.low.size:
+      self.low, self.high = values.low, values.high
+    elif len(self.low) == len(values.low):
+      self.low, self.high = np.minimum(self.low, values.low), np.maximum(self.high, values.high)
 
   def add_objects(self, objects: Objects, k: int) -> None:
     """Adds the objects of an image; k is the number of classes."""
@@ -113,6 +136,8 @@ class Report:
   def table(self) -> RenderableType:
     """Counts, class shares and problems, for a rich console."""
     tables = [_splits_table(self)]
+    if any(contents.values for contents in self.splits.values()):
+      tables.append(_values_table(self))
     if any(contents.pixels.any() for contents in self.splits.values()):
       tables.append(_classes_table(self))
     if any(contents.objects.size for contents in self.splits.values()):
@@ -149,6 +174,33 @@ def _classes_table(report: Report) -> Table:
       cells.append(f"{contents.pixels[i] / labeled:.2%} ({contents.images_with[i]})")
     table.add_row(Text.assemble(("■ ", "rgb({},{},{})".format(*color)), f"{i} {name}"), *cells)
   return table
+
+
+def _values_table(report: Report) -> Table:
+  """What numbers scientific images hold, and how a training is told to read them."""
+  caption = (
+    "scientific images: train with data.name=scientific, data.channels, and data.scaling (a range "
+    "such as 16bit or 0:4095, or percentiles such as 1%:99%)"
+  )
+  table = Table(caption=caption)
+  for column in ("split", "numbers", "channels", "smallest to largest of each channel"):
+    table.add_column(column)
+  for split, contents in report.splits.items():
+    kinds = contents.values.most_common()
+    ends = zip(contents.low, contents.high, strict=True)
+    ranges = [f"{low:g} to {high:g}{_bits(kinds[0][0][0], high)}" for low, high in ends]
+    table.add_row(
+      split,
+      ", ".join(f"{dtype} ({n})" for (dtype, _), n in kinds),
+      ", ".join(dict.fromkeys(str(channels) for (_, channels), _ in kinds)),
+      "; ".join(ranges[:12]) + (f" and {len(ranges) - 12} more" if len(ranges) > 12 else ""),
+    )
+  return table
+
+
+def _bits(dtype: str, high: float) -> str:
+  """How many bits a largest number takes, of those that integers have."""
+  return f" ({max(int(high).bit_length(), 1)} bits)" if dtype.startswith("uint") else ""
 
 
 def _objects_table(report: Report) -> Table:

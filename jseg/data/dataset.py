@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jseg.data.builder import OBJECTS_PER_IMAGE, prepare, prepared
+from jseg.data.builder import OBJECTS_PER_IMAGE, prepare, prepared, sample_file
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.instances import Objects
+from jseg.data.files.scientific import decode_array, is_array
+from jseg.data.scaling import scale
 from jseg.data.sources import SOURCES, make_source
 from jseg.data.sources.base import Source
 from jseg.types import InputError
@@ -23,17 +25,22 @@ from jseg.types import InputError
 _CACHE_BYTES = 512 << 20  # a split that decodes to at most this stays in memory
 
 
+Ends = tuple[Sequence[float], Sequence[float]]
+"""The numbers of each channel that become 0, and those that become 255."""
+
+
 class Examples(Sequence[dict[str, Any]]):
   """Random access to the decoded examples of a split.
 
   Item i is a dict: `image` uint8 [h w c] (c is 3 or 1), `label` uint8 [h w], `name` str. Of a
-  volume, `image` is float32 [d h w c], normalized, and `label` [d h w]. Where objects are known
+  volume, `image` is float32 [d h w c], normalized, and `label` [d h w]. Of scientific images it is
+  [h w c] as it is stored, or float32 in 0..255 if the data set is scaled. Where objects are known
   there is `objects`, and no `label` where nothing else is. The arrays of splits that fit in memory
   are kept once they are decoded, so none can be written to.
   """
 
-  def __init__(self, records: Any, keep: bool, folder: pathlib.Path):
-    self._records, self._folder = records, folder
+  def __init__(self, records: Any, keep: bool, folder: pathlib.Path, ends: Ends | None = None):
+    self._records, self._folder, self._ends = records, folder, ends
     self._kept: dict[int, dict[str, Any]] | None = {} if keep else None
 
   def __len__(self) -> int:
@@ -45,7 +52,7 @@ class Examples(Sequence[dict[str, Any]]):
     if self._kept is not None and index in self._kept:
       return self._kept[index]
     with prepared(self._folder):
-      example = _decode(self._records[index])
+      example = _decode(self._records[index], self._ends)
     if self._kept is not None:
       self._kept[index] = example
     return example
@@ -60,6 +67,8 @@ class Dataset:
     classes: names, colors, and what the masks meant before preparation.
     splits: number of examples in each split.
     fingerprint: text that changes whenever the data does.
+    ends: how scientific images are scaled: the numbers of each channel that become 0, and those
+      that become 255; None: they stay as they are stored.
   """
 
   name: str
@@ -67,6 +76,7 @@ class Dataset:
   splits: dict[str, int]
   fingerprint: str
   _builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+  ends: Ends | None = None
   _sources: dict[str, Examples] = dataclasses.field(
     default_factory=dict, init=False, repr=False, compare=False
   )
@@ -74,7 +84,49 @@ class Dataset:
   @property
   def ndim(self) -> int:
     """2 for images, 3 for volumes."""
-    return len(self._builder.info.features["image"].shape) - 1
+    return 2 if self.scientific else len(self._builder.info.features["image"].shape) - 1
+
+  @property
+  def scientific(self) -> bool:
+    """Whether images are numbers of any channels, which must be scaled."""
+    return "values" in self._builder.info.metadata
+
+  @property
+  def dtype(self) -> str:
+    """Type of the numbers of scientific images, such as "uint16"; "uint8" of others."""
+    return self._values()[0] if self.scientific else "uint8"
+
+  @property
+  def channels(self) -> int:
+    """Channels of scientific images; 3 of others, whether gray or RGB."""
+    return self._values()[1] if self.scientific else 3
+
+  def _values(self) -> tuple[str, int]:
+    dtype, channels = next(iter(self._builder.info.metadata["values"].values()))
+    return dtype, channels
+
+  def sample(self, split: str) -> np.ndarray:
+    """Pixels from all images of a split of scientific images: [n c], as they are stored."""
+    folder = pathlib.Path(self._builder.data_path)
+    with prepared(folder):
+      return np.concatenate([np.load(sample_file(folder, s)) for s in self._parts(split)])
+
+  def scaled(self, low: Sequence[float], high: Sequence[float]) -> "Dataset":
+    """Returns the data set with its scientific images brought to 0..255.
+
+    Args:
+      low: for each channel, the number that becomes 0.
+      high: for each channel, the number that becomes 255.
+
+    Raises:
+      InputError: the images have another number of channels.
+    """
+    if len(low) != self.channels:
+      raise InputError(
+        f"{self.name} has images of {self.channels} channel(s), and the run is of {len(low)}; give "
+        "the same channels in the same order"
+      )
+    return dataclasses.replace(self, ends=(tuple(low), tuple(high)))
 
   @property
   def has_labels(self) -> bool:
@@ -115,9 +167,12 @@ class Dataset:
     with prepared(folder):
       records = self._builder.as_data_source(split, decoders=skip)
       # Bytes per decoded pixel: three of color, or floats, and the label.
-      width = 4 if self.ndim == 2 else 1 + 4 * records[0]["image"].shape[-1]
+      floats = self.channels if self.scientific else None
+      if self.ndim == 3:
+        floats = records[0]["image"].shape[-1]
+      width = 4 if floats is None else 1 + 4 * floats
       keep = width * len(records) * math.prod(self.max_size(split)) <= _CACHE_BYTES
-    return Examples(records, keep, folder)
+    return Examples(records, keep, folder, self.ends)
 
   def max_size(self, split: str) -> tuple[int, ...]:
     """Largest height and largest width in a split; of volumes, depth, height and width."""
@@ -215,11 +270,17 @@ def _snake_case(name: str) -> str:
   return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(":")[2]).lower()
 
 
-def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
+def _decode(record: Mapping[str, Any], ends: Ends | None) -> dict[str, Any]:
   """An example of a record; see `Examples`."""
   example: dict[str, Any] = {"name": record["name"].decode()}
   image, label = record["image"], record.get("label")
-  example["image"] = decode_image(image) if isinstance(image, bytes) else image.astype(np.float32)
+  if not isinstance(image, bytes):
+    example["image"] = image.astype(np.float32)
+  elif is_array(image):
+    array = decode_array(image)
+    example["image"] = array if ends is None else scale(array, *ends)
+  else:
+    example["image"] = decode_image(image)
   if label is not None:
     example["label"] = decode_raw(label) if isinstance(label, bytes) else label
   arrays = [value for value in example.values() if isinstance(value, np.ndarray)]

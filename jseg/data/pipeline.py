@@ -38,6 +38,7 @@ def train_iterator(
   border: tuple[float, float] | None = None,
   objects: tuple[int, int] | None = None,
   short_side: int = 0,
+  scaled: bool = False,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -59,6 +60,7 @@ def train_iterator(
     border: weight and sigma of `border_weights`, for images; None is without.
     objects: (n, m), to train on the up to n largest objects per image, with masks of m x m cells.
     short_side: pixels that the shorter side is brought to, as for `resize_and_pad`; with `objects`.
+    scaled: images are scientific ones, which were brought to 0..255: float32 [h w channels].
     process_index: index of this process.
     process_count: number of processes; divides batch_size.
     threads: number of threads that read and decode.
@@ -74,13 +76,15 @@ def train_iterator(
     InputError: the source is empty or the batch cannot be shared out; from `next`, if an
       example does not fit the canvas or the channels (see `resize_and_pad` and `as_channels`).
   """
-  local = _local_batch(batch_size, process_count, size, channels)
+  local = _local_batch(batch_size, process_count, size, channels, scaled)
   if not len(source):
     raise InputError("the training split is empty; add images to it")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   examples = _share(examples, local, process_index, process_count)
   if objects is None:
-    make = functools.partial(_train_example, size=size, channels=channels, border=border)
+    make = functools.partial(
+      _train_example, size=size, channels=channels, border=border, scaled=scaled
+    )
   else:
     make = functools.partial(
       _train_objects,
@@ -88,6 +92,7 @@ def train_iterator(
       channels=channels,
       objects=objects,
       short_side=short_side,
+      scaled=scaled,
     )
   # The stream has no end to drop; Grain's length of a batched one overflows otherwise.
   batches = examples.map(make).batch(local, drop_remainder=True)
@@ -102,6 +107,7 @@ def eval_batches(
   batch_size: int,
   channels: int = 3,
   short_side: int = 0,
+  scaled: bool = False,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -116,6 +122,7 @@ def eval_batches(
     batch_size: examples in a global batch.
     channels: channels of the images, as for `train_iterator`.
     short_side: pixels that the shorter side is brought to, as for `train_iterator`.
+    scaled: images are scientific ones, as for `train_iterator`.
     process_index: index of this process.
     process_count: number of processes; all yield the same number of batches.
     threads: number of threads that read and decode.
@@ -129,7 +136,7 @@ def eval_batches(
   Raises:
     InputError: as in `train_iterator`, but not for empty sources.
   """
-  local = _local_batch(batch_size, process_count, size, channels)
+  local = _local_batch(batch_size, process_count, size, channels, scaled)
   padded = cdiv(len(source), batch_size) * batch_size
   indices = [i if i < len(source) else -1 for i in range(padded)]
   make = functools.partial(
@@ -139,6 +146,7 @@ def eval_batches(
     label_size=label_size,
     channels=channels,
     short_side=short_side,
+    scaled=scaled,
   )
   examples = _share(grain.MapDataset.source(indices), local, process_index, process_count)
   return EvalBatches(examples.map(make).batch(local), threads)
@@ -213,16 +221,18 @@ def check_canvas(largest: Size, size: Size) -> None:
     )
 
 
-def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
+def as_channels(image: np.ndarray, channels: int, *, scaled: bool = False) -> np.ndarray:
   """Converts an image to the number of channels that a network takes.
 
   Args:
-    image: uint8 [h w], [h w 1] (gray), [h w 3] (RGB) or [h w 4] (RGBA; alpha is dropped); or a
-      volume, float32 [d h w channels].
-    channels: 3 (RGB) or 1 (gray); of a volume, those that it has.
+    image: uint8 [h w], [h w 1] (gray), [h w 3] (RGB) or [h w 4] (RGBA; alpha is dropped); a
+      volume, float32 [d h w channels]; or a scientific image that was brought to 0..255, float32
+      [h w channels].
+    channels: 3 (RGB) or 1 (gray); of a volume or scientific image, those that it has.
+    scaled: it is a scientific image.
 
   Returns:
-    uint8 [h w channels]; volumes as they are.
+    uint8 [h w channels]; volumes and scientific images as they are.
 
   Raises:
     InputError: the array is neither, or the volume has another number of channels.
@@ -238,6 +248,9 @@ def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
         f"data.channels: {channels}, but a volume has {image.shape[3]}; "
         f"set data.channels to {image.shape[3]}"
       )
+    return image
+  if scaled:
+    _check_scaled(image, channels)
     return image
   if image.ndim == 2:
     image = image[..., None]
@@ -257,10 +270,35 @@ def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
   return np.repeat(image, 3, -1)
 
 
+def _check_scaled(image: np.ndarray, channels: int) -> None:
+  """Refuses a scientific image of other channels, or one that isn't in 0..255."""
+  if image.ndim != 3 or image.dtype != np.float32:
+    raise InputError(
+      f"an image of shape {image.shape} and type {image.dtype} isn't scaled; bring it to 0..255 as "
+      "the training did: jseg.data.scale(image, low, high) with the run's data.low and data.high"
+    )
+  if image.shape[2] != channels:
+    raise InputError(
+      f"data.channels: {channels}, but an image has {image.shape[2]}; "
+      f"set data.channels to {image.shape[2]}"
+    )
+  low, high = image.min(), image.max()
+  if not (low >= 0 and high <= 255):
+    raise InputError(
+      f"an image of type float32 holds {low:g} to {high:g}; bring it to 0..255 as the training "
+      "did: jseg.data.scale(image, low, high) with the run's data.low and data.high"
+    )
+
+
 def _train_example(
-  example: dict[str, Any], *, size: Size, channels: int, border: tuple[float, float] | None
+  example: dict[str, Any],
+  *,
+  size: Size,
+  channels: int,
+  border: tuple[float, float] | None,
+  scaled: bool,
 ) -> Batch:
-  image, covered = resize_and_pad(as_channels(example["image"], channels), size)
+  image, covered = resize_and_pad(as_channels(example["image"], channels, scaled=scaled), size)
   label = example["label"]
   if covered != label.shape:
     # The exact variant samples pixel centers, as AREA does; the plain one is half a pixel off.
@@ -277,9 +315,16 @@ def _train_example(
 
 
 def _train_objects(
-  example: dict[str, Any], *, size: Size, channels: int, objects: tuple[int, int], short_side: int
+  example: dict[str, Any],
+  *,
+  size: Size,
+  channels: int,
+  objects: tuple[int, int],
+  short_side: int,
+  scaled: bool,
 ) -> Batch:
-  image, covered = resize_and_pad(as_channels(example["image"], channels), size, short_side)
+  image = as_channels(example["image"], channels, scaled=scaled)
+  image, covered = resize_and_pad(image, size, short_side)
   slots, cells = objects
   targets = make_targets(example["objects"], covered, slots=slots, cells=cells)
   return {"image": image, "size": np.array(covered, np.int32), **targets}
@@ -293,17 +338,18 @@ def _eval_example(
   label_size: Size | None,
   channels: int,
   short_side: int,
+  scaled: bool,
 ) -> Batch:
   label: np.ndarray | None
   if index < 0:
     one = (1,) * len(size)
-    image = np.zeros((*one, channels), np.uint8 if len(size) == 2 else np.float32)
+    image = np.zeros((*one, channels), np.uint8 if len(size) == 2 and not scaled else np.float32)
     short_side = 0
     label = np.full(one, IGNORE, np.uint8)
   else:
     example = source[index]
     image, label = example["image"], example["label"] if label_size else None
-  canvas, covered = resize_and_pad(as_channels(image, channels), size, short_side)
+  canvas, covered = resize_and_pad(as_channels(image, channels, scaled=scaled), size, short_side)
   batch = {"image": canvas, "size": np.array(covered, np.int32), "index": np.int32(index)}
   if label_size is not None and label is not None:
     batch["label"] = _pad(label, label_size, IGNORE)
@@ -343,12 +389,14 @@ def _share(examples: grain.MapDataset, local: int, index: int, count: int) -> gr
   return grain.MapDataset.range(len(examples) // count).map(lambda i: examples[place(i)])
 
 
-def _local_batch(batch_size: int, process_count: int, size: Size, channels: int) -> int:
+def _local_batch(
+  batch_size: int, process_count: int, size: Size, channels: int, scaled: bool
+) -> int:
   if batch_size < 1 or batch_size % process_count:
     raise InputError(
       f"batch size {batch_size} must be a multiple of the {process_count} processes that share it"
     )
-  if len(size) == 2 and channels not in (1, 3):
+  if len(size) == 2 and not scaled and channels not in (1, 3):
     raise InputError(f"channels {channels} must be 3 (RGB) or 1 (gray)")
   return batch_size // process_count
 

@@ -1,7 +1,8 @@
 """A page of a data set's images with their masks laid over them, over a legend of classes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +14,10 @@ from jseg.data.files import attempt
 from jseg.data.files.classes import ClassInfo, voc_colormap
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.nifti import flatten_volume
+from jseg.data.files.scientific import decode_array
 from jseg.data.sources import recognize
 from jseg.data.sources.base import Example, Item, Source
+from jseg.images import picture
 from jseg.types import IGNORE
 
 _TILES = 16
@@ -22,20 +25,24 @@ _TILE, _CAPTION, _GAP = 256, 20, 8  # pixels
 _INK, _PAPER = (40, 42, 54), (250, 250, 248)
 
 
-def contact_sheet(root: str | os.PathLike, path: str | os.PathLike) -> bool:
+def contact_sheet(
+  root: str | os.PathLike, path: str | os.PathLike, options: Mapping[str, Any] | None = None
+) -> bool:
   """Writes a PNG of up to 16 images with their masks laid over them, and a legend.
 
   Void is hatched. Images that cannot be read are left out. A volume shows its middle slice. Each
-  object has a color of its own, and there is no legend then.
+  object has a color of its own, and there is no legend then. Scientific images show their first
+  three channels, of fewer than three the first, each stretched.
 
   Args:
     root: a folder, as for `check_folder`.
     path: the PNG to write.
+    options: as for `check_folder`.
 
   Returns:
     Whether there was anything to show, and so to write.
   """
-  source = recognize(root)
+  source = recognize(root, options)
   tiles = []
   for split, item in _some_items(source, _TILES):
     example, _ = attempt(item.load)
@@ -57,14 +64,20 @@ def _some_items(source: Source, count: int) -> Sequence[tuple[str, Item]]:
 def _picture(example: Example) -> tuple[np.ndarray, ...]:
   """Image uint8 [h w c] and label [h w]."""
   image, label, objects = example.image, example.label, example.objects
+  decode = decode_image if example.values is None else _stretched
   if isinstance(image, bytes) and objects is not None:
     painted = np.zeros(example.size, np.uint8)
     for i in np.argsort(-objects.areas, kind="stable").tolist():
       painted[objects.mask(i)] = IGNORE if objects.crowd[i] else 1 + i % (IGNORE - 1)
-    return decode_image(image), painted
+    return decode(image), painted
   if isinstance(image, bytes) and isinstance(label, bytes):
-    return decode_image(image), decode_raw(label)
+    return decode(image), decode_raw(label)
   return flatten_volume(np.asarray(image), np.asarray(label))
+
+
+def _stretched(data: bytes) -> np.ndarray:
+  """A scientific image as a picture: uint8 [h w 3] or [h w 1]."""
+  return picture(decode_array(data).astype(np.float32))
 
 
 def _tile(image: np.ndarray, label: np.ndarray, colors: np.ndarray, caption: str) -> Image.Image:

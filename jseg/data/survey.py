@@ -56,6 +56,7 @@ class Survey:
     self._splits = {split: _Split(len(items)) for split, items in source.splits.items()}
     self._traits: dict[str, list[str]] = {}
     self._colors: dict[int, dict[Color, list[str]]] = {}
+    self._numbers: dict[tuple[str, int], list[str]] = {}
 
   def add(self, split: str, name: str, example: Example) -> None:
     """Adds an example; `name` is what messages call it."""
@@ -64,13 +65,34 @@ class Survey:
       self._traits.setdefault(trait, []).append(name)
     for index, color in example.colors.items():
       self._colors.setdefault(index, {}).setdefault(color, []).append(name)
+    if example.values is not None:
+      kind = example.values.dtype, len(example.values.low)
+      self._numbers.setdefault(kind, []).append(name)
 
   def refusals(self, split: str) -> list[FileError]:
     """Why a split can't be prepared, though each of its examples can; all have been added."""
     contents = self._splits[split]
     if contents.missing:
       return []
-    return attempt(check_binary, contents.pixels, self._classes, f"split {split}")[1]
+    problems = attempt(check_binary, contents.pixels, self._classes, f"split {split}")[1]
+    return problems + self._odd_numbers(split)
+
+  def _odd_numbers(self, split: str) -> list[FileError]:
+    """Scientific images of a split that aren't of the type and channels of most so far."""
+    if len(self._numbers) < 2:
+      return []
+    usual = max(self._numbers, key=lambda kind: len(self._numbers[kind]))
+    fix = "Give all images the same type of numbers and the same channels in the same order"
+    problems = []
+    for (dtype, channels), names in self._numbers.items():
+      ours = [name for name in names if name.startswith(f"{split}/")]
+      if ours and (dtype, channels) != usual:
+        problem = (
+          f"hold {dtype} in {channels} channel(s), but most images {usual[0]} in {usual[1]}: one "
+          "scaling can't suit both"
+        )
+        problems.append(FileError("values", counted(ours), problem, fix))
+    return problems
 
   def obstacles(self, split: str) -> list[FileError]:
     """Why training on a split would teach nothing, or evaluating on it would measure nothing."""
@@ -95,7 +117,7 @@ class Survey:
       if contents.missing or self.refusals(split) or self.obstacles(split):
         continue
       if split.startswith("train"):
-        notes += self._absent(split)
+        notes += self._absent(split) + self._constant(split)
       elif found := self._nothing_to_measure(split):
         notes.append(found)
     return notes
@@ -125,6 +147,19 @@ class Survey:
     more = ", ..." if len(absent) > 8 else ""
     text = f"{len(absent)} class(es) never occur: {', '.join(absent[:8])}{more}"
     return [FileError("absent", f"split {split}", text, fix)]
+
+  def _constant(self, split: str) -> list[FileError]:
+    """Channels of scientific images that hold one number in a whole split."""
+    contents = self._splits[split]
+    if contents.low is None or contents.high is None:
+      return []
+    flat = np.flatnonzero(contents.low == contents.high)
+    if not flat.size:
+      return []
+    names = ", ".join(f"{i} (always {contents.low[i]:g})" for i in flat[:8])
+    problem = f"{flat.size} channel(s) never change: {names}"
+    fix = "Nothing can be learned from them: leave them out of the files, or look why"
+    return [FileError("constant", f"split {split}", problem, fix)]
 
   def _palettes(self) -> list[FileError]:
     """Indexed masks whose palettes give the same index different colors."""
@@ -168,6 +203,8 @@ class _Split:
     crowds: number of crowds.
     ones: names of masks of 0 and 1 alone.
     whites: names of masks of 0 and 255 alone.
+    low: of scientific images, the smallest number of each channel, float64 [c].
+    high: of scientific images, the largest number of each channel, float64 [c].
   """
 
   def __init__(self, count: int):
@@ -175,9 +212,12 @@ class _Split:
     self.pixels, self.objects = np.zeros((2, 256), np.int64)
     self.ones: list[str] = []
     self.whites: list[str] = []
+    self.low: np.ndarray | None = None
+    self.high: np.ndarray | None = None
 
   def add(self, name: str, example: Example) -> None:
     self.missing -= 1
+    self._add_values(example)
     self.pixels += example.counts
     if example.counts[1] and not example.counts[IGNORE]:
       self.ones.append(name)
@@ -187,6 +227,15 @@ class _Split:
       crowd = example.objects.crowd
       self.crowds += int(crowd.sum())
       self.objects += np.bincount(example.objects.classes[~crowd], minlength=256)[:256]
+
+  def _add_values(self, example: Example) -> None:
+    values = example.values
+    if values is None:
+      return
+    if self.low is None or self.high is None:
+      self.low, self.high = values.low, values.high
+    elif len(values.low) == len(self.low):  # others are refused
+      self.low, self.high = np.minimum(self.low, values.low), np.maximum(self.high, values.high)
 
 
 def _plain_binary(classes: ClassInfo) -> bool:

@@ -19,6 +19,8 @@ class Network(Layer):
     TINY: arguments that make the network small enough for tests.
     AUX_WEIGHTS: default loss weight of each auxiliary output, by name.
     ndim: 2 for images, 3 for volumes.
+    colors_only: its first layer computes with colors or gray in 0..255, so that images of other
+      channels have no meaning to it.
     MAX_CLASSES: largest number of classes; masks of classes are bytes, of which one value means
       "ignore". None: any number.
     task: name of the task that trains and evaluates the network (`jseg.tasks`).
@@ -30,6 +32,7 @@ class Network(Layer):
   TINY: ClassVar[Mapping[str, Any]] = {}
   AUX_WEIGHTS: ClassVar[Mapping[str, float]] = {}
   ndim: ClassVar[int] = 2
+  colors_only: ClassVar[bool] = False
   task: ClassVar[str] = "semantic"
   MAX_CLASSES: ClassVar[int | None] = IGNORE
 

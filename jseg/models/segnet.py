@@ -80,6 +80,7 @@ class SegNetBasic(Network):
   """
 
   TINY: ClassVar[Mapping[str, Any]] = {"width": 8}
+  colors_only: ClassVar[bool] = True
 
   width: int = 64
   norm: str = "batch"

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import RenderableType
 
-from jseg.data import ClassInfo, Dataset
+from jseg.data import ClassInfo, Dataset, FileError, read_scientific, scale
 from jseg.models import Network
 from jseg.step import Counts, Forward, Losses
 from jseg.types import Array, InputError, Variables
@@ -225,6 +225,43 @@ def refuse_options(network: str, given: Mapping[str, Any], known: Collection[str
     if name not in known and value not in (None, False, "", ()):
       rest = f"it takes {', '.join(known)}" if known else "it takes none"
       raise InputError(f"{name}: {network} has no such option; {rest}")
+
+
+def check_channels(keys: ConfigDict, ndim: int) -> None:
+  """Raises InputError if the number of channels can't be.
+
+  Args:
+    keys: the section `data` of a configuration.
+    ndim: 2 for a network of images, 3 for one of volumes.
+  """
+  many = ndim == 3 or keys.scaling or keys.low
+  if keys.channels < 1 or (not many and keys.channels not in (1, 3)):
+    raise InputError(
+      f"data.channels: {keys.channels} must be 3 (RGB) or 1 (gray); scientific images have others: "
+      'give data.name "scientific" and data.scaling, such as "16bit"'
+    )
+
+
+def read_scaled(keys: ConfigDict, path: pathlib.Path) -> np.ndarray:
+  """Reads a scientific image for a run, in the run's own scaling: float32 [h w c] in 0..255.
+
+  Args:
+    keys: the section `data` of the run's configuration.
+    path: the file.
+
+  Raises:
+    InputError: it can't be read, or has other channels than the run.
+  """
+  first = bool(keys.options.get("channels_first", False))
+  image = read_scientific(path, channels_first=first)
+  if image.shape[-1] != keys.channels:
+    raise FileError(
+      "layout",
+      path,
+      f"has {image.shape[-1]} channel(s), and the run is of {keys.channels}",
+      "Give the channels of the training images, in the same order",
+    )
+  return scale(image, keys.low, keys.high)
 
 
 def check_size(key: str, size: Sequence[Any], ndim: int) -> None:

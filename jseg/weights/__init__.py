@@ -1,5 +1,6 @@
 """Weights that were trained elsewhere: read, renamed, reshaped, and put into a network."""
 
+from jseg.weights.channels import adapt_kernel, image_kernels
 from jseg.weights.convert import LayerTarget, convert
 from jseg.weights.find import Found, find_network, read_tensors, recognize
 from jseg.weights.load import Loaded, load, source_variables
@@ -15,10 +16,12 @@ __all__ = [
   "Preprocessing",
   "SourceModel",
   "Transfer",
+  "adapt_kernel",
   "convert",
   "find_network",
   "fold_preprocessing",
   "get_published",
+  "image_kernels",
   "load",
   "read_tensors",
   "recognize",

@@ -1,6 +1,7 @@
 """From a file to a network of ours that computes what the file's own does."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 from jseg import models
 from jseg.parameters import jit_once
 from jseg.types import InputError
+from jseg.weights.channels import image_kernels
 from jseg.weights.convert import convert
 from jseg.weights.find import find_network
 from jseg.weights.source_model import SourceModel, fold_preprocessing
 from jseg.weights.transfer import Transfer, transfer
 
+_SIDE = 64  # pixels of an image that shapes are found with
 _NEW_CLASSES = 21  # of a new head behind a classifier of images, as many as VOC has
 
 
@@ -70,7 +73,11 @@ def source_variables(
 
 
 def load(
-  path: str | Path, model: str | None = None, num_classes: int | None = None, **arguments: Any
+  path: str | Path,
+  model: str | None = None,
+  num_classes: int | None = None,
+  channels: int = 3,
+  **arguments: Any,
 ) -> Loaded:
   """Reads a .safetensors, .pth or .pt file; nothing in it is executed.
 
@@ -79,6 +86,8 @@ def load(
     model: name of the network to make; needed for a classifier of ImageNet, which fits several. The
       head, which a classifier doesn't have, is newly initialized.
     num_classes: number of classes of that head, VOC's 21 if None; whole networks know theirs.
+    channels: channels of the images that the network is to take; its first kernel is made for them
+      (`jseg.weights.adapt_kernel`).
     **arguments: arguments of the network that the file can't tell.
 
   Raises:
@@ -93,7 +102,9 @@ def load(
   arguments = {**source.networks[name], **arguments}
   network = models.create(name, classes, **arguments)
   variables, unused = source_variables(found.tensors, source, path)
-  result, report = transfer(_init(network, whole), variables, path)
+  shape = (_SIDE, _SIDE, channels)
+  read_image = functools.partial(image_kernels, network, shape)
+  result, report = transfer(_init(network, whole, shape), variables, path, read_image)
   report = dataclasses.replace(report, unused=[*report.unused, *unused, *found.left])
   if whole and (report.kept or report.reshaped):
     raise InputError(
@@ -133,8 +144,8 @@ def _network_name(
   return name
 
 
-def _init(network: nn.Module, shapes_only: bool) -> Any:
-  image = jnp.zeros((1, 64, 64, 3))
+def _init(network: nn.Module, shapes_only: bool, shape: tuple[int, ...]) -> Any:
+  image = jnp.zeros((1, *shape))
   if shapes_only:
     return jax.eval_shape(network.init, jax.random.key(0), image)
   return jit_once(network.init)(jax.random.key(0), image)

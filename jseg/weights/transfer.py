@@ -1,7 +1,8 @@
 """Puts weights into a network whose parameters may differ in part."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from jseg.parameters import parameter_name
 from jseg.types import InputError
+from jseg.weights.channels import adapt_kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +23,19 @@ class Transfer:
     kept: parameters that the source doesn't have; they stay as they were initialized.
     reshaped: parameters whose shape differs, with both shapes; they stay as well.
     unused: names in the source that the network doesn't have.
+    adapted: kernels among `taken` that were made for images of other channels, and how.
   """
 
   taken: Sequence[str]
   kept: Sequence[str]
   reshaped: Sequence[str]
   unused: Sequence[str]
+  adapted: Sequence[str] = ()
 
   def __str__(self) -> str:
     lines = [
       f"{len(self.taken)} tensors taken",
+      _listed("of them made for other channels", self.adapted),
       _listed("not in it, so newly initialized", self.kept),
       _listed("of another shape, so newly initialized", self.reshaped),
       _listed("in it but not in the network", self.unused),
@@ -49,7 +54,10 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def transfer(
-  variables: Mapping[str, Any], source: Mapping[str, Any], where: str | Path = "the source"
+  variables: Mapping[str, Any],
+  source: Mapping[str, Any],
+  where: str | Path = "the source",
+  read_image: Callable[[], Collection[str]] = tuple,
 ) -> tuple[dict[str, Any], Transfer]:
   """Replaces the parameters that have the same path and shape in the source.
 
@@ -58,6 +66,8 @@ def transfer(
       replaced.
     source: {"params", "batch_stats"} that were trained elsewhere.
     where: name of the source, for messages.
+    read_image: returns the names of the kernels that read the image (`image_kernels`), which are
+      made for other channels where only those differ; asked once, and only if a shape differs.
 
   Returns:
     (the new variables, report of what became of each).
@@ -66,14 +76,21 @@ def transfer(
     InputError: nothing fits.
   """
   given = _flat(source)
-  taken, kept, reshaped = [], [], []
+  taken, kept, reshaped, adapted = [], [], [], []
+  reading = functools.cache(read_image)
 
   def replace(path: Any, old: Any) -> Any:
     name = parameter_name(path)
     new = given.pop(name, None)
     if new is None:
       kept.append(name)
-    elif np.shape(new) != old.shape:
+      return old
+    if _differs_in_inputs(np.shape(new), old.shape) and name in reading():
+      before, after = np.shape(new)[-2], old.shape[-2]
+      how = "summed up" if after == 1 else f"repeated and multiplied by {before}/{after}"
+      adapted.append(f"{name} (its {before} channel(s) {how})")
+      new = adapt_kernel(np.asarray(new), after)
+    if np.shape(new) != old.shape:
       reshaped.append(f"{name} {tuple(np.shape(new))}, here {tuple(old.shape)}")
     else:
       taken.append(name)
@@ -84,10 +101,19 @@ def transfer(
     collection: jax.tree_util.tree_map_with_path(replace, variables.get(collection, {}))
     for collection in ("params", "batch_stats")
   }
-  report = Transfer(taken, kept, reshaped, sorted(given))
+  report = Transfer(taken, kept, reshaped, sorted(given), adapted)
   if not taken:
     raise InputError(f"nothing in {where} fits this network: {report}")
   return result, report
+
+
+def _differs_in_inputs(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+  """Whether two kernels [... c f] differ in c alone."""
+  return (
+    len(one) == len(other) > 2
+    and one[-2] != other[-2]
+    and (*one[:-2], one[-1]) == (*other[:-2], other[-1])
+  )
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def _open(data: bytes, where: Path | str) -> Opened:
       where,
       f"{depth} bits per channel, but images have 8",
       "Convert it with the scaling that suits its sensor, for instance "
-      "(image.clip(low, high) - low) * 255 / (high - low) with low and high fixed for all images",
+      "(image.clip(low, high) - low) * 255 / (high - low) with low and high fixed for all images; "
+      'or train on its numbers, with data.name "scientific" and data.scaling',
     )
   return opened
 

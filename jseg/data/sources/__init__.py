@@ -19,6 +19,7 @@ from jseg.types import InputError
 # The first whose `matches` is true reads a folder of unknown kind.
 SOURCES = {
   "shapes": "jseg.data.sources.shapes:shapes_source",
+  "scientific": "jseg.data.sources.scientific:scientific_source",
   "folder": "jseg.data.sources.folder:folder_source",
   "volumes": "jseg.data.sources.volumes:volumes_source",
   "labelme": "jseg.data.sources.labelme:labelme_source",
@@ -64,18 +65,22 @@ def make_source(
   return make(root, **options)
 
 
-def recognize(root: str | os.PathLike) -> Source:
+def recognize(root: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Source:
   """Makes the source of a folder of unknown kind: the first that matches, or else `folder`.
 
+  Args:
+    root: the folder.
+    options: the other arguments of the source.
+
   Raises:
-    InputError: the source refuses its files.
+    InputError: the source refuses its files, or has no such option.
   """
   path = Path(root).expanduser()
   for name in SOURCES:
     matches: Callable[[Path], bool] | None = getattr(_module(name), "matches", None)
     if matches is not None and matches(path):
-      return make_source(name, root=path)
-  return make_source("folder", root=path)
+      return make_source(name, root=path, options=options)
+  return make_source("folder", root=path, options=options)
 
 
 def _module(name: str) -> Any:

@@ -23,7 +23,29 @@ from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.images import encode_png
 from jseg.data.files.instances import Objects
+from jseg.data.files.scientific import encode_array
 from jseg.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+  """What numbers a scientific image holds.
+
+  Attributes:
+    dtype: name of their type, such as "uint16".
+    low: smallest number of each channel, float64 [c].
+    high: largest number of each channel, float64 [c].
+  """
+
+  dtype: str
+  low: np.ndarray
+  high: np.ndarray
+
+  @classmethod
+  def of(cls, image: np.ndarray) -> "Values":
+    """Looks through an image [h w c]."""
+    low, high = (np.asarray(f(image, (0, 1)), np.float64) for f in (np.min, np.max))
+    return cls(image.dtype.name, low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +53,8 @@ class Example:
   """One example, as it is written when a data set is prepared.
 
   Attributes:
-    image: encoded PNG or JPEG, RGB or gray, 8 bits, upright; of a volume, normalized float16
-      [d h w c].
+    image: encoded PNG or JPEG, RGB or gray, 8 bits, upright; of a scientific image, encoded .npy
+      [h w c], unscaled; of a volume, normalized float16 [d h w c].
     label: encoded single-channel 8-bit PNG of train ids; of a volume, uint8 [d h w]; None where
       only objects are known.
     size: (height, width), or (depth, height, width).
@@ -42,6 +64,7 @@ class Example:
     traits: what is unusual about its files; `jseg.data.survey` has the list and what it says of
       many.
     colors: color of each index of an indexed mask that was read by its indices.
+    values: of a scientific image, its numbers.
   """
 
   image: bytes | np.ndarray
@@ -52,6 +75,7 @@ class Example:
   notes: tuple[FileError, ...] = ()
   traits: frozenset[str] = frozenset()
   colors: Mapping[int, Color] = dataclasses.field(default_factory=dict)
+  values: Values | None = None
 
   @classmethod
   def from_arrays(
@@ -60,7 +84,8 @@ class Example:
     """Makes an example of arrays.
 
     Args:
-      image: uint8 [h w 3] (RGB) or [h w 1] (gray); or a volume, float [d h w c], normalized.
+      image: uint8 [h w 3] (RGB) or [h w 1] (gray); or a volume, float [d h w c], normalized. For
+        scientific images see `from_numbers`.
       label: uint8 [h w] or [d h w] of train ids, IGNORE where void; None if there are only objects.
       objects: the objects of the image, or None.
 
@@ -84,6 +109,30 @@ class Example:
       return cls(image.astype(np.float16), label, size, counts, objects)
     encoded = None if label is None else encode_png(label)
     return cls(encode_png(image), encoded, size, counts, objects)
+
+  @classmethod
+  def from_numbers(
+    cls, image: np.ndarray, label: np.ndarray | None = None, objects: Objects | None = None
+  ) -> "Example":
+    """Makes an example of a scientific image, for sources that say `scientific`.
+
+    Args:
+      image: integers of 8, 16 or 32 bits or float32 [h w c], as they were measured.
+      label: as for `from_arrays`.
+      objects: as for `from_arrays`.
+
+    Raises:
+      InputError: the image is no such array, or the label has another size.
+    """
+    plain = image.ndim == 3 and (image.dtype.kind in "iu" or image.dtype == np.float32)
+    if not plain or image.dtype.itemsize > 4 or not np.isfinite(image).all():
+      raise InputError(
+        f"image: an array of shape {image.shape} and type {image.dtype} is no scientific image; "
+        "give [h w c] of finite integers of up to 32 bits, or of float32"
+      )
+    blank = np.zeros((*image.shape[:2], 1), np.uint8)
+    example = cls.from_arrays(blank, label, objects)
+    return dataclasses.replace(example, image=encode_array(image), values=Values.of(image))
 
 
 class Item(Protocol):
@@ -109,6 +158,7 @@ class Source(Protocol):
     has_objects: whether its examples have `objects`.
     has_labels: whether its examples have a `label`.
     ndim: 2 for images, 3 for volumes.
+    scientific: images are numbers of any channels, which `data.scaling` brings to 0..255.
   """
 
   classes: ClassInfo
@@ -118,6 +168,7 @@ class Source(Protocol):
   has_objects: bool = False
   has_labels: bool = True
   ndim: int = 2
+  scientific: bool = False
 
   def fingerprint(self) -> str:
     """A text that changes whenever the examples do: another text is another prepared set."""
@@ -136,6 +187,7 @@ class ListedSource:
     has_objects: whether its examples have `objects`.
     has_labels: whether its examples have a `label`.
     ndim: 2 for images, 3 for volumes.
+    scientific: images are numbers of any channels, which `data.scaling` brings to 0..255.
   """
 
   classes: ClassInfo
@@ -146,6 +198,7 @@ class ListedSource:
   has_objects: bool = False
   has_labels: bool = True
   ndim: int = 2
+  scientific: bool = False
 
   def fingerprint(self) -> str:
     """See `Source`."""

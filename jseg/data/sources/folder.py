@@ -44,14 +44,16 @@ class Layout:
   """What kind of files a folder in the layout above holds.
 
   Attributes:
-    suffixes: what names of files end in.
+    suffixes: what names of images end in.
     make_pair: the kind of `FilePair` they make.
     tasks: see `ClassInfo.load`.
+    mask_suffixes: what names of masks end in; empty: as those of images.
   """
 
   suffixes: Sequence[str]
   make_pair: Callable[..., FilePair]
   tasks: Sequence[str]
+  mask_suffixes: Sequence[str] = ()
 
 
 IMAGES = Layout(IMAGE_SUFFIXES, ImagePair, ("semantic", "instance"))
@@ -147,7 +149,8 @@ def _find_pairs(
   Returns:
     (pairs, problems such as files without partner, notes on what isn't used).
   """
-  images, masks = (_list(folder / kind, layout.suffixes) for kind in ("images", "masks"))
+  images = _list(folder / "images", layout.suffixes)
+  masks = _list(folder / "masks", layout.mask_suffixes or layout.suffixes)
   lone = sorted(images.files.keys() ^ masks.files.keys())
   problems = [*images.problems, *masks.problems]
   known = {problem.file for problem in problems}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jseg.data import ClassInfo, Objects, as_channels, objects_from_detections, resize_and_pad
-from jseg.images import prepare
+from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
 from jseg.report import draw_objects, save_instance_map
 from jseg.types import Array, Detections, InputError, Variables
@@ -21,14 +21,16 @@ class InstancePrediction:
   """The objects found in one image, the best first, at its own size.
 
   Attributes:
-    image: uint8 [h w 3] or [h w 1], as given.
+    image: uint8 [h w 3] or [h w 1], as given; a scientific image float32 [h w c] in 0..255.
     objects: the detected objects.
     info: names and colors of the classes.
+    bands: of a scientific image, the channels that pictures show (`jseg.images.picture`).
   """
 
   image: np.ndarray
   objects: Objects
   info: ClassInfo
+  bands: tuple[int, ...] = ()
 
   @property
   def boxes(self) -> np.ndarray:
@@ -65,7 +67,8 @@ class InstancePrediction:
     Args:
       least_score: objects with a lower score are not drawn.
     """
-    return draw_objects(self.image, self.objects, self.info.names, least_score=least_score)
+    image = picture(self.image, self.bands)
+    return draw_objects(image, self.objects, self.info.names, least_score=least_score)
 
   def save(
     self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
@@ -107,6 +110,8 @@ class InstancePredictor:
     channels: 3 (RGB) or 1 (gray).
     short_side: pixels that the shorter side of images is brought to; see
       `jseg.data.resize_and_pad`.
+    statistics: of scientific images, mean and deviation of each channel; None: images are colors.
+    bands: of scientific images, the channels that pictures show.
   """
 
   def __init__(
@@ -117,15 +122,18 @@ class InstancePredictor:
     channels: int = 3,
     *,
     short_side: int = 0,
+    statistics: Statistics | None = None,
+    bands: Sequence[int] = (),
   ):
     self._classes = classes
     self._size = tuple(int(n) for n in size)
     self._channels = channels
     self._short_side = short_side
+    self._scaled, self._bands = statistics is not None, tuple(bands)
 
     @jax.jit
     def forward(variables: Variables, image: Array, size: Array) -> Detections:
-      prepared = prepare(image[None], size[None])
+      prepared = prepare(image[None], size[None], statistics)
       detections = model.apply(variables, prepared, size=size[None], train=False)
       return jax.tree.map(lambda a: a[0], detections)
 
@@ -141,10 +149,10 @@ class InstancePredictor:
     Raises:
       InputError: it is of another type or shape.
     """
-    image = as_channels(image, self._channels)
+    image = as_channels(image, self._channels, scaled=self._scaled)
     if image.ndim != 3:
       raise InputError(f"this network takes images, not an array of shape {image.shape}")
     canvas, covered = resize_and_pad(image, self._size, self._short_side)
     detections = self._forward(variables, canvas, np.array(covered, np.int32))
     objects = objects_from_detections(jax.device_get(detections), covered, image.shape[:2])
-    return InstancePrediction(image, objects, self._classes)
+    return InstancePrediction(image, objects, self._classes, self._bands)

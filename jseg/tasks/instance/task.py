@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,26 +14,28 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jseg import augment, images
+from jseg import augment
 from jseg.config_values import at_least, build
 from jseg.console import CONSOLE
 from jseg.data import (
   IMAGE_SUFFIXES,
   NIFTI_SUFFIXES,
+  SCIENTIFIC_SUFFIXES,
   ClassInfo,
   Dataset,
   objects_from_detections,
   read_image,
 )
 from jseg.data.survey import no_object
-from jseg.images import denormalize
+from jseg.images import network_picture, picture, prepare
 from jseg.losses import DETECTION_LOSSES, detection_losses
 from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.models import Network, fitting
 from jseg.outputs import write_text
 from jseg.report import draw_objects
+from jseg.scaling import statistics
 from jseg.step import Forward, Losses
-from jseg.tasks.base import LossFn, Serving, Unseen, check_size
+from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
 from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor, output_names
@@ -89,8 +92,7 @@ class InstanceTask:
     check_size("data.size", config.data.size, network.ndim)
     if config.augment.crop:
       check_size("augment.crop", config.augment.crop, network.ndim)
-    if config.data.channels not in (1, 3):
-      raise InputError(f"data.channels: {config.data.channels} must be 3 (RGB) or 1 (gray)")
+    check_channels(config.data, network.ndim)
     at_least({f"data.{key}": config.data[key] for key in ("max_objects", "mask_size")}, 1)
     at_least({"data.short_side": config.data.short_side}, 0)
     if config.data.short_side > min(config.data.size):
@@ -119,6 +121,8 @@ class InstanceTask:
         f"{config.data.name} hold classes only; bring instance ids, or choose from "
         f"{', '.join(fitting(task='semantic'))}"
       )
+    if dataset.scientific:
+      _make_augment(config)  # which refuses what is for colors
     train = config.data.train_split
     if problem := no_object(train, *dataset.object_counts(train)):
       raise problem
@@ -177,7 +181,8 @@ class InstanceTask:
     """
     nothing = AveragePrecisionState.empty(len(self.classes.names))  # before hours of training
     source = dataset.source(split)
-    step = forward.make_detect_step(self.model, images.prepare)
+    prepared = functools.partial(prepare, statistics=statistics(self.config))
+    step = forward.make_detect_step(self.model, prepared)
     short_side = self.config.data.short_side
     results = make_results(
       self.config, dataset, split, step, label_size=None, short_side=short_side
@@ -209,8 +214,8 @@ class InstanceTask:
 
   @property
   def suffixes(self) -> Collection[str]:
-    """File name endings of images."""
-    return IMAGE_SUFFIXES
+    """File name endings of images, or of scientific images."""
+    return SCIENTIFIC_SUFFIXES if self.config.data.low else IMAGE_SUFFIXES
 
   def read(self, path: pathlib.Path) -> np.ndarray:
     """Reads an image. Raises InputError if it can't be read, or is a volume."""
@@ -219,13 +224,19 @@ class InstanceTask:
         f"{path} is a volume (NIfTI), but {self.config.model.name} takes images; "
         "save its slices as PNG"
       )
-    return read_image(path)
+    return read_scaled(self.config.data, path) if self.config.data.low else read_image(path)
 
   def predictor(self) -> InstancePredictor:
     """Returns the function that finds the objects of single images."""
     keys = self.config.data
     return InstancePredictor(
-      self.model, self.classes, keys.size, keys.channels, short_side=keys.short_side
+      self.model,
+      self.classes,
+      keys.size,
+      keys.channels,
+      short_side=keys.short_side,
+      statistics=statistics(self.config),
+      bands=tuple(keys.shown),
     )
 
   def serving(self) -> Serving:
@@ -263,7 +274,8 @@ class InstanceTask:
     self, prediction: InstancePrediction, example: Mapping[str, Any]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the image alone, with its true objects, and with the detected ones."""
-    image, names = prediction.image, self.classes.names
+    image = picture(prediction.image, self.config.data.shown)
+    names = self.classes.names
     plain, truth, found = (
       draw_objects(image, objects, names, longest=_PICTURE)
       for objects in (None, example["objects"], prediction.objects)
@@ -273,7 +285,9 @@ class InstanceTask:
   def target_pictures(self, images: np.ndarray, targets: Targets) -> list[np.ndarray]:
     """Returns augmented images with the objects that are to be found in each."""
     drawn = []
-    for place, image in enumerate(denormalize(images)):
+    shown = statistics(self.config), tuple(self.config.data.shown)
+    for place, normalized in enumerate(images):
+      image = network_picture(normalized, *shown)
       one = jax.tree.map(lambda a, place=place: np.asarray(a[place]), targets)
       slots = Detections(
         boxes=one.frames,
@@ -284,8 +298,7 @@ class InstanceTask:
       )
       size = image.shape[:2]
       found = dataclasses.replace(objects_from_detections(slots, size, size), scores=None)
-      pixels = np.asarray(image).round().clip(0, 255).astype(np.uint8)
-      drawn.append(draw_objects(pixels, found, self.classes.names, longest=_PICTURE))
+      drawn.append(draw_objects(image, found, self.classes.names, longest=_PICTURE))
     return drawn
 
   def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
@@ -297,4 +310,6 @@ def _make_augment(config: ConfigDict) -> augment.Augment:
   arguments = dict(config.augment)
   crop = tuple(arguments.pop("crop"))
   size = crop or tuple(config.data.size)
-  return build("augment", augment.make_instance_augment, size=size, **arguments)
+  return build(
+    "augment", augment.make_instance_augment, size=size, statistics=statistics(config), **arguments
+  )

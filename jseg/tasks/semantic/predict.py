@@ -21,7 +21,7 @@ from jseg.data import (
   resize_and_pad,
   write_mask,
 )
-from jseg.images import prepare
+from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
 from jseg.nn import resize_to
 from jseg.report import legend, overlay
@@ -40,6 +40,9 @@ _NO_VOLUMES = (
 )
 
 
+_NO_NUMBERS = "crf: a CRF compares colors, and scientific images have none; leave it out"
+
+
 def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
   return tuple(cdiv(n, _BUCKET) * _BUCKET for n in shape)
 
@@ -54,9 +57,11 @@ class SemanticPrediction:
   """The segmentation of one image or volume, at its own size.
 
   Attributes:
-    image: uint8 [h w 3] or [h w 1], as given; a volume float32 [d h w c].
+    image: uint8 [h w 3] or [h w 1], as given; a volume float32 [d h w c]; a scientific image
+      float32 [h w c] in 0..255.
     mask: uint8 [h w] or [d h w], the class of every pixel.
     classes: names and colors of the classes.
+    bands: of a scientific image, the channels that pictures show (`jseg.images.picture`).
   """
 
   image: np.ndarray
@@ -64,6 +69,7 @@ class SemanticPrediction:
   classes: ClassInfo
   _logits: Callable[[], Array | np.ndarray]
   _size: tuple[int, ...]
+  bands: tuple[int, ...] = ()
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
@@ -92,6 +98,8 @@ class SemanticPrediction:
     """
     if self.mask.ndim == 3:
       raise InputError(_NO_VOLUMES)
+    if self.image.dtype != np.uint8:
+      raise InputError(_NO_NUMBERS)
     log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), self.image, params))
     mask = _best(log_q)
     return dataclasses.replace(self, mask=mask, _logits=lambda: log_q, _size=mask.shape)
@@ -103,7 +111,7 @@ class SemanticPrediction:
       alpha: opacity of the colors, in [0, 1].
     """
     image, mask = flatten_volume(self.image, self.mask)
-    return overlay(image, mask, self.classes.palette, alpha)
+    return overlay(picture(image, self.bands), mask, self.classes.palette, alpha)
 
   def shares(self) -> dict[str, float]:
     """Returns each class's share of the pixels, by name."""
@@ -170,6 +178,8 @@ class SemanticPredictor:
     inference: how the network looks at an image.
     batch_size: windows that it sees at a time, over all local devices.
     crf: parameters of a dense CRF that refines each prediction; None: none does.
+    statistics: of scientific images, mean and deviation of each channel; None: images are colors.
+    bands: of scientific images, the channels that pictures show.
 
   Raises:
     InputError: the margins leave nothing of a tile, or volumes are to be shrunk, scaled, or refined
@@ -186,11 +196,16 @@ class SemanticPredictor:
     inference: Inference | None = None,
     batch_size: int = 1,
     crf: dense.CrfParams | None = None,
+    statistics: Statistics | None = None,
+    bands: Sequence[int] = (),
   ):
     self._size = tuple(int(n) for n in size)
     ndim = len(self._size)
     if crf is not None and ndim == 3:
       raise InputError(_NO_VOLUMES)
+    if crf is not None and statistics is not None:
+      raise InputError(_NO_NUMBERS)
+    self._scaled, self._bands = statistics is not None, tuple(bands)
     self._inference = inference or Inference("shrink" if ndim == 2 else "window")
     self._inference.check(self._size)
     self._crf, self._classes, self._channels = crf, classes, channels
@@ -200,7 +215,7 @@ class SemanticPredictor:
     flips = self._inference.flipped_axes(ndim)
 
     def scores(average: str, variables: Variables, image: Array, size: Array) -> Array:
-      prepared = prepare(image, size)
+      prepared = prepare(image, size, statistics)
       total = jnp.float32(0)
       for axes in flips:
         axes = tuple(axis + 1 for axis in axes)
@@ -217,7 +232,7 @@ class SemanticPredictor:
       full_size: Array,
       canvas: tuple[int, int],
     ) -> tuple[Array, Array]:
-      prepared = prepare(image[None], size[None])
+      prepared = prepare(image[None], size[None], statistics)
       logits = cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
       return logits, label_at_full_size(logits, size, full_size, canvas)
 
@@ -230,12 +245,14 @@ class SemanticPredictor:
     Args:
       variables: parameters and statistics of the network.
       image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (gray); a volume float32 [d h w c] as
-        `jseg.data.read_volume` gives it.
+        `jseg.data.read_volume` gives it; a scientific image float32 [h w c] in 0..255, as
+        `jseg.data.scale` gives it.
 
     Raises:
       InputError: it is of another type or shape.
     """
-    prediction = self._segment(variables, as_channels(image, self._channels))
+    image = as_channels(image, self._channels, scaled=self._scaled)
+    prediction = dataclasses.replace(self._segment(variables, image), bands=self._bands)
     return prediction if self._crf is None else prediction.refine(self._crf)
 
   def _segment(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:

@@ -1,6 +1,7 @@
 """Semantic segmentation: one class per pixel of images, or per voxel of volumes."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -19,6 +20,7 @@ from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
 from jseg.data import (
   IMAGE_SUFFIXES,
   NIFTI_SUFFIXES,
+  SCIENTIFIC_SUFFIXES,
   ClassInfo,
   Dataset,
   check_canvas,
@@ -31,8 +33,9 @@ from jseg.metrics import ConfusionState, SemanticScores, host_confusion
 from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
 from jseg.report import VOID_COLOR, colorize, save_confusion_plot
+from jseg.scaling import statistics
 from jseg.step import Forward
-from jseg.tasks.base import LossFn, Serving, Unseen, check_size
+from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
 from jseg.tasks.semantic.forward import Targets as SemanticTargets
@@ -110,9 +113,7 @@ class SemanticTask:
     check_size("data.size", config.data.size, network.ndim)
     if config.augment.crop:
       check_size("augment.crop", config.augment.crop, network.ndim)
-    channels = config.data.channels
-    if channels < 1 or (network.ndim == 2 and channels not in (1, 3)):
-      raise InputError(f"data.channels: {channels} must be 3 (RGB) or 1 (gray)")
+    check_channels(config.data, network.ndim)
     _make_augment(config)
     _make_loss(config)
     build("inference", _make_inference(config).check, config.data.size)
@@ -151,6 +152,8 @@ class SemanticTask:
         f"model.name: {network} takes {kinds[self.model.ndim]}, but {config.data.name} holds "
         f"{kinds[dataset.ndim]}; choose from {others}"
       )
+    if dataset.scientific:
+      self._check_scientific()
     if not dataset.has_labels:
       raise InputError(
         f"model.name: {network} learns the class of every pixel, but {config.data.name} "
@@ -168,6 +171,19 @@ class SemanticTask:
       raise InputError(
         f"loss.class_weights: {len(weights)} numbers, but {config.data.name} has "
         f"{len(dataset.classes.names)} classes ({', '.join(dataset.classes.names)}); give one each"
+      )
+
+  def _check_scientific(self) -> None:
+    """Refuses what is for colors of 8 bits alone."""
+    _make_augment(self.config)
+    if "crf" in self.config and self.config.crf.train:
+      raise InputError(
+        "crf.train: a CRF compares colors, and scientific images have none; leave it at False"
+      )
+    if self.model.colors_only:
+      raise InputError(
+        f"model.name: {self.config.model.name} is made for colors and gray of 8 bits, and the "
+        f"images of {self.config.data.name} are scientific ones; choose another network"
       )
 
   def batches(self, dataset: Dataset, seed: int) -> grain.DatasetIterator:
@@ -209,7 +225,8 @@ class SemanticTask:
     """Returns `evaluate(variables)`, exact at the images' own size."""
     if not self._shows_whole(dataset, split):
       return self._window_evaluator(dataset, split)
-    step = forward.make_eval_step(self.model, images.prepare)
+    prepare = functools.partial(images.prepare, statistics=statistics(self.config))
+    step = forward.make_eval_step(self.model, prepare)
     canvas = dataset.max_size(split)
     results = make_results(self.config, dataset, split, step, label_size=canvas)
 
@@ -298,11 +315,15 @@ class SemanticTask:
 
   @property
   def suffixes(self) -> Collection[str]:
-    """File name endings of images, or of NIfTI volumes."""
+    """File name endings of images, of scientific images, or of NIfTI volumes."""
+    if self.config.data.low:
+      return SCIENTIFIC_SUFFIXES
     return NIFTI_SUFFIXES if self.model.ndim == 3 else IMAGE_SUFFIXES
 
   def read(self, path: pathlib.Path) -> np.ndarray:
     """Reads an image, or for a network of volumes a NIfTI volume.
+
+    Scientific images are scaled by the run's own ranges.
 
     Raises:
       InputError: it can't be read, or is of the other kind.
@@ -318,6 +339,8 @@ class SemanticTask:
         f"{path} is no volume, but {network} takes volumes as NIfTI ({', '.join(NIFTI_SUFFIXES)}); "
         "convert it, or use a run of a network of images"
       )
+    if self.config.data.low:
+      return read_scaled(self.config.data, path)
     return read_volume(path) if is_volume else read_image(path)
 
   def predictor(self, *, crf: CrfParams | None = None) -> SemanticPredictor:
@@ -331,17 +354,26 @@ class SemanticTask:
       inference=_make_inference(self.config),
       batch_size=data.eval_batch_size,
       crf=crf,
+      statistics=statistics(self.config),
+      bands=tuple(data.shown),
     )
 
   def serving(self) -> Serving:
-    """Returns images uint8 [b h w c] to logits; volumes float32 [b d h w c], normalized."""
-    volumes = self.model.ndim == 3
+    """Returns images uint8 [b h w c] to logits; volumes float32 [b d h w c], normalized.
+
+    Scientific images are float32 [b h w c] as they are stored; scaling is part of the function.
+    """
+    volumes, keys = self.model.ndim == 3, self.config.data
 
     def logits(variables: Variables, image: Array) -> Array:
-      x = image if volumes else images.normalize(image)
+      if keys.low:
+        shape = (1, 1, 1, keys.channels)
+        low, high = (jnp.float32(ends).reshape(shape) for ends in (keys.low, keys.high))
+        image = ((image - low) * (255 / (high - low))).clip(0, 255)
+      x = image if volumes else images.normalize(image, statistics(self.config))
       return cast(Outputs, self.model.apply(variables, x, train=False)).logits
 
-    return Serving(logits, "float32" if volumes else "uint8", self.config.data.channels)
+    return Serving(logits, "float32" if volumes or keys.low else "uint8", keys.channels)
 
   @staticmethod
   def foreign_data(num_classes: int) -> dict[str, Any]:
@@ -374,6 +406,7 @@ class SemanticTask:
     image, truth, mask = flatten_volume(prediction.image, example["label"], prediction.mask)
     palette = self.classes.palette
     hidden = np.where(truth == IGNORE, IGNORE, mask)
+    image = images.picture(image, self.config.data.shown)
     image = np.broadcast_to(image, (*image.shape[:2], 3))
     return image, colorize(truth, palette), colorize(hidden, palette)
 
@@ -383,7 +416,7 @@ class SemanticTask:
 
   def _target_picture(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
     if image.ndim == 3:
-      image = np.asarray(images.denormalize(image)).round().clip(0, 255).astype(np.uint8)
+      image = images.network_picture(image, statistics(self.config), self.config.data.shown)
     image, label = flatten_volume(image, label.astype(np.uint8))
     margins = [n - m for n, m in zip(image.shape, label.shape, strict=False)]  # unpadded networks
     label = np.pad(label, [(m // 2, m - m // 2) for m in margins], constant_values=IGNORE)
@@ -415,7 +448,10 @@ class _ImageMetrics:
 def _make_augment(config: ConfigDict) -> augment.Augment:
   arguments = dict(config.augment)
   crop = tuple(arguments.pop("crop"))
-  return build("augment", augment.make_augment, size=crop or tuple(config.data.size), **arguments)
+  size = crop or tuple(config.data.size)
+  return build(
+    "augment", augment.make_augment, size=size, statistics=statistics(config), **arguments
+  )
 
 
 def _make_inference(config: ConfigDict) -> Inference:
