@@ -16,6 +16,7 @@ from PIL import Image
 
 from jseg import data
 from jseg.data.files.nifti import read_mask_file
+from jseg.data.patches import cut_patch, is_about_foreground
 from jseg.data.sources.volumes import volumes_source
 from jseg.types import IGNORE, InputError
 
@@ -418,6 +419,103 @@ def test_volumes_that_do_not_fit():
     next(iterator(images, size=(8, 8, 8)))
   with pytest.raises(InputError, match=r"data\.channels: 3, but a volume has 2; set .* to 2"):
     next(iterator(volumes(2, channels=2), channels=3))
+
+
+# Patches.
+
+
+def numbered(shape=(6, 9, 20)):
+  """A volume whose voxels are their own numbers, with one voxel of class 1 and eight of class 2."""
+  image = np.arange(np.prod(shape), dtype=np.float32).reshape(*shape, 1)
+  label = np.zeros(shape, np.uint8)
+  label[0, 1, 19], label[4:, 6:8, 7:9], label[2] = 1, 2, IGNORE
+  return {"image": image, "label": label, "name": "one"}
+
+
+def patches(count, size=(4, 4, 6), batch_size=2, source=None, **changes):
+  batches = iterator(
+    source or [numbered()], size=size, batch_size=batch_size, foreground=1 / 3, **changes
+  )
+  return [next(batches) for _ in range(count)]
+
+
+def test_patches_are_parts_of_the_volume_and_differ():
+  whole, corners = numbered(), set()
+  for batch in patches(20):
+    for image, label, size in zip(batch["image"], batch["label"], batch["size"], strict=True):
+      corner = np.unravel_index(int(image[0, 0, 0, 0]), whole["label"].shape)
+      part = tuple(slice(c, c + n) for c, n in zip(corner, (4, 4, 6), strict=True))
+      np.testing.assert_array_equal(image, whole["image"][part])
+      np.testing.assert_array_equal(label, whole["label"][part])
+      assert size.tolist() == [4, 4, 6]
+      corners.add(corner)
+  assert len(corners) > 15
+  # Every corner that keeps a patch inside can be drawn.
+  axes = np.array([*corners]).T
+  assert axes.min(1).tolist() == [0, 0, 0]
+  assert axes.max(1).tolist() == [2, 5, 14]
+
+
+def test_every_third_patch_lies_about_a_foreground_voxel():
+  whole = numbered((60, 40, 40))  # where chance hits nothing
+  patch = {"size": (5, 5, 7), "foreground": 1 / 3, "seed": 3}
+  drawn = [cut_patch(place, whole, **patch) for place in range(300)]
+  about = [is_about_foreground(place, 1 / 3) for place in range(300)]
+  assert about == [False, False, True] * 100
+  middles = [d["label"][2, 2, 3] for d, chosen in zip(drawn, about, strict=True) if chosen]
+  # Classes alike, however rare: class 1 has one voxel, too near to the border for the middle.
+  ones = [(d["label"] == 1).any() for d, chosen in zip(drawn, about, strict=True) if chosen]
+  assert middles.count(2) + sum(ones) == 100
+  assert 30 < sum(ones) < 70
+  assert sum((d["label"] % IGNORE > 0).any() for d in drawn) < 110
+  assert not any(is_about_foreground(place, 0) for place in range(9))
+  assert all(is_about_foreground(place, 1) for place in range(9))
+
+
+def test_patches_without_foreground_lie_anywhere():
+  whole = numbered()
+  whole["label"][:] = 0
+  corners = {
+    cut_patch(i, whole, size=(2, 2, 2), foreground=1.0, seed=0)["image"][0, 0, 0, 0].item()
+    for i in range(20)
+  }
+  assert len(corners) > 10
+
+
+def test_volumes_smaller_than_a_patch_are_padded_with_void():
+  (batch,) = patches(1, size=(4, 12, 24))
+  assert batch["size"].tolist() == [[4, 9, 20]] * 2
+  assert (batch["label"][:, :, 9:] == IGNORE).all()
+  assert (batch["label"][..., 20:] == IGNORE).all()
+  assert not batch["image"][:, :, 9:].any()
+  assert batch["image"][0, 0, :9, :20].all()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_patches_are_the_same_for_any_number_of_processes_and_when_resumed(processes):
+  source = [numbered(), numbered((7, 8, 30))]
+  expected = patches(4, batch_size=4, source=source)
+  parts = [
+    patches(4, batch_size=4, source=source, process_index=p, process_count=processes)
+    for p in range(processes)
+  ]
+  for i, batch in enumerate(expected):
+    for key in batch:
+      np.testing.assert_array_equal(np.concatenate([p[i][key] for p in parts]), batch[key])
+  options = {"size": (4, 4, 6), "batch_size": 4, "foreground": 1 / 3}
+  first, fresh = iterator(source, **options), iterator(source, **options)
+  next(first), next(first)
+  fresh.set_state(json.loads(json.dumps(first.get_state())))
+  np.testing.assert_array_equal(next(fresh)["image"], expected[2]["image"])
+  other = patches(1, batch_size=4, source=source, seed=1)
+  assert (other[0]["image"] != expected[0]["image"]).any()
+
+
+def test_half_precision_is_kept_until_a_patch_is_cut(root, tmp_path):
+  source = data.load("volumes", root=root, data_dir=tmp_path).source("train", half=True)
+  assert source[0]["image"].dtype == np.float16
+  (batch,) = patches(1, size=(2, 2, 2), source=source)
+  assert batch["image"].dtype == np.float32
 
 
 # Real data.

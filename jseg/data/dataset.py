@@ -32,8 +32,8 @@ class Examples(Sequence[dict[str, Any]]):
   are kept once they are decoded, so none can be written to.
   """
 
-  def __init__(self, records: Any, keep: bool, folder: pathlib.Path):
-    self._records, self._folder = records, folder
+  def __init__(self, records: Any, keep: bool, folder: pathlib.Path, half: bool = False):
+    self._records, self._folder, self._half = records, folder, half
     self._kept: dict[int, dict[str, Any]] | None = {} if keep else None
 
   def __len__(self) -> int:
@@ -45,7 +45,7 @@ class Examples(Sequence[dict[str, Any]]):
     if self._kept is not None and index in self._kept:
       return self._kept[index]
     with prepared(self._folder):
-      example = _decode(self._records[index])
+      example = _decode(self._records[index], self._half)
     if self._kept is not None:
       self._kept[index] = example
     return example
@@ -67,7 +67,7 @@ class Dataset:
   splits: dict[str, int]
   fingerprint: str
   _builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
-  _sources: dict[str, Examples] = dataclasses.field(
+  _sources: dict[tuple[str, bool], Examples] = dataclasses.field(
     default_factory=dict, init=False, repr=False, compare=False
   )
 
@@ -91,20 +91,25 @@ class Dataset:
     """What is to be known before training; the same as `jseg check-data` warns of."""
     return [FileError(*note) for note in self._builder.info.metadata["notes"]]
 
-  def source(self, split: str) -> Examples:
+  def source(self, split: str, *, half: bool = False) -> Examples:
     """Gives random access to a split, or to several joined as in "train+val".
 
     All calls for the same split share what is kept in memory.
+
+    Args:
+      split: the split or splits.
+      half: leaves volumes float16, as they are stored: half the memory where only parts of them are
+        needed.
 
     Raises:
       InputError: there is no such split.
     """
     self._parts(split)  # raises for unknown splits
-    if split not in self._sources:
-      self._sources[split] = self._open(split)
-    return self._sources[split]
+    if (split, half) not in self._sources:
+      self._sources[split, half] = self._open(split, half)
+    return self._sources[split, half]
 
-  def _open(self, split: str) -> Examples:
+  def _open(self, split: str, half: bool) -> Examples:
     images = [
       key
       for key, feature in self._builder.info.features.items()
@@ -115,9 +120,9 @@ class Dataset:
     with prepared(folder):
       records = self._builder.as_data_source(split, decoders=skip)
       # Bytes per decoded pixel: three of color, or floats, and the label.
-      width = 4 if self.ndim == 2 else 1 + 4 * records[0]["image"].shape[-1]
+      width = 4 if self.ndim == 2 else 1 + (2 if half else 4) * records[0]["image"].shape[-1]
       keep = width * len(records) * math.prod(self.max_size(split)) <= _CACHE_BYTES
-    return Examples(records, keep, folder)
+    return Examples(records, keep, folder, half)
 
   def max_size(self, split: str) -> tuple[int, ...]:
     """Largest height and largest width in a split; of volumes, depth, height and width."""
@@ -215,11 +220,14 @@ def _snake_case(name: str) -> str:
   return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(":")[2]).lower()
 
 
-def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
+def _decode(record: Mapping[str, Any], half: bool) -> dict[str, Any]:
   """An example of a record; see `Examples`."""
   example: dict[str, Any] = {"name": record["name"].decode()}
   image, label = record["image"], record.get("label")
-  example["image"] = decode_image(image) if isinstance(image, bytes) else image.astype(np.float32)
+  if isinstance(image, bytes):
+    example["image"] = decode_image(image)
+  else:
+    example["image"] = image if half else image.astype(np.float32)
   if label is not None:
     example["label"] = decode_raw(label) if isinstance(label, bytes) else label
   arrays = [value for value in example.values() if isinstance(value, np.ndarray)]

@@ -74,6 +74,10 @@ class SemanticTask:
     """Returns the sections `augment`, `loss`, `inference` and, for images, `crf`.
 
     Keys:
+      data.patches: whether random patches of data.size are cut out of volumes of any size for
+        training; otherwise volumes are shown whole, and data.size holds the largest.
+      data.foreground: share of the patches that lie about a random voxel of any class but the
+        first, as in nnU-Net; the others lie anywhere.
       augment.crop: size of the crops that are trained on, as data.size; () is data.size itself.
       loss.balance: "median" weighs each class by median frequency / frequency (SegNet).
       loss.class_weights: one weight per class; () for none.
@@ -102,6 +106,8 @@ class SemanticTask:
         "stride": 1,
         **params,
       }
+    else:
+      sections["data"] = {"patches": False, "foreground": 1 / 3}
     return sections
 
   @staticmethod
@@ -113,6 +119,8 @@ class SemanticTask:
     channels = config.data.channels
     if channels < 1 or (network.ndim == 2 and channels not in (1, 3)):
       raise InputError(f"data.channels: {channels} must be 3 (RGB) or 1 (gray)")
+    if network.ndim == 3:
+      _check_patches(config)
     _make_augment(config)
     _make_loss(config)
     build("inference", _make_inference(config).check, config.data.size)
@@ -160,7 +168,7 @@ class SemanticTask:
     problem = one_class(train, dataset.pixel_counts(train), dataset.classes.names)
     if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
       raise problem
-    if dataset.ndim == 3:
+    if dataset.ndim == 3 and not config.data.patches:
       for split in (train, validation):
         check_canvas(dataset.max_size(split), tuple(config.data.size))
     weights = config.loss.class_weights
@@ -174,7 +182,9 @@ class SemanticTask:
     """Returns endless training batches; see `jseg.data.train_iterator`."""
     loss = self.config.loss
     border = (loss.border_weight, loss.border_sigma) if loss.border_weight else None
-    return training_batches(self.config, dataset, seed, border=border)
+    patches = self.model.ndim == 3 and self.config.data.patches
+    foreground = self.config.data.foreground if patches else None
+    return training_batches(self.config, dataset, seed, border=border, foreground=foreground)
 
   def forward(self, *, without_network: bool = False) -> Forward:
     """Returns the training pass; its targets are labels and, with a weight map, weights."""
@@ -420,6 +430,20 @@ def _make_augment(config: ConfigDict) -> augment.Augment:
 
 def _make_inference(config: ConfigDict) -> Inference:
   return build("inference", Inference, **config.inference)
+
+
+def _check_patches(config: ConfigDict) -> None:
+  """Raises InputError for impossible values of the keys of patches."""
+  share, crop, size = config.data.foreground, config.augment.crop, config.data.size
+  if not 0 <= share <= 1:
+    raise InputError(
+      f"data.foreground: {share} must be a share of the patches, at least 0 and at most 1"
+    )
+  if config.data.patches and any(n > m for n, m in zip(crop, size, strict=False)):
+    raise InputError(
+      f"augment.crop: {tuple(crop)} must not exceed the patches that are cut, data.size "
+      f"{tuple(size)}"
+    )
 
 
 def _make_loss(config: ConfigDict) -> losses.Loss:
