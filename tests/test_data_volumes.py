@@ -421,6 +421,43 @@ def test_volumes_that_do_not_fit():
     next(iterator(volumes(2, channels=2), channels=3))
 
 
+# Spacing.
+
+
+def test_the_spacing_of_voxels_is_kept(root, tmp_path):
+  affine = np.array([[0, 0, 3, 1], [-0.7, 0, 0, 2], [0, 1.5, 0, 3], [0, 0, 0, 1]])  # turned
+  add_pair(root / "train", "one", affine=affine)
+  dataset = data.load("volumes", root=root, data_dir=tmp_path)
+  # The file's x runs along the body's y, its y along z, and its z along x.
+  np.testing.assert_allclose(dataset.spacings("train"), [(1.5, 0.7, 3), (1, 1, 1)])
+  assert len(dataset.spacings("train+val")) == 3
+
+
+def test_sets_prepared_before_spacing_was_kept_are_read(root, tmp_path):
+  data.load("volumes", root=root, data_dir=tmp_path)
+  (metadata,) = tmp_path.rglob("metadata.json")
+  values = json.loads(metadata.read_text())
+  del values["spacings"]
+  metadata.write_text(json.dumps(values))
+  dataset = data.load("volumes", root=root, data_dir=tmp_path)
+  assert dataset.source("train")[0]["image"].shape == (3, 4, 5, 1)
+  with pytest.raises(InputError, match=r"written before the spacing .* remove that folder"):
+    dataset.spacings("train")
+
+
+def test_a_source_that_tells_no_spacing(tmp_path):
+  class Item:
+    name = "a"
+
+    def load(self):
+      return data.Example.from_arrays(np.zeros((2, 2, 2, 1)), np.zeros((2, 2, 2), np.uint8))
+
+  classes = data.ClassInfo(("a", "b"))
+  source = data.ListedSource(classes, {"train": [Item()]}, lambda: "one", ndim=3)
+  with pytest.raises(InputError, match="doesn't tell the spacing of the voxels of its split train"):
+    data.load(source, data_dir=tmp_path).spacings("train")
+
+
 # Patches.
 
 

@@ -26,6 +26,7 @@ from jseg.outputs import WriteError
 from jseg.types import IGNORE, InputError
 
 OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
+SPACINGS = "spacings"  # of the volumes of each split, in order; sets of before 0.2 have none
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _MOST_NOTES = 5  # objects left out that a note names
 _READ_AHEAD = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
@@ -142,6 +143,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       "pixels_where_present": {},
       OBJECTS_PER_IMAGE: {},
       "crowds": {},
+      SPACINGS: {},
       "notes": [],
     }
     return tfds.core.DatasetInfo(
@@ -195,6 +197,7 @@ class SplitStatistics:
     self._largest = np.zeros(ndim, np.int64)
     self._objects_per_image: collections.Counter[int] = collections.Counter()
     self._crowds = 0
+    self._spacings: list[Sequence[float]] = []
 
   def add(self, example: Example) -> None:
     """Adds an example."""
@@ -202,6 +205,8 @@ class SplitStatistics:
     valid = example.counts.sum() - example.counts[IGNORE]
     self._where_present += np.where(example.counts > 0, valid, 0)
     self._largest = np.maximum(self._largest, example.size)
+    if example.spacing is not None:
+      self._spacings.append(example.spacing)
     if example.objects is not None:
       self._objects_per_image[len(example.objects)] += 1
       self._crowds += int(example.objects.crowd.sum())
@@ -214,6 +219,7 @@ class SplitStatistics:
       "pixels_where_present": self._where_present[:num_classes].tolist(),
       OBJECTS_PER_IMAGE: sorted(self._objects_per_image.items()),
       "crowds": self._crowds,
+      SPACINGS: self._spacings,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jseg.data.builder import OBJECTS_PER_IMAGE, prepare, prepared
+from jseg.data.builder import OBJECTS_PER_IMAGE, SPACINGS, prepare, prepared
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
@@ -128,6 +128,27 @@ class Dataset:
     """Largest height and largest width in a split; of volumes, depth, height and width."""
     sizes = [self._builder.info.metadata["max_size"][part] for part in self._parts(split)]
     return tuple(np.max(sizes, 0).tolist())
+
+  def spacings(self, split: str) -> list[tuple[float, ...]]:
+    """Millimetres between voxels along d, h and w, of each volume of a split in order.
+
+    Raises:
+      InputError: the source doesn't tell, or the set was prepared before they were kept.
+    """
+    known = self._builder.info.metadata.get(SPACINGS)
+    if known is None:
+      raise InputError(
+        f"the prepared data in {self._builder.data_path} were written before the spacing of voxels "
+        "was kept; remove that folder: the next start prepares them again"
+      )
+    parts = self._parts(split)
+    for part in parts:
+      if len(known[part]) != self.splits[part]:
+        raise InputError(
+          f"{self.name} doesn't tell the spacing of the voxels of its split {part}; give its "
+          "examples a spacing, in millimetres (jseg.data.Example)"
+        )
+    return [tuple(spacing) for part in parts for spacing in known[part]]
 
   def left_out(self, split: str, slots: int) -> tuple[int, int]:
     """(images with more than `slots` objects, objects beyond that many) in a split."""

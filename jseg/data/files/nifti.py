@@ -47,6 +47,12 @@ class Volume:
     depth, height, width = self.array.shape[:3]
     return depth, height, width
 
+  @property
+  def spacing(self) -> tuple[float, float, float]:
+    """Millimetres between voxels along d, h and w."""
+    x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+    return z, y, x
+
 
 @dataclasses.dataclass(frozen=True)
 class _Beginning:

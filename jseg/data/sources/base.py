@@ -42,6 +42,7 @@ class Example:
     traits: what is unusual about its files; `jseg.data.survey` has the list and what it says of
       many.
     colors: color of each index of an indexed mask that was read by its indices.
+    spacing: millimetres between a volume's voxels along d, h and w; None where that isn't known.
   """
 
   image: bytes | np.ndarray
@@ -52,10 +53,15 @@ class Example:
   notes: tuple[FileError, ...] = ()
   traits: frozenset[str] = frozenset()
   colors: Mapping[int, Color] = dataclasses.field(default_factory=dict)
+  spacing: tuple[float, float, float] | None = None
 
   @classmethod
   def from_arrays(
-    cls, image: np.ndarray, label: np.ndarray | None = None, objects: Objects | None = None
+    cls,
+    image: np.ndarray,
+    label: np.ndarray | None = None,
+    objects: Objects | None = None,
+    spacing: tuple[float, float, float] | None = None,
   ) -> "Example":
     """Makes an example of arrays.
 
@@ -63,6 +69,7 @@ class Example:
       image: uint8 [h w 3] (RGB) or [h w 1] (gray); or a volume, float [d h w c], normalized.
       label: uint8 [h w] or [d h w] of train ids, IGNORE where void; None if there are only objects.
       objects: the objects of the image, or None.
+      spacing: millimetres between a volume's voxels along d, h and w, or None.
 
     Raises:
       InputError: the image is no such array, or the label has another size.
@@ -81,7 +88,7 @@ class Example:
       )
     counts = np.bincount([] if label is None else label.ravel(), minlength=256).astype(np.int64)
     if not is_image:
-      return cls(image.astype(np.float16), label, size, counts, objects)
+      return cls(image.astype(np.float16), label, size, counts, objects, spacing=spacing)
     encoded = None if label is None else encode_png(label)
     return cls(encode_png(image), encoded, size, counts, objects)
 

@@ -71,7 +71,7 @@ class VolumePair(FilePair[Volume, Volume]):
     counts = np.bincount(label.ids.ravel(), minlength=256)
     # Half precision resolves a thousandth of a standard deviation, far below any scanner's noise.
     array = normalize_volume(image.array).astype(np.float16)
-    return Example(array, label.ids, image.size, counts)
+    return Example(array, label.ids, image.size, counts, spacing=image.spacing)
 
   def read_image(self) -> Volume:
     """Reads the image. Raises FileError."""

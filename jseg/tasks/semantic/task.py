@@ -266,7 +266,7 @@ class SemanticTask:
     metrics: Sequence[str] = (),
     crf: CrfParams | None = None,
   ) -> dict[str, Any]:
-    """Returns metrics that need whole images.
+    """Returns metrics that need whole images or volumes.
 
     Args:
       variables: parameters and statistics of the network.
@@ -277,21 +277,21 @@ class SemanticTask:
         after the CRF, and the means of `SemanticScores` after it.
 
     Raises:
-      InputError: volumes have none of these, or there is no such metric.
+      InputError: a CRF for volumes, no such metric, or the voxels' spacing isn't known.
     """
-    if dataset.ndim == 3 and (metrics or crf is not None):
-      given = "metrics" if metrics else "crf"
-      raise InputError(f"{given}: whole-image metrics and the CRF are for images, not volumes")
+    if dataset.ndim == 3 and crf is not None:
+      raise InputError("crf: the CRF after a network is for images, not volumes; leave it out")
     names = self.classes.names
-    before, after = _ImageMetrics(metrics, names), _ImageMetrics(metrics, names)
+    before, after = (_ImageMetrics(metrics, names, dataset.ndim) for _ in range(2))
     if not metrics and crf is None:
       return {}
+    spacings = dataset.spacings(split) if dataset.ndim == 3 else None
     state = ConfusionState.empty(len(names))
     predict, source = self.predictor(), dataset.source(split)
     for index in progress(range(len(source)), "whole images", len(source)):
       example = source[index]
       prediction, label = predict(variables, example["image"]), example["label"]
-      before.update(prediction.mask, label)
+      before.update(prediction.mask, label, *([] if spacings is None else [spacings[index]]))
       if crf is not None:
         mask = prediction.refine(crf).mask
         after.update(mask, label)
@@ -406,14 +406,14 @@ class SemanticTask:
 
 
 class _ImageMetrics:
-  """The metrics of a list of specifications, over whole images."""
+  """The metrics of a list of specifications, over whole images or volumes."""
 
-  def __init__(self, specs: Sequence[str], names: Sequence[str]):
+  def __init__(self, specs: Sequence[str], names: Sequence[str], ndim: int):
     self._names = names
-    self._states = [metrics.create(spec, names) for spec in specs]
+    self._states = [metrics.create(spec, names, ndim) for spec in specs]
 
-  def update(self, mask: np.ndarray, label: np.ndarray) -> None:
-    self._states = [state.update(mask, label) for state in self._states]
+  def update(self, mask: np.ndarray, label: np.ndarray, *spacing: Sequence[float]) -> None:
+    self._states = [state.update(mask, label, *spacing) for state in self._states]
 
   def compute(self) -> dict[str, Any]:
     result: dict[str, Any] = {}
