@@ -1,6 +1,7 @@
 """Volumes: NIfTI files of every kind, their preparation, and their batches."""
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+import jseg.config
 from jseg import data
-from jseg.data.files.nifti import read_mask_file
+from jseg.data import VolumePreparation
+from jseg.data.files.nifti import Volume, read_mask_file
+from jseg.data.files.preparation import resample
 from jseg.data.patches import cut_patch, is_about_foreground
 from jseg.data.sources.volumes import volumes_source
 from jseg.types import IGNORE, InputError
@@ -419,6 +423,107 @@ def test_volumes_that_do_not_fit():
     next(iterator(images, size=(8, 8, 8)))
   with pytest.raises(InputError, match=r"data\.channels: 3, but a volume has 2; set .* to 2"):
     next(iterator(volumes(2, channels=2), channels=3))
+
+
+# Clipped and resampled.
+
+
+def volume_of(array, spacing=(1, 1, 1)):
+  """A volume [d h w c]; spacing is along d, h and w."""
+  return Volume(np.asarray(array, np.float32), np.diag([*spacing[::-1], 1.0]))
+
+
+def test_values_are_clipped_before_they_are_normalized():
+  values = np.array([-1000, -160, 0, 240, 3000], np.float32).reshape(1, 1, 5, 1)
+  clipped = np.array([-160, -160, 0, 240, 240])
+  image = VolumePreparation(window=(40, 400)).image(volume_of(values))
+  np.testing.assert_allclose(image.ravel(), standard(clipped), rtol=1e-5)
+  # Each channel by its own percentiles: of 0, 1, ..., 100, the 10th and the 90th.
+  ramp = np.arange(101.0).reshape(1, 1, 101, 1)
+  both = np.concatenate([ramp, 5 - 2 * ramp], -1)
+  image = VolumePreparation(percentiles=(10, 90)).image(volume_of(both))
+  np.testing.assert_allclose(image[0, 0, :, 0], standard(np.clip(ramp, 10, 90).ravel()), rtol=1e-5)
+  np.testing.assert_allclose(image[..., 1], -image[..., 0], atol=1e-5)
+
+
+def test_resampling_by_hand():
+  # Voxels of 2 mm become two of 1 mm: centers lie a quarter of a voxel to both sides.
+  row = np.array([0, 4, 8, 4], np.float32).reshape(1, 1, 4)
+  assert resample(row, (1, 1, 8), 1).ravel().tolist() == [0, 1, 3, 5, 7, 7, 5, 4]
+  assert resample(row, (1, 1, 8), 0).ravel().tolist() == [0, 0, 4, 4, 8, 8, 4, 4]
+  assert resample(row, (1, 1, 2), 1).ravel().tolist() == [2, 6]
+  assert resample(row, (3, 1, 4), 3).shape == (3, 1, 4)
+  preparation = VolumePreparation(spacing=(2.0, 1.0, 0.5))
+  assert preparation.size((10, 7, 5), (1.0, 1.0, 1.0)) == (5, 7, 10)
+  assert preparation.size((1, 7, 5), (0.1, 1.0, 1.0)) == (1, 7, 10)
+  # Cubic splines go through a smooth wave where lines cut its crests.
+  wave = np.sin(np.arange(32) * 0.9).reshape(1, 1, 32).astype(np.float32)
+  fine = np.sin(((np.arange(64) + 0.5) / 2 - 0.5) * 0.9)
+  errors = [
+    np.abs(resample(wave, (1, 1, 64), order).ravel() - fine)[8:-8].max() for order in (1, 3)
+  ]
+  assert errors[1] < errors[0] / 5
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+  labels=arrays.arrays(
+    np.uint8, arrays.array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(0, 3)
+  ),
+  factors=st.tuples(*[st.integers(1, 3)] * 3),
+)
+def test_masks_come_back_from_a_finer_grid(labels, factors):
+  finer = resample(labels, [n * f for n, f in zip(labels.shape, factors, strict=True)], 0)
+  np.testing.assert_array_equal(finer, np.kron(labels, np.ones(factors, np.uint8)))
+  np.testing.assert_array_equal(resample(finer, labels.shape, 0), labels)
+
+
+def test_a_set_is_resampled_and_masks_are_written_on_the_grid_of_their_scan(root, tmp_path):
+  affine = np.array([[0, 0, 3, 1], [-1, 0, 0, 2], [0, 1.5, 0, 3], [0, 0, 0, 1.0]])  # turned
+  scan, labels = np.zeros((2, *SIZE), np.float32)
+  scan[2:, 1:, 1:] = labels[2:, 1:, 1:] = 1
+  add_pair(root / "train", "one", scan, labels.astype(np.uint8), affine)
+  options = {"spacing": (0.75, 1.0, 1.5), "interpolation": "cubic"}
+  dataset = data.load("volumes", root=root, data_dir=tmp_path, options=options)
+  assert dataset.fingerprint != data.load("volumes", root=root, data_dir=tmp_path).fingerprint
+  example = dataset.source("train")[0]
+  # The file's x, 5 voxels of 1 mm, is h; y, 4 of 1.5 mm, d; z, 3 of 3 mm, w.
+  assert example["image"].shape == (8, 5, 6, 1)
+  assert dataset.max_size("train")[1] == 5
+  np.testing.assert_allclose(dataset.spacings("train")[0], (0.75, 1, 1.5))
+  image = root / "train" / "images" / "one.nii.gz"
+  preparation = VolumePreparation(**options)
+  np.testing.assert_allclose(data.read_volume(image, preparation), example["image"], atol=2e-3)
+  data.write_mask(tmp_path / "out.nii.gz", example["label"], image, preparation)
+  out = nibabel.load(tmp_path / "out.nii.gz")
+  np.testing.assert_array_equal(np.asarray(out.dataobj), labels)
+  np.testing.assert_allclose(out.affine, affine)
+  with pytest.raises(InputError, match="6 wide x 5 high x 8 deep is not for"):
+    data.write_mask(tmp_path / "out.nii.gz", example["label"], image)
+
+
+@pytest.mark.parametrize(
+  ("options", "match"),
+  [
+    ({"window": (40, 0)}, r"window: \(40, 0\) must be \(level, width\) with a width above 0"),
+    ({"window": 400}, "window: 400 must"),
+    ({"window": (40, math.inf)}, "window"),
+    ({"percentiles": (99, 1)}, r"percentiles: \(99, 1\) must be \(low, high\) in ascending order"),
+    ({"percentiles": (0, 101)}, "percentiles"),
+    ({"window": (0, 1), "percentiles": (0, 99)}, "window and percentiles both clip"),
+    ({"spacing": (1.0, 1.0)}, r"spacing: \(1.0, 1.0\) must be three numbers above 0, millimetres"),
+    ({"spacing": (1, 0, 1)}, "spacing"),
+    ({"spacing": ("1", 1, 1)}, "spacing"),
+    ({"interpolation": "spline"}, "interpolation: 'spline' is unknown; choose from linear, cubic"),
+  ],
+)
+def test_impossible_preparations(root, options, match):
+  with pytest.raises(InputError, match=match):
+    data.load("volumes", root=root, options=options)
+  config = jseg.config.default("unet3d")
+  config.data.name = "volumes"
+  with pytest.raises(InputError, match=f"data.options.{match}"):
+    jseg.config.change(config, {f"data.options.{key}": value for key, value in options.items()})
 
 
 # Spacing.

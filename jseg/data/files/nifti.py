@@ -71,45 +71,6 @@ class _Beginning:
   size: int
 
 
-def read_volume(path: Path | str) -> np.ndarray:
-  """Reads a NIfTI image as training would see it.
-
-  Args:
-    path: a .nii or .nii.gz file.
-
-  Returns:
-    float32 [d h w c] in canonical orientation, each channel of mean 0 and variance 1.
-
-  Raises:
-    FileError: the file is unreadable.
-    InputError: nibabel is missing.
-  """
-  return normalize_volume(read_image_file(Path(path)).array)
-
-
-def write_mask(path: Path | str, mask: np.ndarray, like: Path | str) -> None:
-  """Writes a mask as NIfTI, in the orientation and with the affine of the image it belongs to.
-
-  Args:
-    path: file to write; .nii.gz is compressed.
-    mask: uint8 [d h w] in canonical orientation, such as a prediction for `read_volume(like)`.
-    like: path of the image that the mask belongs to.
-
-  Raises:
-    InputError: mask and image differ in size, or nibabel is missing.
-  """
-  nibabel = import_nibabel()
-  image = nibabel.load(like)
-  stored, canonical = map(nibabel.io_orientation, (image.affine, np.eye(4)))
-  axes = nibabel.orientations.ornt_transform(canonical, stored)
-  array = nibabel.apply_orientation(mask.transpose(2, 1, 0), axes)
-  if array.shape != image.shape[:3]:
-    raise InputError(
-      f"a mask of {size_text(mask.shape)} is not for {like}: give the prediction for that image"
-    )
-  nibabel.save(nibabel.Nifti1Image(array, image.affine), path)
-
-
 def flatten_volume(image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
   """Makes a picture of an image and its masks: of a volume, the middle slice with its front up.
 
@@ -273,7 +234,9 @@ def normalize_volume(image: np.ndarray) -> np.ndarray:
   mean, deviation = image.mean(axes, np.float64), image.std(axes, np.float64)
   constant = image.min(axes) == image.max(axes)
   scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
-  return ((image - mean.astype(np.float32)) * scale.astype(np.float32)).astype(np.float32)
+  result = image - mean.astype(np.float32)
+  result *= scale.astype(np.float32)
+  return result.astype(np.float32, copy=False)
 
 
 def size_text(size: tuple[int, ...]) -> str:

@@ -7,15 +7,16 @@ ROOT/{train,val,test}/masks/NAME.nii.gz     ROOT/masks/NAME.nii.gz    (split at 
 For the order of the axes see `jseg.data.files.nifti`. Masks that are annotated in a few slices only
 hold the ignore label elsewhere.
 
-Voxels are used as they are stored: scans of very different spacing should be resampled beforehand.
+Voxels are used on the grid they are stored on, unless a `spacing` is given.
 """
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -25,12 +26,12 @@ from jseg.data.files import FileError, masks
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from jseg.data.files.nifti import (
   Volume,
-  normalize_volume,
   read_image_file,
   read_mask_file,
   size_text,
   volume_shape,
 )
+from jseg.data.files.preparation import NORMALIZED, VolumePreparation, resample
 from jseg.data.sources.base import Example, ListedSource
 from jseg.data.sources.folder import Layout, count_images, holds_volumes, read_folder
 from jseg.data.sources.pairs import FilePair
@@ -38,7 +39,13 @@ from jseg.types import InputError
 
 
 def volumes_source(
-  root: str | Path, fractions: Mapping[str, float] | None = None, seed: int = 0
+  root: str | Path,
+  fractions: Mapping[str, float] | None = None,
+  seed: int = 0,
+  window: Sequence[float] = (),
+  percentiles: Sequence[float] = (),
+  spacing: Sequence[float] = (),
+  interpolation: str = "linear",
 ) -> ListedSource:
   """Reads a folder of volumes and masks.
 
@@ -46,15 +53,26 @@ def volumes_source(
     root: the folder.
     fractions: shares of the splits; see `folder_source`.
     seed: seed of the random split.
+    window: (level, width) that values are clipped to, as the following in `VolumePreparation`.
+    percentiles: (low, high), percentiles of each volume that values are clipped to.
+    spacing: millimetres between voxels along d, h and w that volumes are resampled to.
+    interpolation: "linear" or "cubic".
 
   Raises:
-    InputError: the folder, its classes or its layout are missing, or nibabel is.
+    InputError: the folder, its classes or its layout are missing, nibabel is, or a value is
+      impossible.
   """
-  source = read_folder(root, VOLUMES, None, fractions, seed)
+  preparation = VolumePreparation(window, percentiles, spacing, interpolation)
+  make_pair = functools.partial(VolumePair, preparation=preparation)
+  layout = dataclasses.replace(VOLUMES, make_pair=make_pair)
+  source = read_folder(root, layout, None, fractions, seed)
   if not any(source.splits.values()) and count_images(root, IMAGE_SUFFIXES):
     raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
-  return dataclasses.replace(source, problems=problems, ndim=3)
+  digest = source.fingerprint
+  if not preparation.is_default:  # sets of before keep their name
+    digest = lambda: f"{source.fingerprint()} {preparation}"  # noqa: E731
+  return dataclasses.replace(source, problems=problems, ndim=3, make_fingerprint=digest)
 
 
 def matches(root: Path) -> bool:
@@ -62,16 +80,27 @@ def matches(root: Path) -> bool:
   return holds_volumes(root)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class VolumePair(FilePair[Volume, Volume]):
-  """A volume and its mask; see `FilePair`."""
+  """A volume and its mask; see `FilePair`.
+
+  Attributes:
+    preparation: what is done to both.
+  """
+
+  preparation: VolumePreparation = NORMALIZED
 
   def make_example(self, image: Volume, raw: Volume, label: masks.Label) -> Example:
-    """Joins a volume, which it normalizes, and its mask."""
+    """Joins a volume and its mask, both prepared."""
     del raw
-    counts = np.bincount(label.ids.ravel(), minlength=256)
     # Half precision resolves a thousandth of a standard deviation, far below any scanner's noise.
-    array = normalize_volume(image.array).astype(np.float16)
-    return Example(array, label.ids, image.size, counts, spacing=image.spacing)
+    array = self.preparation.image(image).astype(np.float16)
+    size = array.shape[:3]
+    ids = resample(label.ids, size, 0)
+    lengths = zip(image.size, image.spacing, size, strict=True)
+    spacing = tuple(n * step / m for n, step, m in lengths)
+    counts = np.bincount(ids.ravel(), minlength=256)
+    return Example(array, ids, size, counts, spacing=spacing)
 
   def read_image(self) -> Volume:
     """Reads the image. Raises FileError."""

@@ -21,6 +21,7 @@ from jseg.data import (
   NIFTI_SUFFIXES,
   ClassInfo,
   Dataset,
+  VolumePreparation,
   check_canvas,
   flatten_volume,
   read_image,
@@ -121,6 +122,7 @@ class SemanticTask:
       raise InputError(f"data.channels: {channels} must be 3 (RGB) or 1 (gray)")
     if network.ndim == 3:
       _check_patches(config)
+      _preparation(config)
     _make_augment(config)
     _make_loss(config)
     build("inference", _make_inference(config).check, config.data.size)
@@ -328,7 +330,7 @@ class SemanticTask:
         f"{path} is no volume, but {network} takes volumes as NIfTI ({', '.join(NIFTI_SUFFIXES)}); "
         "convert it, or use a run of a network of images"
       )
-    return read_volume(path) if is_volume else read_image(path)
+    return read_volume(path, _preparation(self.config)) if is_volume else read_image(path)
 
   def predictor(self, *, crf: CrfParams | None = None) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
@@ -339,6 +341,7 @@ class SemanticTask:
       data.size,
       data.channels,
       inference=_make_inference(self.config),
+      preparation=_preparation(self.config),
       batch_size=data.eval_batch_size,
       crf=crf,
     )
@@ -430,6 +433,15 @@ def _make_augment(config: ConfigDict) -> augment.Augment:
 
 def _make_inference(config: ConfigDict) -> Inference:
   return build("inference", Inference, **config.inference)
+
+
+def _preparation(config: ConfigDict) -> VolumePreparation:
+  """What the run's data set does to its volumes, and so is to be done to others."""
+  fields = {field.name for field in dataclasses.fields(VolumePreparation)}
+  options = config.data.options if config.data.name == "volumes" else {}
+  return build(
+    "data.options", VolumePreparation, **{k: v for k, v in options.items() if k in fields}
+  )
 
 
 def _check_patches(config: ConfigDict) -> None:
