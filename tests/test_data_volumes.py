@@ -17,6 +17,7 @@ from PIL import Image
 
 import jseg.config
 from jseg import data
+from jseg.collection import find_inputs
 from jseg.data import VolumePreparation
 from jseg.data.files.nifti import Volume, read_mask_file
 from jseg.data.files.preparation import resample
@@ -524,6 +525,68 @@ def test_impossible_preparations(root, options, match):
   config.data.name = "volumes"
   with pytest.raises(InputError, match=f"data.options.{match}"):
     jseg.config.change(config, {f"data.options.{key}": value for key, value in options.items()})
+
+
+# Channels in several files.
+
+
+def add_channels(folder, name, count=2, **changes):
+  scans = np.random.default_rng(0).normal(size=(count, *SIZE)).astype(np.float32)
+  for i, scan in enumerate(scans):
+    save(folder / "images" / f"{name}_{i:04d}.nii.gz", scan, **changes)
+  save(folder / "masks" / f"{name}.nii.gz", np.zeros(SIZE, np.uint8))
+  return scans
+
+
+def test_channels_in_several_files_are_one_image(root):
+  for split, name in (("train", "one"), ("train", "three"), ("val", "seven")):
+    (root / split / "images" / f"{name}.nii.gz").unlink()
+    scans = add_channels(root / split, name)
+  source = volumes_source(root)
+  assert source.problems == []
+  assert [pair.name for pair in source.splits["train"]] == ["one", "three"]
+  image = source.splits["val"][0].load().image
+  for c, scan in enumerate(scans):
+    np.testing.assert_allclose(image[..., c], standard(scan).transpose(2, 1, 0), atol=2e-3)
+  first = root / "val" / "images" / "seven_0000.nii.gz"
+  np.testing.assert_allclose(data.read_volume(first, join=True), image, atol=2e-3)
+  assert data.read_volume(first).shape[-1] == 1
+  # Another second channel is another data set.
+  before = source.fingerprint()
+  save(root / "val" / "images" / "seven_0001.nii.gz", np.ones(SIZE, np.float32))
+  assert volumes_source(root).fingerprint() != before
+  suffixes = ("_0000.nii", "_0000.nii.gz", ".nii", ".nii.gz")
+  found = find_inputs([root / "train" / "images"], suffixes).files
+  assert {n: p.name for n, p in found.items()} == {
+    "one": "one_0000.nii.gz",
+    "three": "three_0000.nii.gz",
+  }
+  # Of a run with one channel they are four volumes.
+  assert len(find_inputs([root / "train" / "images"], suffixes[2:]).files) == 4
+
+
+def test_numbered_scans_are_no_channels(root):
+  for i in range(2):
+    add_pair(root / "train", f"scan_{i:04d}")
+  names = [pair.name for pair in volumes_source(root).splits["train"]]
+  assert names == ["one", "scan_0000", "scan_0001", "three"]
+
+
+def test_channels_that_do_not_belong_together(root):
+  (root / "train" / "images" / "one.nii.gz").unlink()
+  add_channels(root / "train", "one", 3)
+  middle = root / "train" / "images" / "one_0001.nii.gz"
+  save(middle, np.zeros((5, 4, 2), np.float32))
+  with pytest.raises(data.FileError, match=r"5 wide x 4 high x 2 deep, but the first channel is"):
+    load_one(root)
+  save(middle, np.zeros(SIZE, np.float32), shift(2))
+  with pytest.raises(data.FileError, match="places it 2 voxels away from the first channel"):
+    load_one(root)
+  middle.unlink()
+  (problem, _) = volumes_source(root).problems  # and another number of channels than most
+  assert problem.problem == "its image has channels 0, 2, and others are missing"
+  with pytest.raises(data.FileError, match="has channels 0, 2, and others are missing"):
+    data.read_volume(root / "train" / "images" / "one_0000.nii.gz", join=True)
 
 
 # Spacing.

@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from jseg.data.files.nifti import (
-  Volume,
-  import_nibabel,
-  normalize_volume,
-  read_image_file,
-  size_text,
-)
+from jseg.data.files.channels import channel_files, read_channels
+from jseg.data.files.nifti import Volume, import_nibabel, normalize_volume, size_text
 from jseg.types import InputError
 
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
@@ -109,12 +104,16 @@ NORMALIZED = VolumePreparation()
 """Each channel has mean 0 and variance 1; nothing else is done."""
 
 
-def read_volume(path: Path | str, preparation: VolumePreparation = NORMALIZED) -> np.ndarray:
+def read_volume(
+  path: Path | str, preparation: VolumePreparation = NORMALIZED, *, join: bool = False
+) -> np.ndarray:
   """Reads a NIfTI image as training would see it.
 
   Args:
     path: a .nii or .nii.gz file.
     preparation: what is done to it.
+    join: whether NAME_0000 is the first of several channels, the others being the files NAME_0001
+      and so on beside it.
 
   Returns:
     float32 [d h w c] in canonical orientation, each channel of mean 0 and variance 1.
@@ -123,7 +122,8 @@ def read_volume(path: Path | str, preparation: VolumePreparation = NORMALIZED) -
     FileError: the file is unreadable.
     InputError: nibabel is missing.
   """
-  return preparation.image(read_image_file(Path(path)))
+  path = Path(path)
+  return preparation.image(read_channels(channel_files(path) if join else (path,)))
 
 
 def write_mask(

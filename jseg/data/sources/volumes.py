@@ -4,6 +4,9 @@ ROOT/classes.json                           ROOT/classes.json
 ROOT/{train,val,test}/images/NAME.nii.gz    ROOT/images/NAME.nii.gz
 ROOT/{train,val,test}/masks/NAME.nii.gz     ROOT/masks/NAME.nii.gz    (split at random)
 
+The channels of an image are the fourth axis of its file, or files of their own: NAME_0000.nii.gz,
+NAME_0001.nii.gz and so on for the mask NAME.nii.gz, as nnU-Net calls them.
+
 For the order of the axes see `jseg.data.files.nifti`. Masks that are annotated in a few slices only
 hold the ignore label elsewhere.
 
@@ -23,10 +26,10 @@ from typing import cast
 import numpy as np
 
 from jseg.data.files import FileError, masks
+from jseg.data.files.channels import distance, read_channels
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from jseg.data.files.nifti import (
   Volume,
-  read_image_file,
   read_mask_file,
   size_text,
   volume_shape,
@@ -104,7 +107,7 @@ class VolumePair(FilePair[Volume, Volume]):
 
   def read_image(self) -> Volume:
     """Reads the image. Raises FileError."""
-    return read_image_file(self.image)
+    return read_channels((self.image, *self.others))
 
   def read_mask(self) -> Volume:
     """Reads the mask's raw values. Raises FileError."""
@@ -116,11 +119,8 @@ class VolumePair(FilePair[Volume, Volume]):
     if image.size != raw.size:
       sizes = f"{size_text(raw.size)}, but its image {self.image} is {size_text(image.size)}"
       raise FileError("size", self.mask, sizes, fix)
-    last = np.array(image.size[::-1]) - 1
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * last[:, None]
-    moved = np.linalg.solve(image.affine, raw.affine) @ np.vstack([corners, np.ones(8)])
     # Files round their affines; up to half a voxel, each voxel still is its own nearest.
-    if (off := np.abs(moved[:3] - corners).max()) > 0.5:
+    if (off := distance(image, raw)) > 0.5:
       problem = f"its affine places it {off:.3g} voxels away from its image {self.image}"
       raise FileError("size", self.mask, problem, f"{fix}, or give it the image's affine")
 
@@ -133,7 +133,7 @@ class VolumePair(FilePair[Volume, Volume]):
     return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
 
 
-VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"))
+VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"), channels=True)
 
 
 def _odd_channels(source: ListedSource) -> list[FileError]:
@@ -141,7 +141,8 @@ def _odd_channels(source: ListedSource) -> list[FileError]:
   found: dict[Path, int] = {}
   for pair in cast(Iterable[VolumePair], itertools.chain(*source.splits.values())):
     with contextlib.suppress(FileError):  # it is reported when it is read
-      found[pair.image] = math.prod(volume_shape(pair.image)[3:])
+      files = (pair.image, *pair.others)
+      found[pair.image] = sum(math.prod(volume_shape(path)[3:]) for path in files)
   if len(set(found.values())) < 2:
     return []
   usual = collections.Counter(found.values()).most_common(1)[0][0]

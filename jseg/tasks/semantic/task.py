@@ -27,6 +27,7 @@ from jseg.data import (
   read_image,
   read_volume,
 )
+from jseg.data.files.channels import FIRST_SUFFIXES
 from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores, host_confusion
 from jseg.models import Network, fitting
@@ -310,8 +311,10 @@ class SemanticTask:
 
   @property
   def suffixes(self) -> Collection[str]:
-    """File name endings of images, or of NIfTI volumes."""
-    return NIFTI_SUFFIXES if self.model.ndim == 3 else IMAGE_SUFFIXES
+    """File name endings of images, or of NIfTI volumes and of the first of a file a channel."""
+    if self.model.ndim == 2:
+      return IMAGE_SUFFIXES
+    return (*(FIRST_SUFFIXES if self.config.data.channels > 1 else ()), *NIFTI_SUFFIXES)
 
   def read(self, path: pathlib.Path) -> np.ndarray:
     """Reads an image, or for a network of volumes a NIfTI volume.
@@ -330,7 +333,9 @@ class SemanticTask:
         f"{path} is no volume, but {network} takes volumes as NIfTI ({', '.join(NIFTI_SUFFIXES)}); "
         "convert it, or use a run of a network of images"
       )
-    return read_volume(path, _preparation(self.config)) if is_volume else read_image(path)
+    if not is_volume:
+      return read_image(path)
+    return read_volume(path, _preparation(self.config), join=self.config.data.channels > 1)
 
   def predictor(self, *, crf: CrfParams | None = None) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
