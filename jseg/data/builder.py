@@ -30,6 +30,7 @@ SPACINGS = "spacings"  # of the volumes of each split, in order; sets of before 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _MOST_NOTES = 5  # objects left out that a note names
 _READ_AHEAD = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
+_MOST_BYTES = 256 << 20  # of them, as they are written; reading takes several times as much
 
 
 def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tuple["Builder", str]:
@@ -306,12 +307,19 @@ def _write(builder: Builder) -> None:
 
 
 def _load_all(items: Sequence[Item], ahead: int) -> Iterator[Example]:
-  """Loads in threads, in order, a bounded number ahead: encoded files can outgrow memory."""
+  """Loads in threads, in order, a bounded number ahead, and of large examples one at a time."""
+  start, largest = 0, _MOST_BYTES  # the first tells how large they are
   with ThreadPoolExecutor() as pool:
-    for start in range(0, len(items), ahead):
-      some = items[start : start + ahead]
+    while start < len(items):
+      some = items[start : start + max(1, min(ahead, _MOST_BYTES // largest))]
       contexts = [contextvars.copy_context() for _ in some]  # the limits of what is read
-      yield from pool.map(lambda context, item: context.run(item.load), contexts, some)
+      loaded = pool.map(lambda context, item: context.run(item.load), contexts, some)
+      sizes = []
+      for example in loaded:
+        image = example.image
+        sizes.append(image.nbytes if isinstance(image, np.ndarray) else len(image))
+        yield example
+      start, largest = start + len(some), max(1, *sizes)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ class Volume:
   """The content of a NIfTI file in canonical orientation.
 
   Attributes:
-    array: float32 [d h w c] of an image, float64 [d h w] of a mask; as stored, not normalized.
+    array: float32 [d h w c] of an image; of a mask [d h w], integers of 8 or 16 bits or float64; as
+      stored, not normalized.
     affine: float [4 4], from (x, y, z) in voxels to RAS+ in millimetres.
     step: distance of the values that the file can hold, where its header scales integers; else 0.
   """
@@ -142,9 +143,12 @@ def _read(path: Path, channels: bool) -> Volume:
       rest = max(begin.size - len(begin.start), 0)
       file = begin.kind.from_bytes(begin.start + stream.read(rest))
     _check_kind(file.get_data_dtype(), path)
-    array = np.asarray(file.dataobj, np.float32 if channels else np.float64)
-    affine, scale = file.affine, file.dataobj
-    scaled = file.get_data_dtype().kind in "iu" and (scale.slope, scale.inter) != (1, 0)
+    affine, scale, stored = file.affine, file.dataobj, file.get_data_dtype()
+    scaled = stored.kind in "iu" and (scale.slope, scale.inter) != (1, 0)
+    # Floats hold what any file can say of a label, but eight times the memory of most.
+    small = stored.kind in "iu" and stored.itemsize <= 2 and not scaled
+    exact = stored.newbyteorder("=") if small else np.dtype(np.float64)
+    array = np.asarray(file.dataobj, np.float32 if channels else exact)
     if array.ndim == 5 and array.shape[3] == 1:  # NIfTI's vectors: the fourth axis is time
       array = array[:, :, :, 0]
     if array.ndim == 4 and array.shape[3] == 1:

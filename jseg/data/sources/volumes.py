@@ -127,8 +127,10 @@ class VolumePair(FilePair[Volume, Volume]):
   def make_label(self, raw: Volume) -> masks.Label:
     """Translates a raw mask to train ids. Raises FileError."""
     values = masks.whole_numbers(raw.array, self.mask, raw.step)
+    if values.dtype.kind == "f":
+      values = np.clip(values, -1, 2**30)
     # `make_label` takes three axes for colors.
-    flat = np.clip(values, -1, 2**30).reshape(len(values), -1).astype(np.int32)
+    flat = values.reshape(len(values), -1).astype(np.int32)
     label = masks.make_label(masks.RawMask(flat), self.classes, self.table, self.mask)
     return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
 
