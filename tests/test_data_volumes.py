@@ -503,6 +503,17 @@ def test_a_set_is_resampled_and_masks_are_written_on_the_grid_of_their_scan(root
     data.write_mask(tmp_path / "out.nii.gz", example["label"], image)
 
 
+def test_the_same_preparation_is_the_same_set(root):
+  def fingerprint(**options):
+    return volumes_source(root, **options).fingerprint()
+
+  assert fingerprint(window=(40, 400)) == fingerprint(window=[40.0, 400.0])
+  assert fingerprint(interpolation="cubic") == fingerprint()  # of nothing
+  different = [{"window": (40, 400)}, {"percentiles": (1, 99)}, {"spacing": (1, 1, 2)}]
+  different += [{}, {"spacing": (1, 1, 2), "interpolation": "cubic"}, {"spacing": (1, 2, 1)}]
+  assert len({fingerprint(**options) for options in different}) == 6
+
+
 @pytest.mark.parametrize(
   ("options", "match"),
   [

@@ -71,6 +71,14 @@ class VolumePreparation:
     """Whether volumes are normalized alone; an interpolation without a spacing does nothing."""
     return not (self.window or self.percentiles or self.spacing)
 
+  @property
+  def text(self) -> str:
+    """The same for the same preparation, whether its numbers are lists, whole or neither."""
+    numbers = (self.window, self.percentiles, self.spacing)
+    return (
+      f"{[[*map(float, each)] for each in numbers]} {self.interpolation if self.spacing else ''}"
+    )
+
   def size(self, size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
     """Depth, height and width of a prepared volume, whole voxels as near to `spacing` as may be.
 

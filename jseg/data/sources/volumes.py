@@ -74,7 +74,7 @@ def volumes_source(
   problems = [*source.problems, *_odd_channels(source)]
   digest = source.fingerprint
   if not preparation.is_default:  # sets of before keep their name
-    digest = lambda: f"{source.fingerprint()} {preparation}"  # noqa: E731
+    digest = lambda: f"{source.fingerprint()} {preparation.text}"  # noqa: E731
   return dataclasses.replace(source, problems=problems, ndim=3, make_fingerprint=digest)
 
 
