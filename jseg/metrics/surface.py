@@ -51,8 +51,8 @@ class SurfaceState:
   @classmethod
   def empty(cls, num_classes: int, tolerance: float = 1.0) -> "SurfaceState":
     """Nothing measured yet."""
-    sums = [np.zeros(num_classes, dtype) for dtype in (float, float, np.int64, np.int64)]
-    return cls(*sums, tolerance)
+    sums, counts = np.zeros((2, num_classes)), np.zeros((2, num_classes), np.int64)
+    return cls(sums[0], sums[1], counts[0], counts[1], tolerance)
 
   @classmethod
   def create(cls, names: Sequence[str], argument: str) -> "SurfaceState":

@@ -72,9 +72,11 @@ def volumes_source(
   if not any(source.splits.values()) and count_images(root, IMAGE_SUFFIXES):
     raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
-  digest = source.fingerprint
-  if not preparation.is_default:  # sets of before keep their name
-    digest = lambda: f"{source.fingerprint()} {preparation.text}"  # noqa: E731
+
+  def digest() -> str:
+    own = source.fingerprint()  # that of sets of before
+    return own if preparation.is_default else f"{own} {preparation.text}"
+
   return dataclasses.replace(source, problems=problems, ndim=3, make_fingerprint=digest)
 
 
