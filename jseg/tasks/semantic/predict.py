@@ -200,7 +200,7 @@ class SemanticPredictor:
       raise InputError(_NO_VOLUMES)
     self._inference = inference or Inference("shrink" if ndim == 2 else "window")
     self._inference.check(self._size)
-    self._preparation = preparation
+    self.preparation = preparation
     self._crf, self._classes, self._channels = crf, classes, channels
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
@@ -244,7 +244,7 @@ class SemanticPredictor:
       InputError: it is of another type or shape.
     """
     prediction = self._segment(variables, as_channels(image, self._channels))
-    prediction = dataclasses.replace(prediction, preparation=self._preparation)
+    prediction = dataclasses.replace(prediction, preparation=self.preparation)
     return prediction if self._crf is None else prediction.refine(self._crf)
 
   def _segment(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
