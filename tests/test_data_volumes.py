@@ -23,6 +23,7 @@ from jseg.data.files.nifti import Volume, read_mask_file
 from jseg.data.files.preparation import resample
 from jseg.data.patches import cut_patch, is_about_foreground
 from jseg.data.sources.volumes import volumes_source
+from jseg.record import describe_source
 from jseg.types import IGNORE, InputError
 
 SIZE = (5, 4, 3)  # x, y, z
@@ -572,6 +573,10 @@ def test_channels_in_several_files_are_one_image(root):
     "one": "one_0000.nii.gz",
     "three": "three_0000.nii.gz",
   }
+  # A prediction is of all channels.
+  before = describe_source(first)
+  save(root / "val" / "images" / "seven_0001.nii.gz", np.zeros(SIZE, np.float32))
+  assert describe_source(first) != before
   # Of a run with one channel they are four volumes.
   assert len(find_inputs([root / "train" / "images"], suffixes[2:]).files) == 4
 

@@ -62,19 +62,28 @@ def channel_files(path: Path) -> tuple[Path, ...]:
   Raises:
     FileError: a channel between others is missing.
   """
-  stem, suffix = split_suffix(path.name, FIRST_SUFFIXES)
-  if not suffix:
-    return (path,)
-  suffix = suffix.removeprefix(FIRST)
-  numbers = {}
-  for other in path.parent.iterdir():
-    match = _CHANNEL.fullmatch(split_suffix(other.name, NIFTI_SUFFIXES)[0])
-    if match and match[1] == stem and other.name.lower().endswith(NIFTI_SUFFIXES):
-      numbers[int(match[2])] = other
+  numbers = numbered_files(path)
   if sorted(numbers) != list(range(len(numbers))):
     listed = ", ".join(map(str, sorted(numbers)))
     raise FileError("partner", path, f"has channels {listed}, and others are missing", _FIX)
   return tuple(numbers[i] for i in range(len(numbers)))
+
+
+def numbered_files(path: Path) -> dict[int, Path]:
+  """Of NAME_0000, the files NAME_0000, NAME_0001, ... by their numbers; of any other file, itself.
+
+  Raises:
+    OSError: their folder can't be read.
+  """
+  stem, suffix = split_suffix(path.name, FIRST_SUFFIXES)
+  if not suffix:
+    return {0: path}
+  found = {}
+  for other in sorted(path.parent.iterdir()):
+    match = _CHANNEL.fullmatch(split_suffix(other.name, NIFTI_SUFFIXES)[0])
+    if match and match[1] == stem and other.name.lower().endswith(NIFTI_SUFFIXES):
+      found[int(match[2])] = other
+  return {**found, 0: path}
 
 
 def read_channels(paths: Collection[Path]) -> Volume:
