@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from jseg.data.files import FileError
+from jseg.data.files.channels import FIRST_SUFFIXES, further_channels
 from jseg.data.files.listing import list_files, split_suffix, usual_suffixes
 from jseg.record import RECORD, Record
 from jseg.types import InputError
@@ -35,7 +36,8 @@ def find_inputs(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> Inp
   """Finds the files to predict.
 
   Files that are named are taken whatever they are called. Of folders, what `jseg.data.list_files`
-  lists, but for the results of earlier predictions.
+  lists, but for the results of earlier predictions. Where first channels of volumes are among the
+  suffixes, NAME_0000 and its further channels are one file, NAME.
 
   Args:
     paths: files and folders.
@@ -53,6 +55,9 @@ def find_inputs(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> Inp
       _add(found, _name(path.name, suffixes), path)
     else:
       raise InputError(f"there is no file or folder {path}")
+  if FIRST_SUFFIXES[0] in suffixes:  # they are read with their first
+    for name in further_channels(found.files):
+      del found.files[name]
   if not found.files and not found.broken:
     problem = f"{', '.join(map(str, paths))} holds no file of {usual_suffixes(suffixes)}"
     raise InputError("\n".join([problem, *map(str, found.notes)]))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jseg import json_files
+from jseg.data.files.channels import numbered_files
 from jseg.outputs import write_text
 from jseg.types import InputError
 
@@ -39,12 +40,12 @@ class Entry:
 
 
 def describe_source(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what a file is recognized by. Raises OSError."""
-  status = path.stat()
+  """Returns what a file is recognized by, NAME_0000 with its channels beside it. Raises OSError."""
+  every = [each.stat() for each in numbered_files(path).values()]
   return {
     "path": os.path.realpath(path),
-    "size": status.st_size,
-    "changed": status.st_mtime_ns,
+    "size": sum(status.st_size for status in every),
+    "changed": max(status.st_mtime_ns for status in every),
   }
 
 

@@ -1,5 +1,6 @@
 import argparse
 import json
+import math
 
 import pytest
 from helpers.tiny import tiny_config
@@ -130,6 +131,23 @@ def test_volumes_have_three_sizes_and_any_channels(tmp_path):
     jseg.config.validate(tiny_config(tmp_path, "unet3d", data__size=(8, 8)))
   with pytest.raises(InputError, match=r"the weight map is for images"):
     jseg.config.validate(tiny_config(tmp_path, "unet3d", **sizes, loss__border_weight=1.0))
+  assert "patches" not in tiny_config(tmp_path).data
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"data__foreground": -0.1}, r"data.foreground: -0.1 must be a share of the patches, at least"),
+    ({"data__foreground": 1.5}, r"data.foreground: 1.5"),
+    ({"data__foreground": math.nan}, r"data.foreground: nan"),
+    ({"augment__crop": (8, 9, 8)}, r"augment.crop: \(8, 9, 8\) must not exceed the patches"),
+  ],
+)
+def test_impossible_patches(tmp_path, changes, match):
+  patches = {"data__size": (8, 8, 8), "data__patches": True}
+  jseg.config.validate(tiny_config(tmp_path, "unet3d", **patches, augment__crop=(8, 4, 8)))
+  with pytest.raises(InputError, match=match):
+    jseg.config.validate(tiny_config(tmp_path, "unet3d", **patches, **changes))
 
 
 def test_values_of_another_kind(tmp_path):

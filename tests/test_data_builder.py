@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from helpers.files import add_classes, add_pair, save
 from PIL import Image
 
 from jseg import data
+from jseg.data import Example, builder
 from jseg.data.sources import SOURCES, make_source
 from jseg.data.sources.shapes import ShapesItem, draw
 from jseg.lock import locked
@@ -443,3 +445,25 @@ def test_each_name_of_the_room_resolves():
   assert set(data.__all__) == {name for names in data._HOMES.values() for name in names}
   with pytest.raises(AttributeError, match="has no attribute 'lod'"):
     _ = data.lod
+
+
+def test_large_examples_are_loaded_one_at_a_time(monkeypatch):
+  loading, most, lock = 0, 0, threading.Lock()
+
+  class Item:
+    def load(self):
+      nonlocal loading, most
+      with lock:
+        loading += 1
+        most = max(most, loading)
+      time.sleep(0.01)
+      with lock:
+        loading -= 1
+      return Example.from_arrays(np.zeros((2, 2, 2, 1)), np.zeros((2, 2, 2), np.uint8))
+
+  for limit, together in ((31, 1), (1 << 20, 4)):  # each has 8 voxels of 2 bytes
+    monkeypatch.setattr(builder, "_MOST_BYTES", limit)
+    most = 0
+    assert len(list(builder._load_all([Item() for _ in range(9)], 4))) == 9
+    assert (most == 1) == (together == 1)
+    assert most <= together

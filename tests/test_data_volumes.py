@@ -1,6 +1,7 @@
 """Volumes: NIfTI files of every kind, their preparation, and their batches."""
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -14,9 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+import jseg.config
 from jseg import data
-from jseg.data.files.nifti import read_mask_file
+from jseg.collection import find_inputs
+from jseg.data import VolumePreparation
+from jseg.data.files.nifti import Volume, read_mask_file
+from jseg.data.files.preparation import resample
+from jseg.data.patches import cut_patch, is_about_foreground
 from jseg.data.sources.volumes import volumes_source
+from jseg.record import describe_source
 from jseg.types import IGNORE, InputError
 
 SIZE = (5, 4, 3)  # x, y, z
@@ -418,6 +425,318 @@ def test_volumes_that_do_not_fit():
     next(iterator(images, size=(8, 8, 8)))
   with pytest.raises(InputError, match=r"data\.channels: 3, but a volume has 2; set .* to 2"):
     next(iterator(volumes(2, channels=2), channels=3))
+
+
+# Clipped and resampled.
+
+
+def volume_of(array, spacing=(1, 1, 1)):
+  """A volume [d h w c]; spacing is along d, h and w."""
+  return Volume(np.asarray(array, np.float32), np.diag([*spacing[::-1], 1.0]))
+
+
+def test_values_are_clipped_before_they_are_normalized():
+  values = np.array([-1000, -160, 0, 240, 3000], np.float32).reshape(1, 1, 5, 1)
+  clipped = np.array([-160, -160, 0, 240, 240])
+  image = VolumePreparation(window=(40, 400)).image(volume_of(values))
+  np.testing.assert_allclose(image.ravel(), standard(clipped), rtol=1e-5)
+  # Each channel by its own percentiles: of 0, 1, ..., 100, the 10th and the 90th.
+  ramp = np.arange(101.0).reshape(1, 1, 101, 1)
+  both = np.concatenate([ramp, 5 - 2 * ramp], -1)
+  image = VolumePreparation(percentiles=(10, 90)).image(volume_of(both))
+  np.testing.assert_allclose(image[0, 0, :, 0], standard(np.clip(ramp, 10, 90).ravel()), rtol=1e-5)
+  np.testing.assert_allclose(image[..., 1], -image[..., 0], atol=1e-5)
+
+
+def test_resampling_by_hand():
+  # Voxels of 2 mm become two of 1 mm: centers lie a quarter of a voxel to both sides.
+  row = np.array([0, 4, 8, 4], np.float32).reshape(1, 1, 4)
+  assert resample(row, (1, 1, 8), 1).ravel().tolist() == [0, 1, 3, 5, 7, 7, 5, 4]
+  assert resample(row, (1, 1, 8), 0).ravel().tolist() == [0, 0, 4, 4, 8, 8, 4, 4]
+  assert resample(row, (1, 1, 2), 1).ravel().tolist() == [2, 6]
+  assert resample(row, (3, 1, 4), 3).shape == (3, 1, 4)
+  preparation = VolumePreparation(spacing=(2.0, 1.0, 0.5))
+  assert preparation.size((10, 7, 5), (1.0, 1.0, 1.0)) == (5, 7, 10)
+  assert preparation.size((1, 7, 5), (0.1, 1.0, 1.0)) == (1, 7, 10)
+  # Cubic splines go through a smooth wave where lines cut its crests.
+  wave = np.sin(np.arange(32) * 0.9).reshape(1, 1, 32).astype(np.float32)
+  fine = np.sin(((np.arange(64) + 0.5) / 2 - 0.5) * 0.9)
+  errors = [
+    np.abs(resample(wave, (1, 1, 64), order).ravel() - fine)[8:-8].max() for order in (1, 3)
+  ]
+  assert errors[1] < errors[0] / 5
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+  labels=arrays.arrays(
+    np.uint8, arrays.array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(0, 3)
+  ),
+  factors=st.tuples(*[st.integers(1, 3)] * 3),
+)
+def test_masks_come_back_from_a_finer_grid(labels, factors):
+  finer = resample(labels, [n * f for n, f in zip(labels.shape, factors, strict=True)], 0)
+  np.testing.assert_array_equal(finer, np.kron(labels, np.ones(factors, np.uint8)))
+  np.testing.assert_array_equal(resample(finer, labels.shape, 0), labels)
+
+
+def test_a_set_is_resampled_and_masks_are_written_on_the_grid_of_their_scan(root, tmp_path):
+  affine = np.array([[0, 0, 3, 1], [-1, 0, 0, 2], [0, 1.5, 0, 3], [0, 0, 0, 1.0]])  # turned
+  scan, labels = np.zeros((2, *SIZE), np.float32)
+  scan[2:, 1:, 1:] = labels[2:, 1:, 1:] = 1
+  add_pair(root / "train", "one", scan, labels.astype(np.uint8), affine)
+  options = {"spacing": (0.75, 1.0, 1.5), "interpolation": "cubic"}
+  dataset = data.load("volumes", root=root, data_dir=tmp_path, options=options)
+  assert dataset.fingerprint != data.load("volumes", root=root, data_dir=tmp_path).fingerprint
+  example = dataset.source("train")[0]
+  # The file's x, 5 voxels of 1 mm, is h; y, 4 of 1.5 mm, d; z, 3 of 3 mm, w.
+  assert example["image"].shape == (8, 5, 6, 1)
+  assert dataset.max_size("train")[1] == 5
+  np.testing.assert_allclose(dataset.spacings("train")[0], (0.75, 1, 1.5))
+  image = root / "train" / "images" / "one.nii.gz"
+  preparation = VolumePreparation(**options)
+  np.testing.assert_allclose(data.read_volume(image, preparation), example["image"], atol=2e-3)
+  data.write_mask(tmp_path / "out.nii.gz", example["label"], image, preparation)
+  out = nibabel.load(tmp_path / "out.nii.gz")
+  np.testing.assert_array_equal(np.asarray(out.dataobj), labels)
+  np.testing.assert_allclose(out.affine, affine)
+  with pytest.raises(InputError, match="6 wide x 5 high x 8 deep is not for"):
+    data.write_mask(tmp_path / "out.nii.gz", example["label"], image)
+
+
+def test_the_same_preparation_is_the_same_set(root):
+  def fingerprint(**options):
+    return volumes_source(root, **options).fingerprint()
+
+  assert fingerprint(window=(40, 400)) == fingerprint(window=[40.0, 400.0])
+  assert fingerprint(interpolation="cubic") == fingerprint()  # of nothing
+  different = [{"window": (40, 400)}, {"percentiles": (1, 99)}, {"spacing": (1, 1, 2)}]
+  different += [{}, {"spacing": (1, 1, 2), "interpolation": "cubic"}, {"spacing": (1, 2, 1)}]
+  assert len({fingerprint(**options) for options in different}) == 6
+
+
+@pytest.mark.parametrize(
+  ("options", "match"),
+  [
+    ({"window": (40, 0)}, r"window: \(40, 0\) must be \(level, width\) with a width above 0"),
+    ({"window": 400}, "window: 400 must"),
+    ({"window": (40, math.inf)}, "window"),
+    ({"percentiles": (99, 1)}, r"percentiles: \(99, 1\) must be \(low, high\) in ascending order"),
+    ({"percentiles": (0, 101)}, "percentiles"),
+    ({"window": (0, 1), "percentiles": (0, 99)}, "window and percentiles both clip"),
+    ({"spacing": (1.0, 1.0)}, r"spacing: \(1.0, 1.0\) must be three numbers above 0, millimetres"),
+    ({"spacing": (1, 0, 1)}, "spacing"),
+    ({"spacing": ("1", 1, 1)}, "spacing"),
+    ({"interpolation": "spline"}, "interpolation: 'spline' is unknown; choose from linear, cubic"),
+  ],
+)
+def test_impossible_preparations(root, options, match):
+  with pytest.raises(InputError, match=match):
+    data.load("volumes", root=root, options=options)
+  config = jseg.config.default("unet3d")
+  config.data.name = "volumes"
+  with pytest.raises(InputError, match=f"data.options.{match}"):
+    jseg.config.change(config, {f"data.options.{key}": value for key, value in options.items()})
+
+
+# Channels in several files.
+
+
+def add_channels(folder, name, count=2, **changes):
+  scans = np.random.default_rng(0).normal(size=(count, *SIZE)).astype(np.float32)
+  for i, scan in enumerate(scans):
+    save(folder / "images" / f"{name}_{i:04d}.nii.gz", scan, **changes)
+  save(folder / "masks" / f"{name}.nii.gz", np.zeros(SIZE, np.uint8))
+  return scans
+
+
+def test_channels_in_several_files_are_one_image(root):
+  for split, name in (("train", "one"), ("train", "three"), ("val", "seven")):
+    (root / split / "images" / f"{name}.nii.gz").unlink()
+    scans = add_channels(root / split, name)
+  source = volumes_source(root)
+  assert source.problems == []
+  assert [pair.name for pair in source.splits["train"]] == ["one", "three"]
+  image = source.splits["val"][0].load().image
+  for c, scan in enumerate(scans):
+    np.testing.assert_allclose(image[..., c], standard(scan).transpose(2, 1, 0), atol=2e-3)
+  first = root / "val" / "images" / "seven_0000.nii.gz"
+  np.testing.assert_allclose(data.read_volume(first, join=True), image, atol=2e-3)
+  assert data.read_volume(first).shape[-1] == 1
+  # Another second channel is another data set.
+  before = source.fingerprint()
+  save(root / "val" / "images" / "seven_0001.nii.gz", np.ones(SIZE, np.float32))
+  assert volumes_source(root).fingerprint() != before
+  suffixes = ("_0000.nii", "_0000.nii.gz", ".nii", ".nii.gz")
+  found = find_inputs([root / "train" / "images"], suffixes).files
+  assert {n: p.name for n, p in found.items()} == {
+    "one": "one_0000.nii.gz",
+    "three": "three_0000.nii.gz",
+  }
+  # A prediction is of all channels.
+  before = describe_source(first)
+  save(root / "val" / "images" / "seven_0001.nii.gz", np.zeros(SIZE, np.float32))
+  assert describe_source(first) != before
+  # Of a run with one channel they are four volumes.
+  assert len(find_inputs([root / "train" / "images"], suffixes[2:]).files) == 4
+
+
+def test_numbered_scans_are_no_channels(root):
+  for i in range(2):
+    add_pair(root / "train", f"scan_{i:04d}")
+  names = [pair.name for pair in volumes_source(root).splits["train"]]
+  assert names == ["one", "scan_0000", "scan_0001", "three"]
+
+
+def test_channels_that_do_not_belong_together(root):
+  (root / "train" / "images" / "one.nii.gz").unlink()
+  add_channels(root / "train", "one", 3)
+  middle = root / "train" / "images" / "one_0001.nii.gz"
+  save(middle, np.zeros((5, 4, 2), np.float32))
+  with pytest.raises(data.FileError, match=r"5 wide x 4 high x 2 deep, but the first channel is"):
+    load_one(root)
+  save(middle, np.zeros(SIZE, np.float32), shift(2))
+  with pytest.raises(data.FileError, match="places it 2 voxels away from the first channel"):
+    load_one(root)
+  middle.unlink()
+  (problem, _) = volumes_source(root).problems  # and another number of channels than most
+  assert problem.problem == "its image has channels 0, 2, and others are missing"
+  with pytest.raises(data.FileError, match="has channels 0, 2, and others are missing"):
+    data.read_volume(root / "train" / "images" / "one_0000.nii.gz", join=True)
+
+
+# Spacing.
+
+
+def test_the_spacing_of_voxels_is_kept(root, tmp_path):
+  affine = np.array([[0, 0, 3, 1], [-0.7, 0, 0, 2], [0, 1.5, 0, 3], [0, 0, 0, 1]])  # turned
+  add_pair(root / "train", "one", affine=affine)
+  dataset = data.load("volumes", root=root, data_dir=tmp_path)
+  # The file's x runs along the body's y, its y along z, and its z along x.
+  np.testing.assert_allclose(dataset.spacings("train"), [(1.5, 0.7, 3), (1, 1, 1)])
+  assert len(dataset.spacings("train+val")) == 3
+
+
+def test_sets_prepared_before_spacing_was_kept_are_read(root, tmp_path):
+  data.load("volumes", root=root, data_dir=tmp_path)
+  (metadata,) = tmp_path.rglob("metadata.json")
+  values = json.loads(metadata.read_text())
+  del values["spacings"]
+  metadata.write_text(json.dumps(values))
+  dataset = data.load("volumes", root=root, data_dir=tmp_path)
+  assert dataset.source("train")[0]["image"].shape == (3, 4, 5, 1)
+  with pytest.raises(InputError, match=r"written before the spacing .* remove that folder"):
+    dataset.spacings("train")
+
+
+def test_a_source_that_tells_no_spacing(tmp_path):
+  class Item:
+    name = "a"
+
+    def load(self):
+      return data.Example.from_arrays(np.zeros((2, 2, 2, 1)), np.zeros((2, 2, 2), np.uint8))
+
+  classes = data.ClassInfo(("a", "b"))
+  source = data.ListedSource(classes, {"train": [Item()]}, lambda: "one", ndim=3)
+  with pytest.raises(InputError, match="doesn't tell the spacing of the voxels of its split train"):
+    data.load(source, data_dir=tmp_path).spacings("train")
+
+
+# Patches.
+
+
+def numbered(shape=(6, 9, 20)):
+  """A volume whose voxels are their own numbers, with one voxel of class 1 and eight of class 2."""
+  image = np.arange(np.prod(shape), dtype=np.float32).reshape(*shape, 1)
+  label = np.zeros(shape, np.uint8)
+  label[0, 1, 19], label[4:, 6:8, 7:9], label[2] = 1, 2, IGNORE
+  return {"image": image, "label": label, "name": "one"}
+
+
+def patches(count, size=(4, 4, 6), batch_size=2, source=None, **changes):
+  batches = iterator(
+    source or [numbered()], size=size, batch_size=batch_size, foreground=1 / 3, **changes
+  )
+  return [next(batches) for _ in range(count)]
+
+
+def test_patches_are_parts_of_the_volume_and_differ():
+  whole, corners = numbered(), set()
+  for batch in patches(20):
+    for image, label, size in zip(batch["image"], batch["label"], batch["size"], strict=True):
+      corner = np.unravel_index(int(image[0, 0, 0, 0]), whole["label"].shape)
+      part = tuple(slice(c, c + n) for c, n in zip(corner, (4, 4, 6), strict=True))
+      np.testing.assert_array_equal(image, whole["image"][part])
+      np.testing.assert_array_equal(label, whole["label"][part])
+      assert size.tolist() == [4, 4, 6]
+      corners.add(corner)
+  assert len(corners) > 15
+  # Every corner that keeps a patch inside can be drawn.
+  axes = np.array([*corners]).T
+  assert axes.min(1).tolist() == [0, 0, 0]
+  assert axes.max(1).tolist() == [2, 5, 14]
+
+
+def test_every_third_patch_lies_about_a_foreground_voxel():
+  whole = numbered((60, 40, 40))  # where chance hits nothing
+  patch = {"size": (5, 5, 7), "foreground": 1 / 3, "seed": 3}
+  drawn = [cut_patch(place, whole, **patch) for place in range(300)]
+  about = [is_about_foreground(place, 1 / 3) for place in range(300)]
+  assert about == [False, False, True] * 100
+  middles = [d["label"][2, 2, 3] for d, chosen in zip(drawn, about, strict=True) if chosen]
+  # Classes alike, however rare: class 1 has one voxel, too near to the border for the middle.
+  ones = [(d["label"] == 1).any() for d, chosen in zip(drawn, about, strict=True) if chosen]
+  assert middles.count(2) + sum(ones) == 100
+  assert 30 < sum(ones) < 70
+  assert sum((d["label"] % IGNORE > 0).any() for d in drawn) < 110
+  assert not any(is_about_foreground(place, 0) for place in range(9))
+  assert all(is_about_foreground(place, 1) for place in range(9))
+
+
+def test_patches_without_foreground_lie_anywhere():
+  whole = numbered()
+  whole["label"][:] = 0
+  corners = {
+    cut_patch(i, whole, size=(2, 2, 2), foreground=1.0, seed=0)["image"][0, 0, 0, 0].item()
+    for i in range(20)
+  }
+  assert len(corners) > 10
+
+
+def test_volumes_smaller_than_a_patch_are_padded_with_void():
+  (batch,) = patches(1, size=(4, 12, 24))
+  assert batch["size"].tolist() == [[4, 9, 20]] * 2
+  assert (batch["label"][:, :, 9:] == IGNORE).all()
+  assert (batch["label"][..., 20:] == IGNORE).all()
+  assert not batch["image"][:, :, 9:].any()
+  assert batch["image"][0, 0, :9, :20].all()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_patches_are_the_same_for_any_number_of_processes_and_when_resumed(processes):
+  source = [numbered(), numbered((7, 8, 30))]
+  expected = patches(4, batch_size=4, source=source)
+  parts = [
+    patches(4, batch_size=4, source=source, process_index=p, process_count=processes)
+    for p in range(processes)
+  ]
+  for i, batch in enumerate(expected):
+    for key in batch:
+      np.testing.assert_array_equal(np.concatenate([p[i][key] for p in parts]), batch[key])
+  options = {"size": (4, 4, 6), "batch_size": 4, "foreground": 1 / 3}
+  first, fresh = iterator(source, **options), iterator(source, **options)
+  next(first), next(first)
+  fresh.set_state(json.loads(json.dumps(first.get_state())))
+  np.testing.assert_array_equal(next(fresh)["image"], expected[2]["image"])
+  other = patches(1, batch_size=4, source=source, seed=1)
+  assert (other[0]["image"] != expected[0]["image"]).any()
+
+
+def test_half_precision_is_kept_until_a_patch_is_cut(root, tmp_path):
+  source = data.load("volumes", root=root, data_dir=tmp_path).source("train", half=True)
+  assert source[0]["image"].dtype == np.float16
+  (batch,) = patches(1, size=(2, 2, 2), source=source)
+  assert batch["image"].dtype == np.float32
 
 
 # Real data.

@@ -1,21 +1,25 @@
-"""The losses of a task, and what they weigh."""
+"""The losses of a task, and what they weigh; its batches, readings and metrics of volumes."""
 
 import dataclasses
+import json
 import sys
 
 import jax
 import jax.numpy as jnp
+import nibabel
 import numpy as np
 import optax
 import pytest
 
 import jseg.config
+from jseg.crf import CrfParams
 from jseg.data import ClassInfo
 from jseg.losses import make_loss
 from jseg.state import TrainState
 from jseg.step import make_train_step, shard
 from jseg.tasks.instance import InstanceTask
 from jseg.tasks.semantic.forward import Targets, make_losses
+from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import IGNORE, InputError, Outputs
 
 LOGITS = jnp.array([[[[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]]]])
@@ -113,3 +117,60 @@ def test_what_measures_objects_is_asked_for_before_they_are_trained_on(monkeypat
   task = InstanceTask(jseg.config.default("mask_rcnn"), None, ClassInfo(("background", "cell")))
   with pytest.raises(InputError, match=r'need pycocotools .*: pip install "pycocotools>='):
     task.evaluator(None, "val")
+
+
+@pytest.fixture
+def volume_task(tmp_path):
+  """Makes a task of volumes and its data set, two scans of 9 x 8 x 7 voxels of 1, 2 and 3 mm."""
+  scan = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
+  (tmp_path / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "mask_values": [3, 7]}))
+  for split in ("train", "val"):
+    for kind, array in (("images", scan), ("masks", np.where(scan > 0, 7, 3).astype(np.uint8))):
+      (tmp_path / split / kind).mkdir(parents=True)
+      file = nibabel.Nifti1Image(array, np.diag([1.0, 2, 3, 1]))
+      nibabel.save(file, tmp_path / split / kind / "scan.nii.gz")
+
+  def make(**changes):
+    config = jseg.config.default("unet3d", widths=(2,))
+    changes = {"size": (4, 4, 4), "channels": 1, "batch_size": 2, "name": "volumes", **changes}
+    changes |= {"root": str(tmp_path), "data_dir": str(tmp_path / "prepared")}
+    config = jseg.config.change(config, {f"data.{key}": value for key, value in changes.items()})
+    return jseg.config.make_task(config)
+
+  return make
+
+
+def test_volumes_of_any_size_are_trained_on_by_patches(volume_task):
+  with pytest.raises(InputError, match=r"cannot hold a volume of \(7, 8, 9\).*data.patches=True"):
+    volume_task()
+  task, dataset = volume_task(patches=True)
+  batch = next(task.batches(dataset, 0))
+  assert batch["image"].shape == (2, 4, 4, 4, 1)
+  assert batch["image"].dtype == np.float32
+  assert batch["size"].tolist() == [[4, 4, 4]] * 2
+
+
+def test_volumes_are_predicted_as_they_were_prepared(volume_task, tmp_path):
+  options = {"options.spacing": (1.5, 2.0, 1.0), "options.window": (0, 1)}
+  task, dataset = volume_task(patches=True, **options)
+  example, path = dataset.source("val")[0], tmp_path / "val" / "images" / "scan.nii.gz"
+  image = task.read(path)
+  assert image.shape == (14, 8, 9, 1)  # in half the spacing along z, the file's last axis
+  np.testing.assert_allclose(image, example["image"], atol=2e-3)
+  predictor = task.predictor()
+  assert predictor.preparation.spacing == (1.5, 2.0, 1.0)
+  prediction = SemanticPrediction(
+    image, example["label"], task.classes, lambda: None, image.shape[:3], predictor.preparation
+  )
+  saved = nibabel.load(prediction.save(tmp_path / "out", "scan", like=path)[0])
+  truth = nibabel.load(tmp_path / "val" / "masks" / "scan.nii.gz")
+  np.testing.assert_array_equal(np.asarray(saved.dataobj), np.asarray(truth.dataobj))
+  np.testing.assert_array_equal(saved.affine, truth.affine)
+
+
+def test_metrics_of_volumes(volume_task):
+  task, dataset = volume_task(patches=True)
+  with pytest.raises(InputError, match="crf: the CRF after a network is for images"):
+    task.extra_metrics({}, dataset, "val", crf=CrfParams())
+  with pytest.raises(InputError, match="metrics: rand is not for volumes; choose from surface"):
+    task.extra_metrics({}, dataset, "val", metrics=("rand=b",))

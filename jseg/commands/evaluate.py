@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=[],
     metavar="METRIC",
     help="further metrics of whole images: boundary (IoU of boundaries), rand=CLASS (Rand score, "
-    "objects being the connected parts of this class), or your own as package.module:Name",
+    "objects being the connected parts of this class), of volumes surface=MM (HD95, and surface "
+    "Dice within so many millimetres), or your own as package.module:Name",
   )
   common.add_crf(parser, "measure what a dense CRF makes of it too")
   common.add_hosts(parser)
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(result.table(title))
   for key, value in numbers(result.extra).items():
-    CONSOLE.print(f"{key}: {100 * value:.1f} %")
+    CONSOLE.print(f"{key}: {value:.2f}" if key.endswith("_mm") else f"{key}: {100 * value:.1f} %")
   if "crf" in result.extra:
     CONSOLE.print(crf_table(result))
   if result.written:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
   from jseg.data.files.instances import Objects
   from jseg.data.files.limits import MAX_PIXELS, pixel_limit
   from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Listing, list_files
-  from jseg.data.files.nifti import flatten_volume, read_volume, write_mask
+  from jseg.data.files.nifti import flatten_volume
+  from jseg.data.files.preparation import VolumePreparation, read_volume, write_mask
   from jseg.data.files.scientific import SCIENTIFIC_SUFFIXES, read_scientific
   from jseg.data.pipeline import (
     as_channels,
@@ -43,6 +44,7 @@ __all__ = [
   "Listing",
   "Objects",
   "Source",
+  "VolumePreparation",
   "as_channels",
   "check_canvas",
   "check_folder",
@@ -82,7 +84,8 @@ _HOMES = {
   "files.scientific": ("SCIENTIFIC_SUFFIXES", "read_scientific"),
   "scaling": ("find_ends", "parse_scaling", "scale"),
   "sources.base": ("Example", "Item", "ListedSource", "Source"),
-  "files.nifti": ("flatten_volume", "read_volume", "write_mask"),
+  "files.nifti": ("flatten_volume",),
+  "files.preparation": ("VolumePreparation", "read_volume", "write_mask"),
   "repair": ("repair_folder",),
   "pipeline": (
     "as_channels",

@@ -27,9 +27,11 @@ from jseg.outputs import WriteError
 from jseg.types import IGNORE, InputError
 
 OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
+SPACINGS = "spacings"  # of the volumes of each split, in order; sets of before 0.2 have none
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _MOST_NOTES = 5  # objects left out that a note names
 _READ_AHEAD = {2: 64, 3: 4}  # examples read ahead of the writer: images, volumes
+_MOST_BYTES = 256 << 20  # of them, as they are written; reading takes several times as much
 SAMPLE = 2**21
 """Pixels of a split of scientific images that are kept for percentiles, means and deviations."""
 
@@ -147,6 +149,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       "pixels_where_present": {},
       OBJECTS_PER_IMAGE: {},
       "crowds": {},
+      SPACINGS: {},
       "notes": [],
     }
     if scientific:
@@ -224,6 +227,7 @@ class SplitStatistics:
     self._largest = np.zeros(ndim, np.int64)
     self._objects_per_image: collections.Counter[int] = collections.Counter()
     self._crowds = 0
+    self._spacings: list[Sequence[float]] = []
 
   def add(self, example: Example) -> None:
     """Adds an example."""
@@ -231,6 +235,8 @@ class SplitStatistics:
     valid = example.counts.sum() - example.counts[IGNORE]
     self._where_present += np.where(example.counts > 0, valid, 0)
     self._largest = np.maximum(self._largest, example.size)
+    if example.spacing is not None:
+      self._spacings.append(example.spacing)
     if example.objects is not None:
       self._objects_per_image[len(example.objects)] += 1
       self._crowds += int(example.objects.crowd.sum())
@@ -243,6 +249,7 @@ class SplitStatistics:
       "pixels_where_present": self._where_present[:num_classes].tolist(),
       OBJECTS_PER_IMAGE: sorted(self._objects_per_image.items()),
       "crowds": self._crowds,
+      SPACINGS: self._spacings,
     }
 
 
@@ -329,12 +336,19 @@ def _write(builder: Builder) -> None:
 
 
 def _load_all(items: Sequence[Item], ahead: int) -> Iterator[Example]:
-  """Loads in threads, in order, a bounded number ahead: encoded files can outgrow memory."""
+  """Loads in threads, in order, a bounded number ahead, and of large examples one at a time."""
+  start, largest = 0, _MOST_BYTES  # the first tells how large they are
   with ThreadPoolExecutor() as pool:
-    for start in range(0, len(items), ahead):
-      some = items[start : start + ahead]
+    while start < len(items):
+      some = items[start : start + max(1, min(ahead, _MOST_BYTES // largest))]
       contexts = [contextvars.copy_context() for _ in some]  # the limits of what is read
-      yield from pool.map(lambda context, item: context.run(item.load), contexts, some)
+      loaded = pool.map(lambda context, item: context.run(item.load), contexts, some)
+      sizes = []
+      for example in loaded:
+        image = example.image
+        sizes.append(image.nbytes if isinstance(image, np.ndarray) else len(image))
+        yield example
+      start, largest = start + len(some), max(1, *sizes)
 
 
 @contextlib.contextmanager

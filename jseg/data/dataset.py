@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jseg.data.builder import OBJECTS_PER_IMAGE, prepare, prepared, sample_file
+from jseg.data.builder import OBJECTS_PER_IMAGE, SPACINGS, prepare, prepared, sample_file
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
@@ -39,8 +39,16 @@ class Examples(Sequence[dict[str, Any]]):
   are kept once they are decoded, so none can be written to.
   """
 
-  def __init__(self, records: Any, keep: bool, folder: pathlib.Path, ends: Ends | None = None):
-    self._records, self._folder, self._ends = records, folder, ends
+  def __init__(
+    self,
+    records: Any,
+    keep: bool,
+    folder: pathlib.Path,
+    *,
+    half: bool = False,
+    ends: Ends | None = None,
+  ):
+    self._records, self._folder, self._half, self._ends = records, folder, half, ends
     self._kept: dict[int, dict[str, Any]] | None = {} if keep else None
 
   def __len__(self) -> int:
@@ -52,7 +60,7 @@ class Examples(Sequence[dict[str, Any]]):
     if self._kept is not None and index in self._kept:
       return self._kept[index]
     with prepared(self._folder):
-      example = _decode(self._records[index], self._ends)
+      example = _decode(self._records[index], self._half, self._ends)
     if self._kept is not None:
       self._kept[index] = example
     return example
@@ -77,7 +85,7 @@ class Dataset:
   fingerprint: str
   _builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
   ends: Ends | None = None
-  _sources: dict[str, Examples] = dataclasses.field(
+  _sources: dict[tuple[str, bool], Examples] = dataclasses.field(
     default_factory=dict, init=False, repr=False, compare=False
   )
 
@@ -143,20 +151,25 @@ class Dataset:
     """What is to be known before training; the same as `jseg check-data` warns of."""
     return [FileError(*note) for note in self._builder.info.metadata["notes"]]
 
-  def source(self, split: str) -> Examples:
+  def source(self, split: str, *, half: bool = False) -> Examples:
     """Gives random access to a split, or to several joined as in "train+val".
 
     All calls for the same split share what is kept in memory.
+
+    Args:
+      split: the split or splits.
+      half: leaves volumes float16, as they are stored: half the memory where only parts of them are
+        needed.
 
     Raises:
       InputError: there is no such split.
     """
     self._parts(split)  # raises for unknown splits
-    if split not in self._sources:
-      self._sources[split] = self._open(split)
-    return self._sources[split]
+    if (split, half) not in self._sources:
+      self._sources[split, half] = self._open(split, half)
+    return self._sources[split, half]
 
-  def _open(self, split: str) -> Examples:
+  def _open(self, split: str, half: bool) -> Examples:
     images = [
       key
       for key, feature in self._builder.info.features.items()
@@ -170,14 +183,35 @@ class Dataset:
       floats = self.channels if self.scientific else None
       if self.ndim == 3:
         floats = records[0]["image"].shape[-1]
-      width = 4 if floats is None else 1 + 4 * floats
+      width = 4 if floats is None else 1 + (2 if half else 4) * floats
       keep = width * len(records) * math.prod(self.max_size(split)) <= _CACHE_BYTES
-    return Examples(records, keep, folder, self.ends)
+    return Examples(records, keep, folder, half=half, ends=self.ends)
 
   def max_size(self, split: str) -> tuple[int, ...]:
     """Largest height and largest width in a split; of volumes, depth, height and width."""
     sizes = [self._builder.info.metadata["max_size"][part] for part in self._parts(split)]
     return tuple(np.max(sizes, 0).tolist())
+
+  def spacings(self, split: str) -> list[tuple[float, ...]]:
+    """Millimetres between voxels along d, h and w, of each volume of a split in order.
+
+    Raises:
+      InputError: the source doesn't tell, or the set was prepared before they were kept.
+    """
+    known = self._builder.info.metadata.get(SPACINGS)
+    if known is None:
+      raise InputError(
+        f"the prepared data in {self._builder.data_path} were written before the spacing of voxels "
+        "was kept; remove that folder: the next start prepares them again"
+      )
+    parts = self._parts(split)
+    for part in parts:
+      if len(known[part]) != self.splits[part]:
+        raise InputError(
+          f"{self.name} doesn't tell the spacing of the voxels of its split {part}; give its "
+          "examples a spacing, in millimetres (jseg.data.Example)"
+        )
+    return [tuple(spacing) for part in parts for spacing in known[part]]
 
   def left_out(self, split: str, slots: int) -> tuple[int, int]:
     """(images with more than `slots` objects, objects beyond that many) in a split."""
@@ -270,12 +304,12 @@ def _snake_case(name: str) -> str:
   return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(":")[2]).lower()
 
 
-def _decode(record: Mapping[str, Any], ends: Ends | None) -> dict[str, Any]:
+def _decode(record: Mapping[str, Any], half: bool, ends: Ends | None) -> dict[str, Any]:
   """An example of a record; see `Examples`."""
   example: dict[str, Any] = {"name": record["name"].decode()}
   image, label = record["image"], record.get("label")
   if not isinstance(image, bytes):
-    example["image"] = image.astype(np.float32)
+    example["image"] = image if half else image.astype(np.float32)
   elif is_array(image):
     array = decode_array(image)
     example["image"] = array if ends is None else scale(array, *ends)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jseg.arithmetic import cdiv
 from jseg.data.border import border_weights
+from jseg.data.patches import cut_patch
 from jseg.data.targets import make_targets
 from jseg.types import IGNORE, Batch, InputError
 
@@ -39,15 +40,17 @@ def train_iterator(
   objects: tuple[int, int] | None = None,
   short_side: int = 0,
   scaled: bool = False,
+  foreground: float | None = None,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
 ) -> grain.DatasetIterator:
   """Endless training batches, shuffled anew every epoch.
 
-  The stream of examples depends on source and seed alone. Each process takes its part of every
-  global batch, all parts of one size and in the order of the processes, so that global batch i is
-  the same for any number of processes. `get_state` and `set_state` of the iterator resume it.
+  The stream of examples, and of patches cut out of them, depends on source and seed alone. Each
+  process takes its part of every global batch, all parts of one size and in the order of the
+  processes, so that global batch i is the same for any number of processes. `get_state` and
+  `set_state` of the iterator resume it.
 
   Args:
     source: random access to examples: `image` uint8 [h w c], `label` uint8 [h w]; of volumes,
@@ -61,6 +64,8 @@ def train_iterator(
     objects: (n, m), to train on the up to n largest objects per image, with masks of m x m cells.
     short_side: pixels that the shorter side is brought to, as for `resize_and_pad`; with `objects`.
     scaled: images are scientific ones, which were brought to 0..255: float32 [h w channels].
+    foreground: share of the patches of volumes that lie about foreground, each of them cut out of a
+      volume of any size (see `jseg.data.patches`); None: volumes are shown whole.
     process_index: index of this process.
     process_count: number of processes; divides batch_size.
     threads: number of threads that read and decode.
@@ -80,6 +85,10 @@ def train_iterator(
   if not len(source):
     raise InputError("the training split is empty; add images to it")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  if foreground is not None:
+    # Before the processes part: a patch is drawn by the example's place in the whole stream.
+    cut = functools.partial(cut_patch, size=size, foreground=foreground, seed=seed)
+    examples = examples.map_with_index(cut)
   examples = _share(examples, local, process_index, process_count)
   if objects is None:
     make = functools.partial(
@@ -217,7 +226,8 @@ def check_canvas(largest: Size, size: Size) -> None:
     enough = tuple(max(n, m) for n, m in zip(largest, size, strict=True))
     raise InputError(
       f"data.size: {size} cannot hold a volume of {largest} voxels (depth, height, width), and "
-      f"voxels keep their size; raise data.size to {enough} or more, and crop by augment.crop"
+      f"voxels keep their size; raise data.size to {enough} or more, and crop by augment.crop, or "
+      "train on patches of data.size (data.patches=True)"
     )
 
 

@@ -128,7 +128,8 @@ def _copy_pair(pair: FilePair, home: Path, root: Path, repairs: Repairs, *, cert
   if upright is not None:
     _write(repairs, target / "images" / f"{pair.name}.png", upright, "EXIF's turn is applied")
   else:
-    _copy(repairs, target / "images", pair.image, home / "images")
+    for path in (pair.image, *pair.others):
+      _copy(repairs, target / "images", path, home / "images")
   if repaired is not None:
     _write(repairs, target / "masks" / f"{pair.name}.png", repaired, what)
   else:

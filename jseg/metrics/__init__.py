@@ -21,9 +21,11 @@ from jseg.metrics.boundary import BoundaryState
 from jseg.metrics.confusion_matrix import ConfusionState, SemanticScores, confusion, host_confusion
 from jseg.metrics.numbers import none_if_nan, percent
 from jseg.metrics.rand import RandState, rand_score
+from jseg.types import InputError
 
 __all__ = [
   "IMAGE_METRICS",
+  "VOLUME_METRICS",
   "AveragePrecisionState",
   "BoundaryState",
   "ConfusionState",
@@ -32,6 +34,7 @@ __all__ = [
   "Precisions",
   "RandState",
   "SemanticScores",
+  "VolumeMetric",
   "coco_annotations",
   "coco_results",
   "confusion",
@@ -61,24 +64,55 @@ class ImageMetric(Protocol):
     """Returns plain values by name, given the names of the classes."""
 
 
+class VolumeMetric(Protocol):
+  """A metric of whole volumes, as a running state that is never changed in place."""
+
+  def update(
+    self, prediction: np.ndarray, label: np.ndarray, spacing: Sequence[float]
+  ) -> "VolumeMetric":
+    """Adds one volume.
+
+    Args:
+      prediction: int [d h w], each in [0, k).
+      label: int [d h w], each in [0, k) or IGNORE.
+      spacing: millimetres between voxels along d, h and w.
+    """
+
+  def merge(self, other: Self) -> "VolumeMetric":
+    """Adds what another state of the same metric has seen."""
+
+  def compute(self, names: Sequence[str]) -> dict[str, Any]:
+    """Returns plain values by name, given the names of the classes."""
+
+
 IMAGE_METRICS: dict[str, str] = {
   "boundary": "jseg.metrics.boundary:BoundaryState.create",
   "rand": "jseg.metrics.rand:RandState.empty",
 }
 """`(names of the classes, argument) -> ImageMetric` by name, as "module:function"."""
 
+VOLUME_METRICS: dict[str, str] = {
+  "surface": "jseg.metrics.surface:SurfaceState.create",
+}
+"""`(names of the classes, argument) -> VolumeMetric` by name, as "module:function"."""
 
-def create(spec: str, names: Sequence[str]) -> ImageMetric:
-  """Makes a metric of whole images.
+
+def create(spec: str, names: Sequence[str], ndim: int = 2) -> Any:
+  """Makes an `ImageMetric`, or a `VolumeMetric`.
 
   Args:
-    spec: a name in `IMAGE_METRICS`, or "package.module:name" of your own function
-      `(names, argument) -> metric`; with an argument as in "rand=cell", the class whose connected
-      parts are objects.
+    spec: a name in `IMAGE_METRICS` or `VOLUME_METRICS`, or "package.module:name" of your own
+      function `(names, argument) -> metric`; with an argument as in "rand=cell", the class whose
+      connected parts are objects.
     names: names of the classes.
+    ndim: 2 for images, 3 for volumes.
 
   Raises:
     InputError: there is no such metric, or its argument is impossible.
   """
   name, _, argument = spec.partition("=")
-  return lookup("metrics:", name, IMAGE_METRICS)(names, argument)
+  mine, others = (IMAGE_METRICS, VOLUME_METRICS)[:: 1 if ndim == 2 else -1]
+  if name in others:
+    kinds = {2: "images", 3: "volumes"}
+    raise InputError(f"metrics: {name} is not for {kinds[ndim]}; choose from {', '.join(mine)}")
+  return lookup("metrics:", name, mine)(names, argument)

@@ -17,7 +17,11 @@ _Result = TypeVar("_Result")
 
 
 def training_batches(
-  config: ConfigDict, dataset: data.Dataset, seed: int, **fields: Any
+  config: ConfigDict,
+  dataset: data.Dataset,
+  seed: int,
+  foreground: float | None = None,
+  **fields: Any,
 ) -> grain.DatasetIterator:
   """Returns endless training batches.
 
@@ -25,11 +29,13 @@ def training_batches(
     config: configuration of the run.
     dataset: data set of the run.
     seed: seed of the example order.
+    foreground: as for `jseg.data.train_iterator`.
     **fields: arguments of `jseg.data.train_iterator` that only the task knows.
   """
   return data.train_iterator(
-    dataset.source(config.data.train_split),
+    dataset.source(config.data.train_split, half=foreground is not None),
     size=tuple(config.data.size),
+    foreground=foreground,
     batch_size=config.data.batch_size,
     seed=seed,
     channels=config.data.channels,

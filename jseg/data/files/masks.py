@@ -142,16 +142,18 @@ def whole_numbers(array: np.ndarray, where: Path | str, step: float = 0.0) -> np
   """Rounds the numbers of a label file that miss whole numbers by rounding alone.
 
   Args:
-    array: float, any shape.
+    array: float, any shape; integers are whole already.
     where: name of the file, for messages.
     step: distance of the numbers that the file can hold, where its header scales integers.
 
   Returns:
-    float, whole numbers.
+    float, whole numbers; integers as they are.
 
   Raises:
     FileError: a number lies further from a whole one than half a step and a ten-thousandth.
   """
+  if array.dtype.kind in "iu":
+    return array
   whole = np.rint(array)
   # A step as wide as the classes' distance explains nothing.
   slack = (0.505 * step if step < 0.1 else 0) + 1e-4 * np.clip(np.abs(array), 1, 100)

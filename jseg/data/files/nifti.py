@@ -32,7 +32,8 @@ class Volume:
   """The content of a NIfTI file in canonical orientation.
 
   Attributes:
-    array: float32 [d h w c] of an image, float64 [d h w] of a mask; as stored, not normalized.
+    array: float32 [d h w c] of an image; of a mask [d h w], integers of 8 or 16 bits or float64; as
+      stored, not normalized.
     affine: float [4 4], from (x, y, z) in voxels to RAS+ in millimetres.
     step: distance of the values that the file can hold, where its header scales integers; else 0.
   """
@@ -46,6 +47,12 @@ class Volume:
     """(depth, height, width)."""
     depth, height, width = self.array.shape[:3]
     return depth, height, width
+
+  @property
+  def spacing(self) -> tuple[float, float, float]:
+    """Millimetres between voxels along d, h and w."""
+    x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+    return z, y, x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,45 +70,6 @@ class _Beginning:
   start: bytes
   shape: tuple[int, ...]
   size: int
-
-
-def read_volume(path: Path | str) -> np.ndarray:
-  """Reads a NIfTI image as training would see it.
-
-  Args:
-    path: a .nii or .nii.gz file.
-
-  Returns:
-    float32 [d h w c] in canonical orientation, each channel of mean 0 and variance 1.
-
-  Raises:
-    FileError: the file is unreadable.
-    InputError: nibabel is missing.
-  """
-  return normalize_volume(read_image_file(Path(path)).array)
-
-
-def write_mask(path: Path | str, mask: np.ndarray, like: Path | str) -> None:
-  """Writes a mask as NIfTI, in the orientation and with the affine of the image it belongs to.
-
-  Args:
-    path: file to write; .nii.gz is compressed.
-    mask: uint8 [d h w] in canonical orientation, such as a prediction for `read_volume(like)`.
-    like: path of the image that the mask belongs to.
-
-  Raises:
-    InputError: mask and image differ in size, or nibabel is missing.
-  """
-  nibabel = import_nibabel()
-  image = nibabel.load(like)
-  stored, canonical = map(nibabel.io_orientation, (image.affine, np.eye(4)))
-  axes = nibabel.orientations.ornt_transform(canonical, stored)
-  array = nibabel.apply_orientation(mask.transpose(2, 1, 0), axes)
-  if array.shape != image.shape[:3]:
-    raise InputError(
-      f"a mask of {size_text(mask.shape)} is not for {like}: give the prediction for that image"
-    )
-  nibabel.save(nibabel.Nifti1Image(array, image.affine), path)
 
 
 def flatten_volume(image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -175,9 +143,12 @@ def _read(path: Path, channels: bool) -> Volume:
       rest = max(begin.size - len(begin.start), 0)
       file = begin.kind.from_bytes(begin.start + stream.read(rest))
     _check_kind(file.get_data_dtype(), path)
-    array = np.asarray(file.dataobj, np.float32 if channels else np.float64)
-    affine, scale = file.affine, file.dataobj
-    scaled = file.get_data_dtype().kind in "iu" and (scale.slope, scale.inter) != (1, 0)
+    affine, scale, stored = file.affine, file.dataobj, file.get_data_dtype()
+    scaled = stored.kind in "iu" and (scale.slope, scale.inter) != (1, 0)
+    # Floats hold what any file can say of a label, but eight times the memory of most.
+    small = stored.kind in "iu" and stored.itemsize <= 2 and not scaled
+    exact = stored.newbyteorder("=") if small else np.dtype(np.float64)
+    array = np.asarray(file.dataobj, np.float32 if channels else exact)
     if array.ndim == 5 and array.shape[3] == 1:  # NIfTI's vectors: the fourth axis is time
       array = array[:, :, :, 0]
     if array.ndim == 4 and array.shape[3] == 1:
@@ -267,7 +238,9 @@ def normalize_volume(image: np.ndarray) -> np.ndarray:
   mean, deviation = image.mean(axes, np.float64), image.std(axes, np.float64)
   constant = image.min(axes) == image.max(axes)
   scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
-  return ((image - mean.astype(np.float32)) * scale.astype(np.float32)).astype(np.float32)
+  result = image - mean.astype(np.float32)
+  result *= scale.astype(np.float32)
+  return result.astype(np.float32, copy=False)
 
 
 def size_text(size: tuple[int, ...]) -> str:

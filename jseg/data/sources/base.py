@@ -65,6 +65,7 @@ class Example:
       many.
     colors: color of each index of an indexed mask that was read by its indices.
     values: of a scientific image, its numbers.
+    spacing: millimetres between a volume's voxels along d, h and w; None where that isn't known.
   """
 
   image: bytes | np.ndarray
@@ -76,10 +77,15 @@ class Example:
   traits: frozenset[str] = frozenset()
   colors: Mapping[int, Color] = dataclasses.field(default_factory=dict)
   values: Values | None = None
+  spacing: tuple[float, float, float] | None = None
 
   @classmethod
   def from_arrays(
-    cls, image: np.ndarray, label: np.ndarray | None = None, objects: Objects | None = None
+    cls,
+    image: np.ndarray,
+    label: np.ndarray | None = None,
+    objects: Objects | None = None,
+    spacing: tuple[float, float, float] | None = None,
   ) -> "Example":
     """Makes an example of arrays.
 
@@ -88,6 +94,7 @@ class Example:
         scientific images see `from_numbers`.
       label: uint8 [h w] or [d h w] of train ids, IGNORE where void; None if there are only objects.
       objects: the objects of the image, or None.
+      spacing: millimetres between a volume's voxels along d, h and w, or None.
 
     Raises:
       InputError: the image is no such array, or the label has another size.
@@ -106,7 +113,7 @@ class Example:
       )
     counts = np.bincount([] if label is None else label.ravel(), minlength=256).astype(np.int64)
     if not is_image:
-      return cls(image.astype(np.float16), label, size, counts, objects)
+      return cls(image.astype(np.float16), label, size, counts, objects, spacing=spacing)
     encoded = None if label is None else encode_png(label)
     return cls(encode_png(image), encoded, size, counts, objects)
 

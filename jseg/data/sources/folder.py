@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jseg.data.files import FileError
+from jseg.data.files.channels import join_channels
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.listing import (
   IMAGE_SUFFIXES,
@@ -48,12 +49,14 @@ class Layout:
     make_pair: the kind of `FilePair` they make.
     tasks: see `ClassInfo.load`.
     mask_suffixes: what names of masks end in; empty: as those of images.
+    channels: whether an image may be several files, one a channel: see `join_channels`.
   """
 
   suffixes: Sequence[str]
   make_pair: Callable[..., FilePair]
   tasks: Sequence[str]
   mask_suffixes: Sequence[str] = ()
+  channels: bool = False
 
 
 IMAGES = Layout(IMAGE_SUFFIXES, ImagePair, ("semantic", "instance"))
@@ -151,6 +154,9 @@ def _find_pairs(
   """
   images = _list(folder / "images", layout.suffixes)
   masks = _list(folder / "masks", layout.mask_suffixes or layout.suffixes)
+  others: dict[str, tuple[Path, ...]] = {}
+  if layout.channels:
+    images, others = join_channels(images, masks.files)
   lone = sorted(images.files.keys() ^ masks.files.keys())
   problems = [*images.problems, *masks.problems]
   known = {problem.file for problem in problems}
@@ -171,7 +177,7 @@ def _find_pairs(
     problems.append(_empty(folder, layout.suffixes))
   table = classes.table()
   pairs = [
-    layout.make_pair(name, path, masks.files[name], classes, table)
+    layout.make_pair(name, path, masks.files[name], classes, table, others.get(name, ()))
     for name, path in images.files.items()
     if name in masks.files
   ]

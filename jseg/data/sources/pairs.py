@@ -58,6 +58,7 @@ class FilePair(Generic[Image, Mask]):
     mask: path of the mask.
     classes: what the mask's values mean.
     table: lookup from raw value to train id, int16 [65536]; see `ClassInfo.table`.
+    others: further files of the image, one a channel.
   """
 
   name: str
@@ -65,6 +66,12 @@ class FilePair(Generic[Image, Mask]):
   mask: Path
   classes: ClassInfo
   table: np.ndarray = dataclasses.field(repr=False)
+  others: tuple[Path, ...] = ()
+
+  @property
+  def files(self) -> tuple[Path, ...]:
+    """All files of the image, and the mask."""
+    return self.image, *self.others, self.mask
 
   def load(self) -> Example:
     """Reads, checks and canonicalizes both files.
@@ -153,7 +160,7 @@ def pair_source(
   """Makes a source of file pairs, with the fingerprint of their contents."""
 
   def digest() -> str:
-    files = {p for pairs in splits.values() for pair in pairs for p in (pair.image, pair.mask)}
+    files = {p for pairs in splits.values() for pair in pairs for p in pair.files}
     named = ((path.relative_to(root).as_posix(), path) for path in files)
     members = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
     by_color = " by color" if classes.by_color else ""
@@ -236,7 +243,7 @@ def missing_files(pairs: Iterable[FilePair]) -> list[FileError]:
   return [
     FileError("partner", path, "is listed but missing", "Unpack the archive again")
     for pair in pairs
-    for path in (pair.image, pair.mask)
+    for path in pair.files
     if not is_file(path)
   ]
 

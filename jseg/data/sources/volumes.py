@@ -4,33 +4,37 @@ ROOT/classes.json                           ROOT/classes.json
 ROOT/{train,val,test}/images/NAME.nii.gz    ROOT/images/NAME.nii.gz
 ROOT/{train,val,test}/masks/NAME.nii.gz     ROOT/masks/NAME.nii.gz    (split at random)
 
+The channels of an image are the fourth axis of its file, or files of their own: NAME_0000.nii.gz,
+NAME_0001.nii.gz and so on for the mask NAME.nii.gz, as nnU-Net calls them.
+
 For the order of the axes see `jseg.data.files.nifti`. Masks that are annotated in a few slices only
 hold the ignore label elsewhere.
 
-Voxels are used as they are stored: scans of very different spacing should be resampled beforehand.
+Voxels are used on the grid they are stored on, unless a `spacing` is given.
 """
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from jseg.data.files import FileError, masks
+from jseg.data.files.channels import distance, read_channels
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from jseg.data.files.nifti import (
   Volume,
-  normalize_volume,
-  read_image_file,
   read_mask_file,
   size_text,
   volume_shape,
 )
+from jseg.data.files.preparation import NORMALIZED, VolumePreparation, resample
 from jseg.data.sources.base import Example, ListedSource
 from jseg.data.sources.folder import Layout, count_images, holds_volumes, read_folder
 from jseg.data.sources.pairs import FilePair
@@ -38,7 +42,13 @@ from jseg.types import InputError
 
 
 def volumes_source(
-  root: str | Path, fractions: Mapping[str, float] | None = None, seed: int = 0
+  root: str | Path,
+  fractions: Mapping[str, float] | None = None,
+  seed: int = 0,
+  window: Sequence[float] = (),
+  percentiles: Sequence[float] = (),
+  spacing: Sequence[float] = (),
+  interpolation: str = "linear",
 ) -> ListedSource:
   """Reads a folder of volumes and masks.
 
@@ -46,15 +56,28 @@ def volumes_source(
     root: the folder.
     fractions: shares of the splits; see `folder_source`.
     seed: seed of the random split.
+    window: (level, width) that values are clipped to, as the following in `VolumePreparation`.
+    percentiles: (low, high), percentiles of each volume that values are clipped to.
+    spacing: millimetres between voxels along d, h and w that volumes are resampled to.
+    interpolation: "linear" or "cubic".
 
   Raises:
-    InputError: the folder, its classes or its layout are missing, or nibabel is.
+    InputError: the folder, its classes or its layout are missing, nibabel is, or a value is
+      impossible.
   """
-  source = read_folder(root, VOLUMES, None, fractions, seed)
+  preparation = VolumePreparation(window, percentiles, spacing, interpolation)
+  make_pair = functools.partial(VolumePair, preparation=preparation)
+  layout = dataclasses.replace(VOLUMES, make_pair=make_pair)
+  source = read_folder(root, layout, None, fractions, seed)
   if not any(source.splits.values()) and count_images(root, IMAGE_SUFFIXES):
     raise InputError(f'{root} holds images: give "folder" as data.name instead of "volumes"')
   problems = [*source.problems, *_odd_channels(source)]
-  return dataclasses.replace(source, problems=problems, ndim=3)
+
+  def digest() -> str:
+    own = source.fingerprint()  # that of sets of before
+    return own if preparation.is_default else f"{own} {preparation.text}"
+
+  return dataclasses.replace(source, problems=problems, ndim=3, make_fingerprint=digest)
 
 
 def matches(root: Path) -> bool:
@@ -62,20 +85,31 @@ def matches(root: Path) -> bool:
   return holds_volumes(root)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class VolumePair(FilePair[Volume, Volume]):
-  """A volume and its mask; see `FilePair`."""
+  """A volume and its mask; see `FilePair`.
+
+  Attributes:
+    preparation: what is done to both.
+  """
+
+  preparation: VolumePreparation = NORMALIZED
 
   def make_example(self, image: Volume, raw: Volume, label: masks.Label) -> Example:
-    """Joins a volume, which it normalizes, and its mask."""
+    """Joins a volume and its mask, both prepared."""
     del raw
-    counts = np.bincount(label.ids.ravel(), minlength=256)
     # Half precision resolves a thousandth of a standard deviation, far below any scanner's noise.
-    array = normalize_volume(image.array).astype(np.float16)
-    return Example(array, label.ids, image.size, counts)
+    array = self.preparation.image(image).astype(np.float16)
+    size = array.shape[:3]
+    ids = resample(label.ids, size, 0)
+    lengths = zip(image.size, image.spacing, size, strict=True)
+    spacing = tuple(n * step / m for n, step, m in lengths)
+    counts = np.bincount(ids.ravel(), minlength=256)
+    return Example(array, ids, size, counts, spacing=spacing)
 
   def read_image(self) -> Volume:
     """Reads the image. Raises FileError."""
-    return read_image_file(self.image)
+    return read_channels((self.image, *self.others))
 
   def read_mask(self) -> Volume:
     """Reads the mask's raw values. Raises FileError."""
@@ -87,24 +121,23 @@ class VolumePair(FilePair[Volume, Volume]):
     if image.size != raw.size:
       sizes = f"{size_text(raw.size)}, but its image {self.image} is {size_text(image.size)}"
       raise FileError("size", self.mask, sizes, fix)
-    last = np.array(image.size[::-1]) - 1
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * last[:, None]
-    moved = np.linalg.solve(image.affine, raw.affine) @ np.vstack([corners, np.ones(8)])
     # Files round their affines; up to half a voxel, each voxel still is its own nearest.
-    if (off := np.abs(moved[:3] - corners).max()) > 0.5:
+    if (off := distance(image, raw)) > 0.5:
       problem = f"its affine places it {off:.3g} voxels away from its image {self.image}"
       raise FileError("size", self.mask, problem, f"{fix}, or give it the image's affine")
 
   def make_label(self, raw: Volume) -> masks.Label:
     """Translates a raw mask to train ids. Raises FileError."""
     values = masks.whole_numbers(raw.array, self.mask, raw.step)
+    if values.dtype.kind == "f":
+      values = np.clip(values, -1, 2**30)
     # `make_label` takes three axes for colors.
-    flat = np.clip(values, -1, 2**30).reshape(len(values), -1).astype(np.int32)
+    flat = values.reshape(len(values), -1).astype(np.int32)
     label = masks.make_label(masks.RawMask(flat), self.classes, self.table, self.mask)
     return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
 
 
-VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"))
+VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"), channels=True)
 
 
 def _odd_channels(source: ListedSource) -> list[FileError]:
@@ -112,7 +145,8 @@ def _odd_channels(source: ListedSource) -> list[FileError]:
   found: dict[Path, int] = {}
   for pair in cast(Iterable[VolumePair], itertools.chain(*source.splits.values())):
     with contextlib.suppress(FileError):  # it is reported when it is read
-      found[pair.image] = math.prod(volume_shape(pair.image)[3:])
+      files = (pair.image, *pair.others)
+      found[pair.image] = sum(math.prod(volume_shape(path)[3:]) for path in files)
   if len(set(found.values())) < 2:
     return []
   usual = collections.Counter(found.values()).most_common(1)[0][0]

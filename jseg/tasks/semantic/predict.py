@@ -15,12 +15,14 @@ from jseg import crf as dense
 from jseg.arithmetic import cdiv, strips
 from jseg.data import (
   ClassInfo,
+  VolumePreparation,
   as_channels,
   flatten_volume,
   resize,
   resize_and_pad,
   write_mask,
 )
+from jseg.data.files.preparation import NORMALIZED
 from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
 from jseg.nn import resize_to
@@ -62,6 +64,7 @@ class SemanticPrediction:
     mask: uint8 [h w] or [d h w], the class of every pixel.
     classes: names and colors of the classes.
     bands: of a scientific image, the channels that pictures show (`jseg.images.picture`).
+    preparation: of a volume, how it was read.
   """
 
   image: np.ndarray
@@ -70,6 +73,7 @@ class SemanticPrediction:
   _logits: Callable[[], Array | np.ndarray]
   _size: tuple[int, ...]
   bands: tuple[int, ...] = ()
+  preparation: VolumePreparation = NORMALIZED
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
@@ -137,7 +141,7 @@ class SemanticPrediction:
 
     Returns:
       Their paths. The mask is STEM.png, class indices with a palette; of a volume STEM.nii.gz with
-      the mask values of the data set, in the orientation of `like`.
+      the mask values of the data set, on the grid of `like`.
 
     Raises:
       InputError: it is a volume, and `like` is missing.
@@ -148,7 +152,8 @@ class SemanticPrediction:
     if self.mask.ndim == 3:
       if like is None:
         raise InputError("like: a volume's mask is written like the file it came from; give it")
-      write_mask(paths[0], np.array(self.classes.values)[self.mask].astype(np.uint16), like)
+      values = np.array(self.classes.values, np.uint16)[self.mask]
+      write_mask(paths[0], values, like, self.preparation)
     else:
       mask = Image.fromarray(self.mask, mode="P")
       mask.putpalette(np.asarray(self.classes.palette, np.uint8).ravel().tolist())
@@ -176,6 +181,7 @@ class SemanticPredictor:
     size: canvas (height, width) of the network, or (depth, height, width).
     channels: 3 (RGB) or 1 (gray); of volumes, as many as they have.
     inference: how the network looks at an image.
+    preparation: how volumes are read that it is shown.
     batch_size: windows that it sees at a time, over all local devices.
     crf: parameters of a dense CRF that refines each prediction; None: none does.
     statistics: of scientific images, mean and deviation of each channel; None: images are colors.
@@ -194,6 +200,7 @@ class SemanticPredictor:
     channels: int = 3,
     *,
     inference: Inference | None = None,
+    preparation: VolumePreparation = NORMALIZED,
     batch_size: int = 1,
     crf: dense.CrfParams | None = None,
     statistics: Statistics | None = None,
@@ -208,6 +215,7 @@ class SemanticPredictor:
     self._scaled, self._bands = statistics is not None, tuple(bands)
     self._inference = inference or Inference("shrink" if ndim == 2 else "window")
     self._inference.check(self._size)
+    self.preparation = preparation
     self._crf, self._classes, self._channels = crf, classes, channels
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
@@ -252,7 +260,9 @@ class SemanticPredictor:
       InputError: it is of another type or shape.
     """
     image = as_channels(image, self._channels, scaled=self._scaled)
-    prediction = dataclasses.replace(self._segment(variables, image), bands=self._bands)
+    prediction = dataclasses.replace(
+      self._segment(variables, image), bands=self._bands, preparation=self.preparation
+    )
     return prediction if self._crf is None else prediction.refine(self._crf)
 
   def _segment(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:

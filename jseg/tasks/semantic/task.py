@@ -23,11 +23,13 @@ from jseg.data import (
   SCIENTIFIC_SUFFIXES,
   ClassInfo,
   Dataset,
+  VolumePreparation,
   check_canvas,
   flatten_volume,
   read_image,
   read_volume,
 )
+from jseg.data.files.channels import FIRST_SUFFIXES
 from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores, host_confusion
 from jseg.models import Network, fitting
@@ -77,6 +79,10 @@ class SemanticTask:
     """Returns the sections `augment`, `loss`, `inference` and, for images, `crf`.
 
     Keys:
+      data.patches: whether random patches of data.size are cut out of volumes of any size for
+        training; otherwise volumes are shown whole, and data.size holds the largest.
+      data.foreground: share of the patches that lie about a random voxel of any class but the
+        first, as in nnU-Net; the others lie anywhere.
       augment.crop: size of the crops that are trained on, as data.size; () is data.size itself.
       loss.balance: "median" weighs each class by median frequency / frequency (SegNet).
       loss.class_weights: one weight per class; () for none.
@@ -105,6 +111,8 @@ class SemanticTask:
         "stride": 1,
         **params,
       }
+    else:
+      sections["data"] = {"patches": False, "foreground": 1 / 3}
     return sections
 
   @staticmethod
@@ -114,6 +122,9 @@ class SemanticTask:
     if config.augment.crop:
       check_size("augment.crop", config.augment.crop, network.ndim)
     check_channels(config.data, network.ndim)
+    if network.ndim == 3:
+      _check_patches(config)
+      _preparation(config)
     _make_augment(config)
     _make_loss(config)
     build("inference", _make_inference(config).check, config.data.size)
@@ -163,7 +174,7 @@ class SemanticTask:
     problem = one_class(train, dataset.pixel_counts(train), dataset.classes.names)
     if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
       raise problem
-    if dataset.ndim == 3:
+    if dataset.ndim == 3 and not config.data.patches:
       for split in (train, validation):
         check_canvas(dataset.max_size(split), tuple(config.data.size))
     weights = config.loss.class_weights
@@ -190,7 +201,9 @@ class SemanticTask:
     """Returns endless training batches; see `jseg.data.train_iterator`."""
     loss = self.config.loss
     border = (loss.border_weight, loss.border_sigma) if loss.border_weight else None
-    return training_batches(self.config, dataset, seed, border=border)
+    patches = self.model.ndim == 3 and self.config.data.patches
+    foreground = self.config.data.foreground if patches else None
+    return training_batches(self.config, dataset, seed, border=border, foreground=foreground)
 
   def forward(self, *, without_network: bool = False) -> Forward:
     """Returns the training pass; its targets are labels and, with a weight map, weights."""
@@ -273,7 +286,7 @@ class SemanticTask:
     metrics: Sequence[str] = (),
     crf: CrfParams | None = None,
   ) -> dict[str, Any]:
-    """Returns metrics that need whole images.
+    """Returns metrics that need whole images or volumes.
 
     Args:
       variables: parameters and statistics of the network.
@@ -284,21 +297,21 @@ class SemanticTask:
         after the CRF, and the means of `SemanticScores` after it.
 
     Raises:
-      InputError: volumes have none of these, or there is no such metric.
+      InputError: a CRF for volumes, no such metric, or the voxels' spacing isn't known.
     """
-    if dataset.ndim == 3 and (metrics or crf is not None):
-      given = "metrics" if metrics else "crf"
-      raise InputError(f"{given}: whole-image metrics and the CRF are for images, not volumes")
+    if dataset.ndim == 3 and crf is not None:
+      raise InputError("crf: the CRF after a network is for images, not volumes; leave it out")
     names = self.classes.names
-    before, after = _ImageMetrics(metrics, names), _ImageMetrics(metrics, names)
+    before, after = (_ImageMetrics(metrics, names, dataset.ndim) for _ in range(2))
     if not metrics and crf is None:
       return {}
+    spacings = dataset.spacings(split) if dataset.ndim == 3 else None
     state = ConfusionState.empty(len(names))
     predict, source = self.predictor(), dataset.source(split)
     for index in progress(range(len(source)), "whole images", len(source)):
       example = source[index]
       prediction, label = predict(variables, example["image"]), example["label"]
-      before.update(prediction.mask, label)
+      before.update(prediction.mask, label, *([] if spacings is None else [spacings[index]]))
       if crf is not None:
         mask = prediction.refine(crf).mask
         after.update(mask, label)
@@ -315,10 +328,15 @@ class SemanticTask:
 
   @property
   def suffixes(self) -> Collection[str]:
-    """File name endings of images, of scientific images, or of NIfTI volumes."""
+    """File name endings of images, of scientific images, or of volumes.
+
+    Of volumes NIfTI's, and those of the first of a file a channel.
+    """
     if self.config.data.low:
       return SCIENTIFIC_SUFFIXES
-    return NIFTI_SUFFIXES if self.model.ndim == 3 else IMAGE_SUFFIXES
+    if self.model.ndim == 2:
+      return IMAGE_SUFFIXES
+    return (*(FIRST_SUFFIXES if self.config.data.channels > 1 else ()), *NIFTI_SUFFIXES)
 
   def read(self, path: pathlib.Path) -> np.ndarray:
     """Reads an image, or for a network of volumes a NIfTI volume.
@@ -341,7 +359,9 @@ class SemanticTask:
       )
     if self.config.data.low:
       return read_scaled(self.config.data, path)
-    return read_volume(path) if is_volume else read_image(path)
+    if not is_volume:
+      return read_image(path)
+    return read_volume(path, _preparation(self.config), join=self.config.data.channels > 1)
 
   def predictor(self, *, crf: CrfParams | None = None) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
@@ -352,6 +372,7 @@ class SemanticTask:
       data.size,
       data.channels,
       inference=_make_inference(self.config),
+      preparation=_preparation(self.config),
       batch_size=data.eval_batch_size,
       crf=crf,
       statistics=statistics(self.config),
@@ -429,14 +450,14 @@ class SemanticTask:
 
 
 class _ImageMetrics:
-  """The metrics of a list of specifications, over whole images."""
+  """The metrics of a list of specifications, over whole images or volumes."""
 
-  def __init__(self, specs: Sequence[str], names: Sequence[str]):
+  def __init__(self, specs: Sequence[str], names: Sequence[str], ndim: int):
     self._names = names
-    self._states = [metrics.create(spec, names) for spec in specs]
+    self._states = [metrics.create(spec, names, ndim) for spec in specs]
 
-  def update(self, mask: np.ndarray, label: np.ndarray) -> None:
-    self._states = [state.update(mask, label) for state in self._states]
+  def update(self, mask: np.ndarray, label: np.ndarray, *spacing: Sequence[float]) -> None:
+    self._states = [state.update(mask, label, *spacing) for state in self._states]
 
   def compute(self) -> dict[str, Any]:
     result: dict[str, Any] = {}
@@ -456,6 +477,29 @@ def _make_augment(config: ConfigDict) -> augment.Augment:
 
 def _make_inference(config: ConfigDict) -> Inference:
   return build("inference", Inference, **config.inference)
+
+
+def _preparation(config: ConfigDict) -> VolumePreparation:
+  """What the run's data set does to its volumes, and so is to be done to others."""
+  fields = {field.name for field in dataclasses.fields(VolumePreparation)}
+  options = config.data.options if config.data.name == "volumes" else {}
+  return build(
+    "data.options", VolumePreparation, **{k: v for k, v in options.items() if k in fields}
+  )
+
+
+def _check_patches(config: ConfigDict) -> None:
+  """Raises InputError for impossible values of the keys of patches."""
+  share, crop, size = config.data.foreground, config.augment.crop, config.data.size
+  if not 0 <= share <= 1:
+    raise InputError(
+      f"data.foreground: {share} must be a share of the patches, at least 0 and at most 1"
+    )
+  if config.data.patches and any(n > m for n, m in zip(crop, size, strict=False)):
+    raise InputError(
+      f"augment.crop: {tuple(crop)} must not exceed the patches that are cut, data.size "
+      f"{tuple(size)}"
+    )
 
 
 def _make_loss(config: ConfigDict) -> losses.Loss:
