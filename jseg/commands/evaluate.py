@@ -8,7 +8,7 @@ from rich.table import Table
 
 from jseg.commands import common
 from jseg.console import CONSOLE
-from jseg.evaluation import Evaluation, evaluate
+from jseg.evaluation import WORST, Evaluation, evaluate
 
 HELP = "measure a checkpoint on a split, at the images' original size"
 EXAMPLES = """\
@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="further metrics of whole images: boundary (IoU of boundaries), rand=CLASS (Rand score, "
     "objects being the connected parts of this class), or your own as package.module:Name",
   )
+  parser.add_argument(
+    "--worst",
+    type=int,
+    default=WORST,
+    metavar="N",
+    help="images to draw, those with the lowest score (default: %(default)s)",
+  )
   common.add_crf(parser, "measure what a dense CRF makes of it too")
   common.add_hosts(parser)
 
@@ -52,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     metrics=arguments.metrics,
     changes=common.changes(arguments),
     crf=common.crf_params(arguments, opened),
+    worst=arguments.worst,
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(result.table(title))

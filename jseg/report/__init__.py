@@ -2,7 +2,7 @@
 
 from jseg.report.objects import draw_objects, save_instance_map
 from jseg.report.overlay import VOID_COLOR, colorize, legend, overlay, patches
-from jseg.report.plots import save_confusion_plot, save_curves
+from jseg.report.plots import save_calibration_plot, save_confusion_plot, save_curves
 from jseg.report.samples import save_previews, save_samples, terminal_pictures
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
   "legend",
   "overlay",
   "patches",
+  "save_calibration_plot",
   "save_confusion_plot",
   "save_curves",
   "save_instance_map",

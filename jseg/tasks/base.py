@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from jseg.data import ClassInfo, Dataset
+from jseg.metrics import ImageScores
 from jseg.models import Network
 from jseg.step import Counts, Forward, Losses
 from jseg.types import Array, InputError, Variables
@@ -49,6 +50,10 @@ class Scores(Protocol):
   @property
   def primary(self) -> float:
     """The metric that selects the best checkpoint; higher is better."""
+
+  @property
+  def images(self) -> ImageScores | None:
+    """Numbers of each image; None where they aren't known."""
 
   def summary(self) -> dict[str, float]:
     """Metrics by name for the log; holds the task's `metric`."""
@@ -100,8 +105,9 @@ class Task(Protocol):
     metric: key of the metric that selects the best checkpoint; higher is better.
     metric_names: keys of all metrics of `Scores.summary`, of which a run may choose another.
     title: name of that metric in tables and plots.
+    image_title: name of what single images are compared by.
     predict_options: names of the keyword arguments of `predictor`.
-    evaluate_options: names of the keyword arguments of `extra_metrics`.
+    evaluate_options: names of the keyword arguments of `measure`.
     suffixes: file name endings of the images it predicts.
     folder_outputs: names of the files that are written for a whole folder of predictions.
   """
@@ -109,6 +115,7 @@ class Task(Protocol):
   metric: ClassVar[str]
   metric_names: ClassVar[tuple[str, ...]]
   title: ClassVar[str]
+  image_title: ClassVar[str]
   predict_options: ClassVar[tuple[str, ...]]
   evaluate_options: ClassVar[tuple[str, ...]]
   folder_outputs: ClassVar[tuple[str, ...]]
@@ -164,10 +171,10 @@ class Task(Protocol):
   def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], Scores]:
     """Returns `evaluate(variables)` over one split, at the images' own size."""
 
-  def extra_metrics(
+  def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
-  ) -> dict[str, Any]:
-    """Returns metrics of a split that need whole images, as plain values by name."""
+  ) -> tuple[Scores, dict[str, Any]]:
+    """Returns all metrics of a split, and in process 0 those of `options` as plain values."""
 
   def save_plots(self, scores: Any, path: pathlib.Path) -> None:
     """Writes plots of an evaluation to files whose names begin with `path`."""

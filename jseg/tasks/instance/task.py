@@ -31,7 +31,7 @@ from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.models import Network, fitting
 from jseg.outputs import write_text
 from jseg.report import draw_objects
-from jseg.step import Forward, Losses
+from jseg.step import Forward, Losses, replicate
 from jseg.tasks.base import LossFn, Serving, Unseen, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
@@ -54,6 +54,7 @@ class InstanceTask:
   metric: ClassVar[str] = "map"
   metric_names: ClassVar[tuple[str, ...]] = ("map", "map50", "box_map", "box_map50")
   title: ClassVar[str] = "mask AP"
+  image_title: ClassVar[str] = "F1"
   predict_options: ClassVar[tuple[str, ...]] = ()
   evaluate_options: ClassVar[tuple[str, ...]] = ()
   folder_outputs: ClassVar[tuple[str, ...]] = ("detections.json",)
@@ -197,12 +198,12 @@ class InstanceTask:
 
     return evaluate
 
-  def extra_metrics(
+  def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
-  ) -> dict[str, Any]:
-    """Returns nothing: AP is all there is."""
-    del variables, dataset, split, options
-    return {}
+  ) -> tuple[InstanceScores, dict[str, Any]]:
+    """Returns AP, which is all there is."""
+    del options
+    return self.evaluator(dataset, split)(replicate(variables)), {}
 
   def save_plots(self, scores: InstanceScores, path: pathlib.Path) -> None:
     """Writes nothing."""
