@@ -12,7 +12,7 @@ from PIL import Image
 from jseg.data import ClassInfo, Objects, as_channels, objects_from_detections, resize_and_pad
 from jseg.images import prepare
 from jseg.models import Network
-from jseg.report import draw_objects, save_instance_map
+from jseg.report import PNG, draw_objects, save_instance_map
 from jseg.types import Array, Detections, InputError, Variables
 
 
@@ -85,7 +85,7 @@ class InstancePrediction:
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in output_names(stem)]
     save_instance_map(self.objects, paths[0])
-    Image.fromarray(self.overlay()).save(paths[1])
+    Image.fromarray(self.overlay()).save(paths[1], **PNG)
     return paths
 
 

@@ -24,7 +24,7 @@ from jseg.data import (
 from jseg.images import prepare
 from jseg.models import Network
 from jseg.nn import resize_to
-from jseg.report import legend, overlay
+from jseg.report import PNG, legend, overlay
 from jseg.step import LocalDevices
 from jseg.tasks.semantic.forward import Decided, decide_at_full_size
 from jseg.tasks.semantic.inference import GRIDS, Inference
@@ -155,9 +155,9 @@ class SemanticPrediction:
     else:
       mask = Image.fromarray(self.mask, mode="P")
       mask.putpalette(np.asarray(self.classes.palette, np.uint8).ravel().tolist())
-      mask.save(paths[0])
-    Image.fromarray(self.overlay()).save(paths[1])
-    legend(self.shares(), self.classes.palette).save(paths[2])
+      mask.save(paths[0], **PNG)
+    Image.fromarray(self.overlay()).save(paths[1], **PNG)
+    legend(self.shares(), self.classes.palette).save(paths[2], **PNG)
     return paths
 
 
