@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import os
 import pathlib
@@ -138,6 +139,8 @@ def predict_files(
   changes: Mapping[str, Any] | None = None,
   protocol: str | None = None,
   overwrite: bool = False,
+  write: Sequence[str] = (),
+  source_ids: bool = False,
   **options: Any,
 ) -> Predicted:
   """Predicts files and writes the results to a folder, whole or not at all.
@@ -156,6 +159,9 @@ def predict_files(
     protocol: how the network looks at an image, a key of
       `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
     overwrite: predicts all files again, and replaces whatever bears the name of a result.
+    write: what is written of each file, names of the task's `kinds`; empty: all but "confidence".
+    source_ids: whether masks hold the mask values of the data set, such as Cityscapes' label ids,
+      and not class numbers; masks of volumes always do.
     **options: options of the task, as for `Segmenter.from_run`.
 
   Raises:
@@ -165,26 +171,32 @@ def predict_files(
   """
   out, opened = pathlib.Path(out), Run.open(run, changes, protocol=protocol)
   task = opened.task
+  saving = _check_saving(task, write, source_ids)
   inputs = find_inputs([pathlib.Path(path) for path in paths], task.suffixes)
-  plan = plan_outputs(inputs.files, task.outputs, out)
+  plan = plan_outputs(inputs.files, lambda name: task.outputs(name, write), out)
   files = {*task.folder_outputs, *(name for names in plan.values() for name in names)}
   record = Record.read(out)
   if not overwrite:
     record.refuse_strangers(files)
   step, variables = opened.restore(checkpoint)
+  if "confidence" in write:
+    options["confident"] = True
   segmenter = Segmenter(task, variables, **options)
   settings = {
     "step": step,
     "weights": digest(variables),
     **_plain({"protocol": protocol, **(changes or {})}),
     **_plain(options),
+    **_plain({**saving, "write": " ".join(write) or None}),
   }
   failed = dict(inputs.broken)
   todo = record.missing(inputs.files, settings, failed, overwrite=overwrite)
   try_folder(out, "name another --out")
   try:
     record.begin({"run": str(opened.path.absolute()), **settings}, files)
-    with _overlapped(segmenter, {name: inputs.files[name] for name in todo}, out) as results:
+    with _overlapped(
+      segmenter, {name: inputs.files[name] for name in todo}, out, saving
+    ) as results:
       for name, future in progress(results, "predicting", len(todo)):
         try:
           record.add(name, Entry(todo[name], plan[name], future.result()))
@@ -203,9 +215,26 @@ def predict_files(
   return Predicted(inputs, done, before, failed, table)
 
 
+def _check_saving(task: tasks.Task, write: Sequence[str], source_ids: bool) -> dict[str, Any]:
+  """Arguments of `save` of a prediction. Raises InputError if the task has no such."""
+  if unknown := [kind for kind in write if kind not in task.kinds]:
+    raise InputError(f"write: {unknown[0]!r} is unknown; choose from {', '.join(task.kinds)}")
+  if len(set(write)) < len(write):
+    raise InputError(f"write: {', '.join(write)} names one twice; name each once")
+  if source_ids and task.folder_outputs:
+    raise InputError(
+      f"source_ids: pixels of {task.config.model.name} hold numbers of objects; the data set's own "
+      f"ids of their classes are in {task.folder_outputs[0]}"
+    )
+  return {"write": tuple(write), "source_ids": source_ids}
+
+
 @contextlib.contextmanager
 def _overlapped(
-  segmenter: Segmenter, files: Mapping[str, pathlib.Path], out: pathlib.Path
+  segmenter: Segmenter,
+  files: Mapping[str, pathlib.Path],
+  out: pathlib.Path,
+  saving: Mapping[str, Any],
 ) -> Iterator[Iterator[tuple[str, Future]]]:
   """Predicts files one after another, while threads read the next and write the last ones.
 
@@ -216,6 +245,7 @@ def _overlapped(
     segmenter: predicts an image.
     files: files by name.
     out: folder to write to.
+    saving: further arguments of `save` of a prediction.
   """
   pool = ThreadPoolExecutor(_THREADS)
 
@@ -228,7 +258,8 @@ def _overlapped(
       failed: Future = Future()
       failed.set_exception(error)
       return failed, False
-    return pool.submit(_write, segmenter.task, prediction, name, file, out), image.size > _LARGE
+    write = functools.partial(_write, saving=saving)
+    return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > _LARGE
 
   def results() -> Iterator[tuple[str, Future]]:
     unread, most = iter(files.values()), 1
@@ -257,12 +288,18 @@ def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray:
 
 
 def _write(
-  task: tasks.Task, prediction: Any, name: str, file: pathlib.Path, out: pathlib.Path
+  task: tasks.Task,
+  prediction: tasks.Prediction,
+  name: str,
+  file: pathlib.Path,
+  out: pathlib.Path,
+  *,
+  saving: Mapping[str, Any],
 ) -> Any:
   """Puts the results of one file in place, and returns what the report needs of it."""
   folder, _, leaf = name.rpartition("/")
   partial = out / _PARTIAL / str(threading.get_ident())
-  saved = prediction.save(partial, leaf, like=file)
+  saved = prediction.save(partial, leaf, like=file, **saving)
   (out / folder).mkdir(parents=True, exist_ok=True)
   for path in saved:
     path.replace(out / folder / path.name)

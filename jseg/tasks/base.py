@@ -72,7 +72,13 @@ class Prediction(Protocol):
     """Returns the image with the prediction drawn over it, uint8 [h w 3]."""
 
   def save(
-    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+    self,
+    out: str | pathlib.Path,
+    stem: str,
+    like: str | pathlib.Path | None = None,
+    *,
+    write: Sequence[str] = (),
+    source_ids: bool = False,
   ) -> list[pathlib.Path]:
     """Writes files named after `stem` to the folder `out` and returns their paths."""
 
@@ -110,6 +116,7 @@ class Task(Protocol):
     evaluate_options: names of the keyword arguments of `measure`.
     suffixes: file name endings of the images it predicts.
     folder_outputs: names of the files that are written for a whole folder of predictions.
+    kinds: what can be written of a prediction, by name.
   """
 
   metric: ClassVar[str]
@@ -119,6 +126,7 @@ class Task(Protocol):
   predict_options: ClassVar[tuple[str, ...]]
   evaluate_options: ClassVar[tuple[str, ...]]
   folder_outputs: ClassVar[tuple[str, ...]]
+  kinds: ClassVar[tuple[str, ...]]
 
   @property
   def config(self) -> ConfigDict:
@@ -196,8 +204,8 @@ class Task(Protocol):
   def foreign_data(num_classes: int) -> dict[str, Any]:
     """Returns keys of `data` for a run that is made of foreign weights."""
 
-  def outputs(self, stem: str) -> list[str]:
-    """Returns the names of the files that a prediction's `save` writes."""
+  def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the files that a prediction's `save` writes, in the order of `write`."""
 
   def result(self, prediction: Any, file: str) -> Any:
     """Returns what `report` needs of one prediction, as plain values, given its file's name."""

@@ -35,7 +35,12 @@ from jseg.step import Forward, Losses, replicate
 from jseg.tasks.base import LossFn, Serving, Unseen, check_size
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
-from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor, output_names
+from jseg.tasks.instance.predict import (
+  KINDS,
+  InstancePrediction,
+  InstancePredictor,
+  output_names,
+)
 from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets, Variables
 
 _PICTURE = 384  # pixels, longest side of a picture with objects
@@ -58,6 +63,7 @@ class InstanceTask:
   predict_options: ClassVar[tuple[str, ...]] = ()
   evaluate_options: ClassVar[tuple[str, ...]] = ()
   folder_outputs: ClassVar[tuple[str, ...]] = ("detections.json",)
+  kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
 
   config: ConfigDict
   model: Network
@@ -242,9 +248,9 @@ class InstanceTask:
     del num_classes
     return {"name": "folder", "size": (1333, 1333), "short_side": 800, "eval_batch_size": 1}
 
-  def outputs(self, stem: str) -> list[str]:
-    """Returns the names of the map of instances and the overlay."""
-    return output_names(stem)
+  def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the map of instances and the overlay, or of one of them."""
+    return output_names(stem, write)
 
   def result(self, prediction: InstancePrediction, file: str) -> list[dict[str, Any]]:
     """Returns the objects as COCO's results."""

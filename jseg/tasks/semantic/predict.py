@@ -129,7 +129,13 @@ class SemanticPrediction:
     return counts
 
   def save(
-    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+    self,
+    out: str | pathlib.Path,
+    stem: str,
+    like: str | pathlib.Path | None = None,
+    *,
+    write: Sequence[str] = (),
+    source_ids: bool = False,
   ) -> list[pathlib.Path]:
     """Writes the mask, STEM_overlay.png and STEM_legend.png.
 
@@ -137,6 +143,9 @@ class SemanticPrediction:
       out: folder to write to; made if it isn't there.
       stem: beginning of the files' names.
       like: NIfTI file that a volume was read from; images don't need it.
+      write: what is written, names in `KINDS`; empty: these three. "confidence" is
+        STEM_confidence.png, 0 to 255 for 0 to 1; of a volume it is NIfTI too.
+      source_ids: whether an image's mask holds the mask values of the data set.
 
     Returns:
       Their paths. The mask is STEM.png, class indices with a palette; of a volume STEM.nii.gz with
@@ -147,23 +156,63 @@ class SemanticPrediction:
     """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in output_names(stem, self.mask.ndim)]
-    if self.mask.ndim == 3:
-      if like is None:
-        raise InputError("like: a volume's mask is written like the file it came from; give it")
-      write_mask(paths[0], np.array(self.classes.values)[self.mask].astype(np.uint16), like)
-    else:
-      mask = Image.fromarray(self.mask, mode="P")
-      mask.putpalette(np.asarray(self.classes.palette, np.uint8).ravel().tolist())
-      mask.save(paths[0], **PNG)
-    Image.fromarray(self.overlay()).save(paths[1], **PNG)
-    legend(self.shares(), self.classes.palette).save(paths[2], **PNG)
+    write = write or DEFAULT_KINDS
+    paths = [out / name for name in output_names(stem, self.mask.ndim, write)]
+    for kind, path in zip(write, paths, strict=True):
+      if path.suffix == ".gz":
+        self._write_volume(kind, path, like)
+      else:
+        self._picture(kind, source_ids).save(path, **PNG)
     return paths
 
+  def _write_volume(self, kind: str, path: pathlib.Path, like: str | pathlib.Path | None) -> None:
+    if like is None:
+      raise InputError("like: a volume's mask is written like the file it came from; give it")
+    if kind == "mask":
+      values = np.array(self.classes.values)[self.mask]
+    else:
+      values = np.rint(255 * self.confidence)
+    write_mask(path, values.astype(np.uint16), like)
 
-def output_names(stem: str, ndim: int) -> list[str]:
-  """Returns the names of the files that a prediction of this stem is saved to, the mask's first."""
-  return [stem + (".nii.gz" if ndim == 3 else ".png"), f"{stem}_overlay.png", f"{stem}_legend.png"]
+  def _picture(self, kind: str, source_ids: bool) -> Image.Image:
+    """What is written of an image under a name in `KINDS`."""
+    if kind == "overlay":
+      return Image.fromarray(self.overlay())
+    if kind == "legend":
+      return legend(self.shares(), self.classes.palette)
+    if kind == "confidence":
+      return Image.fromarray(np.rint(255 * self.confidence).astype(np.uint8))
+    values = np.arange(len(self.classes.names))
+    if source_ids:
+      values = np.array(self.classes.values)
+    if values.max() > 255:
+      return Image.fromarray(values.astype(np.uint16)[self.mask])
+    palette = np.zeros((256, 3), np.uint8)
+    palette[values] = self.classes.palette
+    mask = Image.fromarray(values.astype(np.uint8)[self.mask] if source_ids else self.mask, "P")
+    mask.putpalette(palette[: values.max() + 1].ravel().tolist())
+    return mask
+
+
+KINDS = {"mask": "", "overlay": "_overlay", "legend": "_legend", "confidence": "_confidence"}
+"""What can be written of a prediction, and what its file's name has beside the image's."""
+
+DEFAULT_KINDS = ("mask", "overlay", "legend")
+
+
+def output_names(stem: str, ndim: int, write: Sequence[str] = ()) -> list[str]:
+  """Returns the names of the files that a prediction of this stem is saved to.
+
+  Args:
+    stem: name of the image.
+    ndim: 2 for images, 3 for volumes.
+    write: names in `KINDS`; empty: `DEFAULT_KINDS`.
+  """
+  names = []
+  for kind in write or DEFAULT_KINDS:
+    volume = ndim == 3 and kind in ("mask", "confidence")
+    names.append(f"{stem}{KINDS[kind]}{'.nii.gz' if volume else '.png'}")
+  return names
 
 
 class SemanticPredictor:

@@ -37,7 +37,12 @@ from jseg.tasks.semantic import forward
 from jseg.tasks.semantic.evaluation import count_batches, count_images, count_whole_images
 from jseg.tasks.semantic.forward import Targets as SemanticTargets
 from jseg.tasks.semantic.inference import Inference
-from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor, output_names
+from jseg.tasks.semantic.predict import (
+  KINDS,
+  SemanticPrediction,
+  SemanticPredictor,
+  output_names,
+)
 from jseg.types import IGNORE, Array, InputError, Outputs, Variables
 
 # A canvas that holds VOC's images whole, and below Cityscapes' too.
@@ -65,6 +70,7 @@ class SemanticTask:
   predict_options: ClassVar[tuple[str, ...]] = ("crf", "confident", "keep_scores")
   evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
   folder_outputs: ClassVar[tuple[str, ...]] = ()
+  kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
 
   config: ConfigDict
   model: Network
@@ -340,9 +346,9 @@ class SemanticTask:
     """Returns the data set whose classes a head scores, by their number, or a folder."""
     return {"name": "folder", "size": _FOREIGN_SIZE, **_FOREIGN_DATA.get(num_classes, {})}
 
-  def outputs(self, stem: str) -> list[str]:
-    """Returns the names of mask, overlay and legend."""
-    return output_names(stem, self.model.ndim)
+  def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
+    """Returns the names of mask, overlay and legend, or of what else is to be written."""
+    return output_names(stem, self.model.ndim, write)
 
   def result(self, prediction: SemanticPrediction, file: str) -> list[float]:
     """Returns each class's share of the pixels."""
