@@ -39,6 +39,8 @@ class About:
     minutes: time that it took on two CPU cores; None where it wasn't run.
     reaches: what it measured there.
     published: what the paper or the authors report.
+    protocol: how they show images to the network, a key of
+      `jseg.tasks.semantic.inference.PROTOCOLS`.
   """
 
   data: str = ""
@@ -47,6 +49,7 @@ class About:
   minutes: int | None = None
   reaches: str = ""
   published: str = ""
+  protocol: str = ""
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

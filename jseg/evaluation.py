@@ -5,17 +5,25 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import RenderableType
 
 from jseg import hosts, tasks
-from jseg.console import ERRORS
+from jseg.console import ERRORS, progress
 from jseg.crf import CrfParams
-from jseg.data import Dataset
+from jseg.data import Dataset, Examples
+from jseg.metrics import percent
 from jseg.models import Network
 from jseg.outputs import WriteError, try_file
+from jseg.report import save_samples
+from jseg.report.figure import plain
 from jseg.run import Run
 from jseg.scaling import as_scaled
-from jseg.step import meet, replicate
+from jseg.step import meet
+from jseg.types import InputError, Variables
+
+WORST = 8
+"""Images that are drawn unless another number is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +65,11 @@ def evaluate(
   changes: Mapping[str, Any] | None = None,
   model: Network | None = None,
   dataset: Dataset | None = None,
+  worst: int = WORST,
 ) -> Evaluation:
-  """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and plots beside it.
+  """Evaluates a checkpoint and writes `evaluation/SPLIT.json`, and tables and plots beside it.
+
+  Each image has a line in `SPLIT_images.csv`, and the worst ones are drawn in `SPLIT_worst.png`.
 
   Several processes (`jseg.hosts.connect`) share the images; process 0 measures what needs whole
   images (`metrics`, `crf`), and writes. Where the run is read-only, that is told, and nothing is
@@ -79,12 +90,15 @@ def evaluate(
       {"model.output_stride": 8}; written into the JSON file.
     model: the network, where the run was started with one made in Python.
     dataset: the data set, where the run was started with one made in Python.
+    worst: number of images to draw, those with the lowest score; they are predicted once more.
 
   Raises:
     InputError: no such run, checkpoint, split, class or metric; a change is impossible; the data
       set has other classes than the run's; the run's task has no such option; or the metrics can't
       be written, which is tried first.
   """
+  if worst < 0:
+    raise InputError(f"worst: {worst} must be a number of images, at least 0")
   hosts.agree({"split": split, "checkpoint": checkpoint, "changes": changes, "protocol": protocol})
   meet()
   settings = dict(changes or {})
@@ -103,19 +117,39 @@ def evaluate(
   writable: list[bool] = []  # of process 0 alone
   hosts.on_first(lambda: writable.append(_is_writable(opened, split)))
   step, variables = opened.restore(checkpoint)
-  scores = task.evaluator(dataset, split)(replicate(variables))
+  known = {name: options[name] for name in task.evaluate_options}
+  scores, measured = task.measure(variables, dataset, split, **known)
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
   if "inference" in opened.config:
     extra["inference"] = opened.config.inference.to_dict()
-  known = {name: options[name] for name in task.evaluate_options}
+  extra |= measured
 
-  def finish() -> None:
-    extra.update(task.extra_metrics(variables, dataset, split, **known))
+  source = dataset.source(split)
+
+  def save() -> None:
     if writable[0]:
-      opened.save_evaluation(scores, split, step, extra)
+      opened.save_evaluation(scores, dataset, split, step, extra)
+      if pictures := _worst(task, scores, variables, source, worst):
+        rows, captions = zip(*pictures, strict=True)
+        title = f"{split}, step {step}: the worst of {len(source)} images"
+        save_samples(rows, task.legend(), opened.files.worst(split), title, captions)
 
-  hosts.on_first(finish)
+  hosts.on_first(save)
   return Evaluation(split, step, scores, opened.classes.names, extra, written=any(writable))
+
+
+def _worst(
+  task: tasks.Task, scores: tasks.Scores, variables: Variables, source: Examples, count: int
+) -> list[tuple[Sequence[np.ndarray], str]]:
+  """Pictures of the images with the lowest score (image, truth, prediction), and captions."""
+  worst = [] if scores.images is None else scores.images.worst(count)
+  predict = task.predictor()
+  drawn: list[tuple[Sequence[np.ndarray], str]] = []
+  for index, score in progress(worst, "worst images", len(worst)):
+    example = source[index]
+    rows = task.pictures(predict(variables, example["image"]), example)
+    drawn.append((rows, f"{plain(example['name'])}: {task.image_title} {percent(score)}"))
+  return drawn
 
 
 def _is_writable(run: Run, split: str) -> bool:

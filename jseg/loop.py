@@ -439,7 +439,7 @@ class Validation:
     CONSOLE.print(f"step {step}: validation {title} {score:.4f}")
     self._step = step
     if hosts.is_first():
-      self._run.save_evaluation(self.scores, self._split, step)
+      self._run.save_evaluation(self.scores, self._dataset, self._split, step)
       # One device draws the pictures: elsewhere the copies stay idle.
       self._draw(jax.tree.map(lambda x: x.addressable_data(0), state.variables()), step)
     if self._on_evaluate is not None:

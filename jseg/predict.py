@@ -1,11 +1,18 @@
 """Image in, prediction out: a trained network behind one call, for one image or a collection."""
 
+import contextlib
 import dataclasses
 import errno
+import functools
+import itertools
+import os
 import pathlib
 import shutil
+import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,6 +31,8 @@ from jseg.run import Run
 from jseg.types import InputError, Variables
 
 _PARTIAL = ".jseg-partial"  # hidden: not an input, and not a result
+_THREADS = max(2, min(8, os.cpu_count() or 1))  # that read images ahead and write results
+_LARGE = 2**26  # numbers of an image beside which no other is held
 
 
 class Segmenter:
@@ -130,6 +139,8 @@ def predict_files(
   changes: Mapping[str, Any] | None = None,
   protocol: str | None = None,
   overwrite: bool = False,
+  write: Sequence[str] = (),
+  source_ids: bool = False,
   **options: Any,
 ) -> Predicted:
   """Predicts files and writes the results to a folder, whole or not at all.
@@ -148,6 +159,9 @@ def predict_files(
     protocol: how the network looks at an image, a key of
       `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
     overwrite: predicts all files again, and replaces whatever bears the name of a result.
+    write: what is written of each file, names of the task's `kinds`; empty: all but "confidence".
+    source_ids: whether masks hold the mask values of the data set, such as Cityscapes' label ids,
+      and not class numbers; masks of volumes always do.
     **options: options of the task, as for `Segmenter.from_run`.
 
   Raises:
@@ -157,34 +171,40 @@ def predict_files(
   """
   out, opened = pathlib.Path(out), Run.open(run, changes, protocol=protocol)
   task = opened.task
+  saving = _check_saving(task, write, source_ids)
   inputs = find_inputs([pathlib.Path(path) for path in paths], task.suffixes)
-  plan = plan_outputs(inputs.files, task.outputs, out)
+  plan = plan_outputs(inputs.files, lambda name: task.outputs(name, write), out)
   files = {*task.folder_outputs, *(name for names in plan.values() for name in names)}
   record = Record.read(out)
   if not overwrite:
     record.refuse_strangers(files)
   step, variables = opened.restore(checkpoint)
+  if "confidence" in write:
+    options["confident"] = True
   segmenter = Segmenter(task, variables, **options)
   settings = {
     "step": step,
     "weights": digest(variables),
     **_plain({"protocol": protocol, **(changes or {})}),
     **_plain(options),
+    **_plain({**saving, "write": " ".join(write) or None}),
   }
   failed = dict(inputs.broken)
   todo = record.missing(inputs.files, settings, failed, overwrite=overwrite)
   try_folder(out, "name another --out")
   try:
     record.begin({"run": str(opened.path.absolute()), **settings}, files)
-    for name in progress(todo, "predicting", len(todo)):
-      file = inputs.files[name]
-      try:
-        record.add(name, Entry(todo[name], plan[name], _predict_file(segmenter, name, file, out)))
-      except Exception as error:
-        if (reason := _reason(file, error)) is None:
-          raise
-        failed[name] = reason
-        record.add_failure(name, reason)
+    with _overlapped(
+      segmenter, {name: inputs.files[name] for name in todo}, out, saving
+    ) as results:
+      for name, future in progress(results, "predicting", len(todo)):
+        try:
+          record.add(name, Entry(todo[name], plan[name], future.result()))
+        except Exception as error:
+          if (reason := _reason(inputs.files[name], error)) is None:
+            raise
+          failed[name] = reason
+          record.add_failure(name, reason)
     table = task.report(record.results(), out)
   except OSError as error:
     raise unwritable(out, error, GO_ON) from None
@@ -195,18 +215,96 @@ def predict_files(
   return Predicted(inputs, done, before, failed, table)
 
 
-def _predict_file(segmenter: Segmenter, name: str, file: pathlib.Path, out: pathlib.Path) -> Any:
-  """Predicts one file, puts its results in place, and returns what the report needs of it."""
-  with pixel_limit(segmenter.task.config.data.max_pixels):
-    image = segmenter.task.read(file)
-  prediction = segmenter(image)
+def _check_saving(task: tasks.Task, write: Sequence[str], source_ids: bool) -> dict[str, Any]:
+  """Arguments of `save` of a prediction. Raises InputError if the task has no such."""
+  if unknown := [kind for kind in write if kind not in task.kinds]:
+    raise InputError(f"write: {unknown[0]!r} is unknown; choose from {', '.join(task.kinds)}")
+  if len(set(write)) < len(write):
+    raise InputError(f"write: {', '.join(write)} names one twice; name each once")
+  if source_ids and task.folder_outputs:
+    raise InputError(
+      f"source_ids: pixels of {task.config.model.name} hold numbers of objects; the data set's own "
+      f"ids of their classes are in {task.folder_outputs[0]}"
+    )
+  return {"write": tuple(write), "source_ids": source_ids}
+
+
+@contextlib.contextmanager
+def _overlapped(
+  segmenter: Segmenter,
+  files: Mapping[str, pathlib.Path],
+  out: pathlib.Path,
+  saving: Mapping[str, Any],
+) -> Iterator[Iterator[tuple[str, Future]]]:
+  """Predicts files one after another, while threads read the next and write the last ones.
+
+  It gives (name, what the report needs of it or why it failed) in the order of the files, as soon
+  as the results of each are in place. When it ends, nothing is being written any more.
+
+  Args:
+    segmenter: predicts an image.
+    files: files by name.
+    out: folder to write to.
+    saving: further arguments of `save` of a prediction.
+  """
+  pool = ThreadPoolExecutor(_THREADS)
+
+  def predict(read: Future, name: str, file: pathlib.Path) -> tuple[Future, bool]:
+    """What is being written of an image that was read, and whether it is a large one."""
+    try:
+      image = read.result()
+      prediction = segmenter(image)
+    except Exception as error:  # as one of its own, in its turn
+      failed: Future = Future()
+      failed.set_exception(error)
+      return failed, False
+    write = functools.partial(_write, saving=saving)
+    return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > _LARGE
+
+  def results() -> Iterator[tuple[str, Future]]:
+    unread, most = iter(files.values()), 1
+    reads: deque[Future] = deque()
+    writes: deque[tuple[str, Future]] = deque()
+    for name, file in files.items():
+      for following in itertools.islice(unread, max(0, most - len(reads))):
+        reads.append(pool.submit(_read, segmenter.task, following))
+      written, large = predict(reads.popleft(), name, file)
+      writes.append((name, written))
+      # No other image is held beside a large one.
+      most = 1 if large else _THREADS
+      while len(writes) > (0 if large else _THREADS):
+        yield writes.popleft()
+    yield from writes
+
+  try:
+    yield results()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray:
+  with pixel_limit(task.config.data.max_pixels):
+    return task.read(file)
+
+
+def _write(
+  task: tasks.Task,
+  prediction: tasks.Prediction,
+  name: str,
+  file: pathlib.Path,
+  out: pathlib.Path,
+  *,
+  saving: Mapping[str, Any],
+) -> Any:
+  """Puts the results of one file in place, and returns what the report needs of it."""
   folder, _, leaf = name.rpartition("/")
-  saved = prediction.save(out / _PARTIAL, leaf, like=file)
+  partial = out / _PARTIAL / str(threading.get_ident())
+  saved = prediction.save(partial, leaf, like=file, **saving)
   (out / folder).mkdir(parents=True, exist_ok=True)
   for path in saved:
     path.replace(out / folder / path.name)
   suffix = unicodedata.normalize("NFC", file.name).removeprefix(leaf)
-  return segmenter.task.result(prediction, name + suffix)
+  return task.result(prediction, name + suffix)
 
 
 def _reason(file: pathlib.Path, error: Exception) -> str | None:

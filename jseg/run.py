@@ -7,6 +7,7 @@ lock                             who trains in it now (`jseg.lock`)
 metrics.jsonl  tensorboard/      metrics by step
 curves.png  samples/STEP.png     pictures
 evaluation/SPLIT.json            metrics of a split, and plots beside them
+evaluation/SPLIT_images.csv      numbers of each of its images
 init.json  import.json           what became of each weight of `init_from`, of a foreign file
 crf.json                         tuned parameters of a dense CRF
 export/                          StableHLO
@@ -31,7 +32,7 @@ from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
 from jseg.lock import locked
 from jseg.models import Network
-from jseg.outputs import sweep, try_folder, unwritable
+from jseg.outputs import sweep, try_folder, unwritable, write_text
 from jseg.tasks.semantic.inference import protocol_changes
 from jseg.types import InputError, Variables
 
@@ -99,6 +100,14 @@ class Files:
   def scores(self, split: str) -> pathlib.Path:
     """Metrics of a split, JSON."""
     return self.evaluation / f"{split}.json"
+
+  def image_scores(self, split: str) -> pathlib.Path:
+    """Numbers of each image of a split, CSV."""
+    return self.evaluation / f"{split}_images.csv"
+
+  def worst(self, split: str) -> pathlib.Path:
+    """Picture of the worst images of a split."""
+    return self.evaluation / f"{split}_worst.png"
 
   def sample(self, step: int) -> pathlib.Path:
     """Sample picture of a step."""
@@ -318,12 +327,18 @@ class Run:
     return load_params(self.files.crf) if self.files.crf.is_file() else CrfParams()
 
   def save_evaluation(
-    self, scores: tasks.Scores, split: str, step: int, extra: Mapping[str, Any] | None = None
+    self,
+    scores: tasks.Scores,
+    dataset: Dataset,
+    split: str,
+    step: int,
+    extra: Mapping[str, Any] | None = None,
   ) -> None:
-    """Writes `evaluation/SPLIT.json` and plots beside it.
+    """Writes `evaluation/SPLIT.json`, and beside it plots and a table of the images.
 
     Args:
       scores: metrics of the split.
+      dataset: the data set, which knows the names of the images.
       split: name of the split.
       step: step of the checkpoint.
       extra: further plain values.
@@ -332,6 +347,9 @@ class Run:
     about = {"split": split, "step": step, "resolution": "original"}
     json_files.write(self.files.scores(split), {**about, **values, **(extra or {})})
     self.task.save_plots(scores, self.files.evaluation / split)
+    if scores.images is not None:
+      names = dataset.source(split).names
+      write_text(self.files.image_scores(split), scores.images.to_csv(names))
 
   def pretrained(self) -> Sequence[str]:
     """Returns the names of the parameters that `init_from` filled when the run began.

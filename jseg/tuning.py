@@ -69,7 +69,7 @@ def tune_crf(
   """Searches on images from all over a split, and writes the run's `crf.json`.
 
   The network sees each image once. Its predictions stay in memory at the size of the canvas, with 4
-  bytes per pixel and class.
+  bytes per pixel and class; of images in windows, at the image's own size.
 
   Args:
     run: the run directory.
@@ -102,7 +102,7 @@ def tune_crf(
   dataset = opened.dataset(root)
   split = split or opened.config.data.eval_split
   source = dataset.source(split)
-  segmenter = Segmenter.from_run(opened, checkpoint)
+  segmenter = Segmenter.from_run(opened, checkpoint, keep_scores=True)
   indices = evenly_spaced(images, len(source))
   examples = []
   for index in progress(indices, "predicting", len(indices)):

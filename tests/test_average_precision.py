@@ -62,6 +62,26 @@ def test_truth_fed_back_is_perfect():
   assert scores.counts.sum() == sum(len(truth) for truth, _ in images)
 
 
+def test_the_objects_of_each_image_by_hand():
+  truth = objects([(0, 0, 10, 10), (20, 20, 30, 30), (20, 40, 30, 50)], [1, 1, 2])
+  # The first is found, twice; the second by too weak a detection; the third as another class.
+  boxes = [(0, 0, 10, 10), (0, 0, 10, 9), (20, 20, 30, 30), (20, 40, 30, 50)]
+  found = objects(boxes, [1, 1, 1, 1], scores=[0.9, 0.8, 0.4, 0.7])
+  crowd = objects([(0, 0, 10, 10)], crowd=[True])
+  scores = measured(
+    [(truth, found), (nothing(), nothing()), (crowd, objects([(0, 0, 10, 10)], scores=[0.9]))], 3
+  )
+  columns = {name: column.tolist() for name, column in scores.images.columns.items()}
+  assert (columns["matched"], columns["missed"], columns["false"]) == (
+    [1, 0, 0],
+    [2, 0, 0],
+    [2, 0, 0],
+  )
+  assert columns["f1"][0] == pytest.approx(2 / 6)
+  assert np.isnan(columns["f1"][1:]).all()
+  assert scores.images.worst(5) == [(0, pytest.approx(1 / 3))]
+
+
 def test_a_small_case_by_hand():
   # Two objects; the best detection is right at any IoU, the second is wrong, the third covers
   # 6 of 10 columns of the other object.

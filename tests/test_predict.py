@@ -160,8 +160,8 @@ def test_a_full_disk_stops_and_the_next_call_goes_on(run, tmp_path, monkeypatch)
     photo(tmp_path / "in" / f"{i}.png", seed=i)
   save = SemanticPrediction.save
 
-  def fill(self, out, stem, like=None):
-    paths = save(self, out, stem, like)
+  def fill(self, out, stem, like=None, **options):
+    paths = save(self, out, stem, like, **options)
     if stem == "2":
       paths[1].write_bytes(b"half")
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -366,3 +366,33 @@ def test_an_image_is_decoded_and_its_classes_are_counted_once(run, tmp_path, mon
   monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("Pillow has decoded it"))
   assert predict_files(run, [tmp_path / "a.png"], tmp_path / "out").done == ["a"]
   assert counted == [20 * 24]
+
+
+def test_what_is_written_is_chosen_and_masks_hold_the_values_of_the_data_set(run, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(run, folder)
+  about = json.loads((folder / "classes.json").read_text())
+  photo(tmp_path / "a.png", (40, 50))
+  plain = predict_files(folder, [tmp_path / "a.png"], tmp_path / "plain").done
+  assert plain == ["a"]
+  with Image.open(tmp_path / "plain" / "a.png") as picture:
+    mask = np.asarray(picture)
+  for values in ((7, 33, 11), (7, 33, 1100)):
+    (folder / "classes.json").write_text(json.dumps({**about, "mask_values": values}))
+    out = tmp_path / str(values[-1])
+    command = ["predict", str(folder), str(tmp_path / "a.png"), "--out", str(out), "--source-ids"]
+    cli.main([*command, "--write", "mask", "confidence"])
+    assert {p.name for p in out.iterdir()} == {"a.png", "a_confidence.png", RECORD}
+    with Image.open(out / "a.png") as picture:
+      np.testing.assert_array_equal(np.asarray(picture), np.array(values)[mask])
+  segmenter = jseg.Segmenter.from_run(folder)
+  with Image.open(tmp_path / "a.png") as picture:
+    sure = segmenter(np.asarray(picture)).probabilities.max(-1)
+  with Image.open(out / "a_confidence.png") as picture:
+    np.testing.assert_allclose(np.asarray(picture), 255 * sure, atol=0.51)
+  with pytest.raises(InputError, match="'masks' is unknown; choose from mask, overlay, legend"):
+    predict_files(folder, [tmp_path / "a.png"], out, write=["masks"])
+  with pytest.raises(InputError, match="names one twice"):
+    predict_files(folder, [tmp_path / "a.png"], out, write=["mask", "mask"])
+  with pytest.raises(InputError, match=r"other settings .*source_ids"):
+    predict_files(folder, [tmp_path / "a.png"], out, write=["mask", "confidence"])

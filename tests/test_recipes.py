@@ -8,6 +8,7 @@ import pytest
 import jseg.models
 from jseg import cli, recipes
 from jseg.install import requirements
+from jseg.tasks.semantic.inference import PROTOCOLS
 from jseg.types import InputError
 
 FILES = recipes.files()
@@ -43,6 +44,10 @@ def test_what_a_recipe_says_of_itself_is_what_it_does(name, variant, about):
   # A measurement has a time, and papers' numbers are not ours.
   assert (about.minutes is None) == (not about.reaches)
   assert not (about.reaches and about.published)
+  measured = name.startswith("paper/") and network.task == "semantic"
+  assert (about.protocol in PROTOCOLS) == measured
+  if about.protocol and network.ndim == 3:
+    assert about.protocol != "shrink"
   command = commands(name).get(variant)
   if command is not None:
     assert ("--config.init_from=" in command) == bool(about.weights)

@@ -213,7 +213,9 @@ def count_split(examples, batch, devices):
   """Confusion matrix of a split that is cut in batches, the last one filled up with padding."""
   count = len(examples["label"])
   step = jax.pmap(
-    lambda b: jax.lax.psum(count_batch(b["logits"], b), AXIS), axis_name=AXIS, out_axes=None
+    lambda b: jax.lax.psum(count_batch(b["logits"], b)[0].sum(0), AXIS),
+    axis_name=AXIS,
+    out_axes=None,
   )
   state = ConfusionState.empty(K)
   batch = -(-batch // devices) * devices
@@ -247,7 +249,7 @@ def test_counting_happens_at_the_label_size_and_ignores_the_padding():
     full = jax.image.resize(valid, (h, w, K), "linear", antialias=False)
     label = jnp.array(examples["label"][i, :h, :w])
     expected += np.asarray(confusion(jnp.argmax(full, -1), label, K))
-  counted = np.asarray(count_batch(jnp.array(examples["logits"]), examples))
+  counted = np.asarray(count_batch(jnp.array(examples["logits"]), examples)[0]).sum(0)
   # Another formula for the same interpolation: a near tie may fall the other way.
   assert abs(counted - expected).sum() <= 4
   assert counted.sum() == (examples["label"] != IGNORE).sum()
@@ -255,11 +257,12 @@ def test_counting_happens_at_the_label_size_and_ignores_the_padding():
 
 def test_large_images_are_decided_in_blocks_of_rows(monkeypatch):
   examples = make_eval_set(count=3)
-  whole = np.asarray(count_batch(jnp.array(examples["logits"]), examples))
+  whole, binned = count_batch(jnp.array(examples["logits"]), examples, calibrate=True)
   monkeypatch.setattr("jseg.tasks.semantic.forward._ROWS", 7)
-  np.testing.assert_array_equal(
-    whole, np.asarray(count_batch(jnp.array(examples["logits"]), examples))
-  )
+  again, cut = count_batch(jnp.array(examples["logits"]), examples, calibrate=True)
+  np.testing.assert_array_equal(whole, again)
+  for one, other in zip(binned, cut, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_eval_step_ignores_what_is_outside_the_image():
@@ -268,10 +271,12 @@ def test_eval_step_ignores_what_is_outside_the_image():
   batch = make_batch(0, batch=2)
   batch["label_size"] = batch["size"] = np.array([[16, 16], [9, 12]], np.int32)
   batch["label"][1, 9:], batch["label"][1, :, 12:] = IGNORE, IGNORE
-  clean = np.asarray(step(state.variables(), shard(batch, 1)))
+  batch["index"] = np.array([7, 3], np.int32)
+  index, clean, _ = step(state.variables(), shard(batch, 1))
   batch["image"][1, 9:], batch["image"][1, :, 12:] = 255, 255
-  np.testing.assert_array_equal(clean, np.asarray(step(state.variables(), shard(batch, 1))))
-  assert clean.sum() == (batch["label"] != IGNORE).sum()
+  np.testing.assert_array_equal(clean, step(state.variables(), shard(batch, 1))[1])
+  np.testing.assert_array_equal(index, [7, 3])
+  np.testing.assert_array_equal(clean.sum((1, 2)), (batch["label"] != IGNORE).sum((1, 2)))
 
 
 class TwoNorms(Network):

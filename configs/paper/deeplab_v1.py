@@ -13,6 +13,7 @@ ABOUT = jseg.config.About(
   data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
   weights="torchvision:vgg16, or another file of ImageNet's",
   published="62.25 mean IoU on VOC 2012 val, before the CRF",
+  protocol="shrink",
 )
 
 

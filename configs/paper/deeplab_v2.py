@@ -13,6 +13,7 @@ ABOUT = jseg.config.About(
   data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
   weights="torchvision:resnet101, or another file of ImageNet's",
   published="76.35 mean IoU on VOC 2012 val before the CRF, from a ResNet trained on MS COCO too",
+  protocol="shrink",
 )
 
 

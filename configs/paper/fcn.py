@@ -25,20 +25,24 @@ ABOUT = {
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="torchvision:vgg16, or another file of ImageNet's",
     published="63.6 mean IoU on seg11valid",
+    protocol="shrink",
   ),
   "fcn16s": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="the run of fcn32s",
     published="65.0 mean IoU on seg11valid",
+    protocol="shrink",
   ),
   "fcn8s": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="the run of fcn16s",
     published="65.5 mean IoU on seg11valid",
+    protocol="shrink",
   ),
   "fcn8s_at_once": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="torchvision:vgg16, or another file of ImageNet's",
+    protocol="shrink",
   ),
 }
 

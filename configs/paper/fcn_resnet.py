@@ -16,11 +16,13 @@ ABOUT = {
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="torchvision:resnet50, or another file of ImageNet's",
     published="60.5 mean IoU on COCO val 2017, trained on COCO's images",
+    protocol="shrink",
   ),
   "fcn_resnet101": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="torchvision:resnet101, or another file of ImageNet's",
     published="63.7 mean IoU on COCO val 2017, trained on COCO's images",
+    protocol="shrink",
   ),
 }
 

@@ -10,7 +10,10 @@ ours. Not run here.
 
 import jseg.config
 
-ABOUT = jseg.config.About(data="ISBI 2012 as `jseg get-data isbi2012` makes it")
+ABOUT = jseg.config.About(
+  data="ISBI 2012 as `jseg get-data isbi2012` makes it",
+  protocol="shrink",
+)
 
 
 def get_config():

@@ -9,8 +9,9 @@
 
 The authors' numbers at one scale: .7907 mean IoU on VOC 2012 val (PSPNet-101), .7863 on Cityscapes
 val (PSPNet-101), .4189 on ADE20K val (PSPNet-50); theirs slide a window of the crop's size over the
-image. Their ResNets begin with three 3x3 convolutions, torchvision's with one 7x7: the stem and
-what follows it begin anew. Not run here.
+image and its mirror image, as `jseg evaluate --protocol pspnet --set inference.scales=(1.0,)` does
+with data.size at the crop's. Their ResNets begin with three 3x3 convolutions, torchvision's with
+one 7x7: the stem and what follows it begin anew. Not run here.
 
 ADE20K is a folder (`train/images`, `train/masks`, ...) of ADEChallengeData2016's images and masks,
 where `classes.json` has the 150 names, `"mask_values": [1, 2, ..., 150]` and `"ignore_label": 0`.
@@ -30,17 +31,20 @@ ABOUT = {
   "voc": jseg.config.About(
     data="Pascal VOC's VOCdevkit, with SegmentationClassAug",
     weights="torchvision:resnet101, or another file of ImageNet's",
-    published=".7907 mean IoU on VOC 2012 val",
+    published=".7907 mean IoU on VOC 2012 val, at one scale",
+    protocol="pspnet",
   ),
   "cityscapes": jseg.config.About(
     data="Cityscapes' leftImg8bit and gtFine",
     weights="torchvision:resnet101, or another file of ImageNet's",
-    published=".7863 mean IoU on Cityscapes val",
+    published=".7863 mean IoU on Cityscapes val, at one scale",
+    protocol="pspnet",
   ),
   "ade20k": jseg.config.About(
     data="ADE20K as a folder data set, `ade20k`",
     weights="torchvision:resnet50, or another file of ImageNet's",
-    published=".4189 mean IoU on ADE20K val",
+    published=".4189 mean IoU on ADE20K val, at one scale",
+    protocol="pspnet",
   ),
 }
 

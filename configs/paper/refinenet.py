@@ -6,10 +6,10 @@
       --config.init_from=torchvision:resnet101 --workdir=runs/refinenet_cityscapes
 
 The released recipe has ResNet-50 and VOC 2012's own 1,464 training images, and reaches about .691
-mean IoU on val; the paper has 73.6 on Cityscapes' test set with ResNet-101, at several scales.
-There the rate falls to a tenth when val stands still; here after two thirds of a fixed number of
-steps.
-The released code also enlarges each image 1.2 times before the network. Not run here.
+mean IoU on val; the paper has 73.6 on Cityscapes' test set with ResNet-101, at several scales
+(`jseg evaluate --set inference.scales=...`). There the rate falls to a tenth when val stands still;
+here after two thirds of a fixed number of steps. The released code also enlarges each image 1.2
+times before the network. Not run here.
 """
 
 from typing import Any
@@ -25,11 +25,13 @@ ABOUT = {
     data="Pascal VOC, `jseg get-data voc2012`",
     weights="torchvision:resnet50, or another file of ImageNet's",
     published="about .691 mean IoU on VOC 2012 val",
+    protocol="shrink",
   ),
   "cityscapes": jseg.config.About(
     data="Cityscapes' leftImg8bit and gtFine",
     weights="torchvision:resnet101, or another file of ImageNet's",
     published="73.6 mean IoU on Cityscapes' test set, at several scales",
+    protocol="shrink",
   ),
 }
 

@@ -20,10 +20,12 @@ ABOUT = {
     data="CamVid as `jseg get-data camvid` makes it",
     weights="torchvision:vgg16_bn, or another file of ImageNet's",
     published="60.1 mean IoU, global accuracy 90.4, on 3,433 training images",
+    protocol="shrink",
   ),
   "segnet_basic": jseg.config.About(
     data="CamVid as `jseg get-data camvid` makes it",
     published="47.7 mean IoU with median frequency balancing",
+    protocol="shrink",
   ),
 }
 

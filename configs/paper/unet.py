@@ -13,6 +13,7 @@ import jseg.config
 ABOUT = jseg.config.About(
   data="ISBI 2012 as `jseg get-data isbi2012` makes it",
   published="warping error .000353, Rand error .0382, pixel error .0611 in the challenge",
+  protocol="tile",
 )
 
 

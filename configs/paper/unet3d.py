@@ -14,6 +14,7 @@ ABOUT = jseg.config.About(
   data="your own volumes, of which some slices are annotated",
   extras=("volumes",),
   published="IoU .863 in the semi-automated setting, on data that are not public",
+  protocol="tile",
 )
 
 

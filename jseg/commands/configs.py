@@ -77,5 +77,6 @@ def needs(about: About) -> str:
 def reaches(about: About) -> str:
   """Returns what was measured, or what is published."""
   if about.published:
-    return f"published, not run here: {about.published}"
+    how = f" (--protocol {about.protocol})" if about.protocol else ""
+    return f"published, not run here: {about.published}{how}"
   return about.reaches or "not measured"

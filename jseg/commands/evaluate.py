@@ -8,7 +8,7 @@ from rich.table import Table
 
 from jseg.commands import common
 from jseg.console import CONSOLE
-from jseg.evaluation import Evaluation, evaluate
+from jseg.evaluation import WORST, Evaluation, evaluate
 
 HELP = "measure a checkpoint on a split, at the images' original size"
 EXAMPLES = """\
@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "objects being the connected parts of this class), of volumes surface=MM (HD95, and surface "
     "Dice within so many millimetres), or your own as package.module:Name",
   )
+  parser.add_argument(
+    "--worst",
+    type=int,
+    default=WORST,
+    metavar="N",
+    help="images to draw, those with the lowest score (default: %(default)s)",
+  )
   common.add_crf(parser, "measure what a dense CRF makes of it too")
   common.add_hosts(parser)
 
@@ -53,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     metrics=arguments.metrics,
     changes=common.changes(arguments),
     crf=common.crf_params(arguments, opened),
+    worst=arguments.worst,
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(result.table(title))

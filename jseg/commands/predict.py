@@ -14,6 +14,7 @@ EXAMPLES = """\
   jseg predict runs/mine photos/ --out out
   jseg predict runs/mine aerial/ --out out --protocol window
   jseg predict runs/hippocampus scans/ --out out
+  jseg predict runs/pspnet leftImg8bit/test --out results --write mask --source-ids
 
 Stopped or failed in part, the same command goes on with what is missing."""
 
@@ -29,6 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--overwrite",
     action="store_true",
     help="predict all again, and replace what bears the name of a result",
+  )
+  parser.add_argument(
+    "--write",
+    nargs="+",
+    default=[],
+    metavar="WHAT",
+    help="what is written of each image: mask, overlay, legend, confidence (the probability of the "
+    "class, 0 to 255); of objects mask, overlay (default: all but confidence)",
+  )
+  parser.add_argument(
+    "--source-ids",
+    action="store_true",
+    help="masks hold the data set's own values, such as Cityscapes' label ids, not class numbers",
   )
   common.add_protocol(parser)
   common.add_crf(parser, "refine by a dense CRF on the image's own colors")
@@ -48,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint=arguments.checkpoint,
     changes=common.changes(arguments),
     overwrite=arguments.overwrite,
+    write=arguments.write,
+    source_ids=arguments.source_ids,
     protocol=arguments.protocol,
     crf=common.crf_params(arguments, opened),
   )

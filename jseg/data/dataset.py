@@ -1,6 +1,7 @@
 """Prepared data sets: `load` prepares a source where needed; `Dataset` reads it back."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -53,6 +54,12 @@ class Examples(Sequence[dict[str, Any]]):
 
   def __len__(self) -> int:
     return len(self._records)
+
+  @functools.cached_property
+  def names(self) -> list[str]:
+    """Names of all examples, in order; their arrays aren't decoded for it."""
+    with prepared(self._folder):
+      return [self._records[i]["name"].decode() for i in range(len(self))]
 
   def __getitem__(self, index: Any) -> Any:
     if not 0 <= index < len(self):

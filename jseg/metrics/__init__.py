@@ -18,7 +18,9 @@ from jseg.metrics.average_precision import (
   coco_results,
 )
 from jseg.metrics.boundary import BoundaryState
+from jseg.metrics.calibration import Calibration, binned, host_binned
 from jseg.metrics.confusion_matrix import ConfusionState, SemanticScores, confusion, host_confusion
+from jseg.metrics.images import ImageScores, outcomes
 from jseg.metrics.numbers import none_if_nan, percent
 from jseg.metrics.rand import RandState, rand_score
 from jseg.types import InputError
@@ -28,19 +30,24 @@ __all__ = [
   "VOLUME_METRICS",
   "AveragePrecisionState",
   "BoundaryState",
+  "Calibration",
   "ConfusionState",
   "ImageMetric",
+  "ImageScores",
   "InstanceScores",
   "Precisions",
   "RandState",
   "SemanticScores",
   "VolumeMetric",
+  "binned",
   "coco_annotations",
   "coco_results",
   "confusion",
   "create",
+  "host_binned",
   "host_confusion",
   "none_if_nan",
+  "outcomes",
   "percent",
   "rand_score",
 ]

@@ -14,8 +14,10 @@ import numpy as np
 from rich.table import Table
 
 from jseg.data.files.instances import Objects, coco_masks, encode_rle
+from jseg.metrics.images import ImageScores
 from jseg.metrics.numbers import mean_of_present, percent, plain
 
+_LEAST_SCORE = 0.5  # of detections that count in an image, as of those that are drawn
 _SIZES = ("all", "small", "medium", "large")  # under 32^2 pixels, under 96^2, above
 
 
@@ -57,11 +59,15 @@ class InstanceScores:
     masks: AP and AR of the masks.
     boxes: AP and AR of the boxes.
     counts: true objects of each class, int64 [k]; crowds are not counted.
+    images: objects of each image that were found (`matched`), not found (`missed`), and found
+      where there is none (`false`); masks match from IoU .5, detections count from score .5.
+      `f1` is 2 matched / (2 matched + missed + false). None: not known.
   """
 
   masks: Precisions
   boxes: Precisions
   counts: np.ndarray
+  images: ImageScores | None = None
 
   @property
   def primary(self) -> float:
@@ -177,13 +183,13 @@ class AveragePrecisionState:
       annotations += [{**each, "image_id": index} for each in truth]
       results += [{**each, "image_id": index} for each in found]
     categories = [{"id": i} for i in range(1, self.num_classes)]
-    boxes, masks = (
+    (boxes, _), (masks, matches) = (
       _evaluate(sizes, categories, annotations, results, kind, max_detections)
       for kind in ("bbox", "segm")
     )
     present = [each["category_id"] for each in annotations if not each["iscrowd"]]
     counts = np.bincount(np.array(present, np.int64), minlength=self.num_classes)
-    return InstanceScores(masks, boxes, counts)
+    return InstanceScores(masks, boxes, counts, _image_scores(matches, sorted(self.images)))
 
 
 def coco_annotations(objects: Objects) -> list[dict[str, Any]]:
@@ -236,7 +242,8 @@ def _evaluate(
   results: list[dict],
   kind: str,
   max_detections: int,
-) -> Precisions:
+) -> tuple[Precisions, list[dict[str, Any]]]:
+  """Returns the precisions, and what COCO has matched by image, class and size."""
   from pycocotools.coco import COCO
   from pycocotools.cocoeval import COCOeval
 
@@ -267,7 +274,7 @@ def _evaluate(
     axes = tuple(range(values.ndim - 1))
     return np.append(np.nan, values.mean(axes))
 
-  return Precisions(
+  precisions = Precisions(
     ap=mean_of_present(precision[..., 0]),
     ap50=mean_of_present(precision[0, ..., 0]),
     ap75=mean_of_present(precision[5, ..., 0]),
@@ -278,3 +285,27 @@ def _evaluate(
     ap50_by_class=by_class(precision[0, ..., 0]),
     ar_by_class=by_class(recall[..., 0]),
   )
+  return precisions, [each for each in evaluation.evalImgs if each is not None]
+
+
+def _image_scores(matches: Sequence[Mapping[str, Any]], images: Sequence[int]) -> ImageScores:
+  """Objects that were matched, missed and false in each image, of what COCO has matched.
+
+  Args:
+    matches: what COCO has matched, by image, class and size.
+    images: positions of all images in the split, ascending.
+  """
+  row = {index: i for i, index in enumerate(images)}
+  found = np.zeros((3, len(images)), np.int64)
+  whole = max((each["aRng"][1] for each in matches if each["aRng"][0] == 0), default=0)
+  for each in matches:
+    if tuple(each["aRng"]) == (0, whole):  # objects of all sizes
+      counts = ~each["dtIgnore"][0].astype(bool) & (np.array(each["dtScores"]) >= _LEAST_SCORE)
+      hits = int((counts & (each["dtMatches"][0] > 0)).sum())
+      truth = int((~each["gtIgnore"].astype(bool)).sum())
+      found[:, row[each["image_id"]]] += hits, truth - hits, int(counts.sum()) - hits
+  matched, missed, false = found
+  with np.errstate(invalid="ignore"):
+    f1 = 2 * matched / (2 * matched + missed + false)
+  columns: dict[str, np.ndarray] = {"matched": matched, "missed": missed, "false": false, "f1": f1}
+  return ImageScores(np.array(images, np.int64), columns, "f1")

@@ -5,6 +5,7 @@ int64: float32 stops counting at 2^24 pixels, which is 100 images.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from rich.table import Table
 
 from jseg.arithmetic import cdiv
+from jseg.metrics.calibration import Calibration
+from jseg.metrics.images import LEVEL, RESAMPLES, ImageScores, bootstrap_miou, image_scores
 from jseg.metrics.numbers import mean_of_present, none_if_nan, percent, plain
 from jseg.types import IGNORE, Array
 
@@ -79,6 +82,9 @@ class SemanticScores:
     accuracy: float64 [k].
     pixels: int64 [k], true pixels of each class.
     matrix: int64 [k k], rows are the truth, columns the prediction.
+    counts: int64 [n 3 k], what `jseg.metrics.images.outcomes` counts in each image; None: not
+      known.
+    calibration: whether the network is as often right as it is sure; None: not measured.
   """
 
   miou: float
@@ -91,9 +97,24 @@ class SemanticScores:
   accuracy: np.ndarray
   pixels: np.ndarray
   matrix: np.ndarray
+  counts: np.ndarray | None = None
+  calibration: Calibration | None = None
+
+  @property
+  def images(self) -> ImageScores | None:
+    """The images one by one; None where they aren't known."""
+    return None if self.counts is None else image_scores(self.counts)
+
+  @functools.cached_property
+  def interval(self) -> tuple[float, float] | None:
+    """Bounds of `miou` over images of the same kind; see `jseg.metrics.images.bootstrap_miou`."""
+    return None if self.counts is None else bootstrap_miou(self.counts)
 
   def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-    """Plain numbers for JSON: the five means and `per_class`, with None for absent classes."""
+    """Plain numbers for JSON: the five means and `per_class`, with None for absent classes.
+
+    Where the images are known, `miou_interval` besides, and where measured, `calibration`.
+    """
     columns = (names, self.iou, self.dice, self.accuracy, self.pixels)
     per_class = {
       name: {
@@ -104,7 +125,13 @@ class SemanticScores:
       }
       for name, iou, dice, accuracy, pixels in zip(*columns, strict=True)
     }
-    return plain(self.summary()) | {"per_class": per_class}
+    result: dict[str, Any] = {**plain(self.summary()), "per_class": per_class}
+    if self.interval is not None:
+      bounds = {"low": self.interval[0], "high": self.interval[1]}
+      result["miou_interval"] = bounds | {"level": LEVEL, "resamples": RESAMPLES}
+    if self.calibration is not None:
+      result["calibration"] = self.calibration.to_dict()
+    return result
 
   @property
   def primary(self) -> float:
@@ -139,9 +166,15 @@ class SemanticScores:
         f"{self.pixels[i]:,}",
         percent(self.pixels[i] / total),
       )
-    table.caption = (
+    notes = [
       f"pixel accuracy {percent(self.pixel_accuracy)}, frequency-weighted IoU {percent(self.fwiou)}"
-    )
+    ]
+    if self.interval is not None:
+      low, high = map(percent, self.interval)
+      notes.append(f"mIoU over other images of the kind {low} to {high} ({100 * LEVEL:.0f} %)")
+    if self.calibration is not None:
+      notes.append(f"expected calibration error {percent(self.calibration.ece)}")
+    table.caption = "\n".join(notes)
     return table
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jseg import json_files
-from jseg.metrics import SemanticScores
+from jseg.metrics import Calibration, SemanticScores
 from jseg.metrics.numbers import percent
 from jseg.report.figure import make_figure, plain, save_figure
 
@@ -39,6 +39,30 @@ def save_confusion_plot(scores: SemanticScores, names: Sequence[str], path: path
         color = "white" if share > 0.6 else "black"
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color)
   figure.colorbar(picture, fraction=0.046, pad=0.04, label="share of the true class")
+  save_figure(figure, path)
+
+
+def save_calibration_plot(calibration: Calibration, path: pathlib.Path) -> None:
+  """Draws a reliability diagram (Guo et al. 2017, figure 1), over how many pixels are how sure.
+
+  Args:
+    calibration: pixels of a split by confidence, at least one.
+    path: PNG to write.
+  """
+  bins = len(calibration.pixels)
+  left = np.arange(bins) / bins
+  figure = make_figure(4.5, 5)
+  upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+  upper.bar(left, calibration.accuracy, 1 / bins, align="edge")
+  upper.plot((0, 1), (0, 1), "--", color="gray", linewidth=1)
+  upper.plot(calibration.confidence, calibration.accuracy, "o", color="tab:orange", markersize=3)
+  upper.set_ylabel("share of the pixels that are right")
+  upper.set_title(f"expected calibration error {percent(calibration.ece)}", fontsize=11)
+  upper.set_ylim(0, 1)
+  lower.bar(left, calibration.pixels / calibration.pixels.sum(), 1 / bins, align="edge")
+  lower.set_ylabel("share of\nall pixels")
+  lower.set_xlabel("confidence")
+  lower.set_xlim(0, 1)
   save_figure(figure, path)
 
 

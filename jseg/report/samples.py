@@ -23,6 +23,7 @@ def save_samples(
   legend: Sequence[tuple[str, Sequence[int]]],
   path: pathlib.Path,
   title: str,
+  captions: Sequence[str] = (),
 ) -> None:
   """Draws image | truth | prediction, one sample per row, with a legend.
 
@@ -31,9 +32,10 @@ def save_samples(
     legend: name and color of each class; empty: there is none.
     path: PNG to write.
     title: heading.
+    captions: text below the image of each sample; empty: there is none.
   """
   cell = min(max(_CELL[0], *rows[0][0].shape[:2]), _CELL[1])
-  figure = _triples(rows, title, cell=cell / DPI)
+  figure = _triples(rows, title, captions, cell=cell / DPI)
   _add_legend(figure, legend)
   save_figure(figure, path)
 
@@ -73,19 +75,23 @@ def _add_legend(figure: Figure, legend: Sequence[tuple[str, Sequence[int]]]) -> 
     )
 
 
-def _triples(rows: Sequence[Sequence[np.ndarray]], title: str, cell: float) -> Figure:
+def _triples(
+  rows: Sequence[Sequence[np.ndarray]], title: str, captions: Sequence[str], cell: float
+) -> Figure:
   """A grid of image | truth | prediction, in two columns where there are many.
 
   Args:
     rows: the pictures, uint8 [h w 3]; the first one's height and width shape the grid.
     title: heading.
+    captions: text below the image of each row, or none.
     cell: longest side of a picture in inches.
   """
   lines = cdiv(len(rows), 2) if len(rows) > 3 else len(rows)
   columns = 3 * cdiv(len(rows), max(lines, 1))
   height, width = rows[0][0].shape[:2]
   longest = max(height, width)
-  figure = make_figure(cell * columns * width / longest, cell * lines * height / longest + 1.0)
+  tall = cell * lines * height / longest + 1.0 + (0.2 * lines if captions else 0)
+  figure = make_figure(cell * columns * width / longest, tall)
   grid = figure.subplots(lines, columns, squeeze=False)
   for axes in grid.flat:
     axes.set_axis_off()
@@ -98,6 +104,9 @@ def _triples(rows: Sequence[Sequence[np.ndarray]], title: str, cell: float) -> F
       axes.imshow(picture, interpolation="nearest")
       if row == 0:
         axes.set_title(heading, fontsize=10)
+    if captions:
+      first = grid[row, column]
+      first.text(0, -0.02, captions[number], transform=first.transAxes, va="top", fontsize=8)
   figure.suptitle(title, fontsize=11)
   return figure
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from jseg.data import ClassInfo, Dataset, FileError, read_scientific, scale
+from jseg.metrics import ImageScores
 from jseg.models import Network
 from jseg.step import Counts, Forward, Losses
 from jseg.types import Array, InputError, Variables
@@ -50,6 +51,10 @@ class Scores(Protocol):
   def primary(self) -> float:
     """The metric that selects the best checkpoint; higher is better."""
 
+  @property
+  def images(self) -> ImageScores | None:
+    """Numbers of each image; None where they aren't known."""
+
   def summary(self) -> dict[str, float]:
     """Metrics by name for the log; holds the task's `metric`."""
 
@@ -67,7 +72,13 @@ class Prediction(Protocol):
     """Returns the image with the prediction drawn over it, uint8 [h w 3]."""
 
   def save(
-    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+    self,
+    out: str | pathlib.Path,
+    stem: str,
+    like: str | pathlib.Path | None = None,
+    *,
+    write: Sequence[str] = (),
+    source_ids: bool = False,
   ) -> list[pathlib.Path]:
     """Writes files named after `stem` to the folder `out` and returns their paths."""
 
@@ -100,18 +111,22 @@ class Task(Protocol):
     metric: key of the metric that selects the best checkpoint; higher is better.
     metric_names: keys of all metrics of `Scores.summary`, of which a run may choose another.
     title: name of that metric in tables and plots.
+    image_title: name of what single images are compared by.
     predict_options: names of the keyword arguments of `predictor`.
-    evaluate_options: names of the keyword arguments of `extra_metrics`.
+    evaluate_options: names of the keyword arguments of `measure`.
     suffixes: file name endings of the images it predicts.
     folder_outputs: names of the files that are written for a whole folder of predictions.
+    kinds: what can be written of a prediction, by name.
   """
 
   metric: ClassVar[str]
   metric_names: ClassVar[tuple[str, ...]]
   title: ClassVar[str]
+  image_title: ClassVar[str]
   predict_options: ClassVar[tuple[str, ...]]
   evaluate_options: ClassVar[tuple[str, ...]]
   folder_outputs: ClassVar[tuple[str, ...]]
+  kinds: ClassVar[tuple[str, ...]]
 
   @property
   def config(self) -> ConfigDict:
@@ -164,10 +179,10 @@ class Task(Protocol):
   def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], Scores]:
     """Returns `evaluate(variables)` over one split, at the images' own size."""
 
-  def extra_metrics(
+  def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
-  ) -> dict[str, Any]:
-    """Returns metrics of a split that need whole images, as plain values by name."""
+  ) -> tuple[Scores, dict[str, Any]]:
+    """Returns all metrics of a split, and in process 0 those of `options` as plain values."""
 
   def save_plots(self, scores: Any, path: pathlib.Path) -> None:
     """Writes plots of an evaluation to files whose names begin with `path`."""
@@ -189,8 +204,8 @@ class Task(Protocol):
   def foreign_data(num_classes: int) -> dict[str, Any]:
     """Returns keys of `data` for a run that is made of foreign weights."""
 
-  def outputs(self, stem: str) -> list[str]:
-    """Returns the names of the files that a prediction's `save` writes."""
+  def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the files that a prediction's `save` writes, in the order of `write`."""
 
   def result(self, prediction: Any, file: str) -> Any:
     """Returns what `report` needs of one prediction, as plain values, given its file's name."""

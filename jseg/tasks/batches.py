@@ -81,8 +81,8 @@ def make_results(
     threads=config.data.threads,
     **options,
   )
-  extra = ["index"] if label_size is None else ["label", "label_size"]
-  names = ["image", "size", *extra]
+  labels = [] if label_size is None else ["label", "label_size"]
+  names = ["image", "size", "index", *labels]
 
   def results(variables: Variables) -> Iterator[_Result]:
     pending: _Result | None = None

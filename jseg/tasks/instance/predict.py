@@ -12,7 +12,7 @@ from PIL import Image
 from jseg.data import ClassInfo, Objects, as_channels, objects_from_detections, resize_and_pad
 from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
-from jseg.report import draw_objects, save_instance_map
+from jseg.report import PNG, draw_objects, save_instance_map
 from jseg.types import Array, Detections, InputError, Variables
 
 
@@ -71,7 +71,13 @@ class InstancePrediction:
     return draw_objects(image, self.objects, self.info.names, least_score=least_score)
 
   def save(
-    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+    self,
+    out: str | pathlib.Path,
+    stem: str,
+    like: str | pathlib.Path | None = None,
+    *,
+    write: Sequence[str] = (),
+    source_ids: bool = False,
   ) -> list[pathlib.Path]:
     """Writes STEM.png, the instance map, and STEM_overlay.png.
 
@@ -79,22 +85,32 @@ class InstancePrediction:
       out: folder to write to; made if it isn't there.
       stem: beginning of the files' names.
       like: not needed.
+      write: what is written, names in `KINDS`; empty: both.
+      source_ids: not needed.
 
     Returns:
       Their paths. Pixels of the map (16 bits) hold the number of their object, best first, from 1.
     """
-    del like
+    del like, source_ids
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in output_names(stem)]
-    save_instance_map(self.objects, paths[0])
-    Image.fromarray(self.overlay()).save(paths[1])
+    write = write or tuple(KINDS)
+    paths = [out / name for name in output_names(stem, write)]
+    for kind, path in zip(write, paths, strict=True):
+      if kind == "mask":
+        save_instance_map(self.objects, path)
+      else:
+        Image.fromarray(self.overlay()).save(path, **PNG)
     return paths
 
 
-def output_names(stem: str) -> list[str]:
-  """Returns the names of the files that a prediction of this stem is saved to."""
-  return [f"{stem}.png", f"{stem}_overlay.png"]
+KINDS = {"mask": "", "overlay": "_overlay"}
+"""What can be written of a prediction, and what its file's name has beside the image's."""
+
+
+def output_names(stem: str, write: Sequence[str] = ()) -> list[str]:
+  """Returns the names of the files that a prediction of this stem is saved to; by default both."""
+  return [f"{stem}{KINDS[kind]}.png" for kind in write or KINDS]
 
 
 class InstancePredictor:

@@ -34,11 +34,16 @@ from jseg.models import Network, fitting
 from jseg.outputs import write_text
 from jseg.report import draw_objects
 from jseg.scaling import statistics
-from jseg.step import Forward, Losses
+from jseg.step import Forward, Losses, replicate
 from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
-from jseg.tasks.instance.predict import InstancePrediction, InstancePredictor, output_names
+from jseg.tasks.instance.predict import (
+  KINDS,
+  InstancePrediction,
+  InstancePredictor,
+  output_names,
+)
 from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets, Variables
 
 _PICTURE = 384  # pixels, longest side of a picture with objects
@@ -57,9 +62,11 @@ class InstanceTask:
   metric: ClassVar[str] = "map"
   metric_names: ClassVar[tuple[str, ...]] = ("map", "map50", "box_map", "box_map50")
   title: ClassVar[str] = "mask AP"
+  image_title: ClassVar[str] = "F1"
   predict_options: ClassVar[tuple[str, ...]] = ()
   evaluate_options: ClassVar[tuple[str, ...]] = ()
   folder_outputs: ClassVar[tuple[str, ...]] = ("detections.json",)
+  kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
 
   config: ConfigDict
   model: Network
@@ -202,12 +209,12 @@ class InstanceTask:
 
     return evaluate
 
-  def extra_metrics(
+  def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
-  ) -> dict[str, Any]:
-    """Returns nothing: AP is all there is."""
-    del variables, dataset, split, options
-    return {}
+  ) -> tuple[InstanceScores, dict[str, Any]]:
+    """Returns AP, which is all there is."""
+    del options
+    return self.evaluator(dataset, split)(replicate(variables)), {}
 
   def save_plots(self, scores: InstanceScores, path: pathlib.Path) -> None:
     """Writes nothing."""
@@ -252,9 +259,9 @@ class InstanceTask:
     del num_classes
     return {"name": "folder", "size": (1333, 1333), "short_side": 800, "eval_batch_size": 1}
 
-  def outputs(self, stem: str) -> list[str]:
-    """Returns the names of the map of instances and the overlay."""
-    return output_names(stem)
+  def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the map of instances and the overlay, or of one of them."""
+    return output_names(stem, write)
 
   def result(self, prediction: InstancePrediction, file: str) -> list[dict[str, Any]]:
     """Returns the objects as COCO's results."""

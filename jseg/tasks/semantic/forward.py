@@ -10,12 +10,17 @@ import jax.numpy as jnp
 from jseg.arithmetic import cdiv
 from jseg.augment import Augment, Example
 from jseg.losses import Loss, weights_of
-from jseg.metrics import confusion
+from jseg.metrics import binned, confusion
 from jseg.models import Network
 from jseg.nn import resize_to
 from jseg.nn.devices import AXIS, example_keys, share_index
 from jseg.step import Forward, Losses, parallel
 from jseg.types import Array, Batch, InputError, Outputs, Variables
+
+Binned = tuple[Array, Array, Array] | None
+"""What `jseg.metrics.binned` counts in an image; None where nobody asked."""
+Decided = tuple[Array, Array | None]
+"""The class of every pixel, and its probability; None where nobody asked."""
 
 _ROWS = 128  # rows of a full-size prediction that exist at one time
 
@@ -101,9 +106,25 @@ def training_counts(outputs: Outputs, targets: Targets) -> dict[str, Array]:
   return {"confusion": confusion(jnp.argmax(logits, -1), targets.label, logits.shape[-1])}
 
 
-def label_at_full_size(
-  logits: Array, size: Array, label_size: Array, canvas: tuple[int, int]
-) -> Array:
+def sureness(logits: Array) -> Array:
+  """Probability of the best class, float32 [...], from logits [... k]."""
+  best = logits.max(-1, keepdims=True)
+  return 1 / jnp.exp(logits.astype(jnp.float32) - best).sum(-1)
+
+
+def decide(logits: Array, confident: bool) -> Decided:
+  """Returns the best class of every pixel, uint8 [...], and its probability or None."""
+  label = jnp.argmax(logits, -1).astype(jnp.uint8)
+  return label, sureness(logits) if confident else None
+
+
+def decide_at_full_size(
+  logits: Array,
+  size: Array,
+  label_size: Array,
+  canvas: tuple[int, int],
+  confident: bool = False,
+) -> Decided:
   """The predicted class at every pixel of an image's own size, in bounded memory.
 
   Args:
@@ -111,63 +132,74 @@ def label_at_full_size(
     size: int32 [2], the part of the canvas that the image covers.
     label_size: int32 [2], height and width to bring it to.
     canvas: static (LH, LW), at least `label_size`.
+    confident: whether the probability of the class is computed too.
 
   Returns:
-    uint8 [LH LW]; what lies outside of `label_size` means nothing.
+    uint8 [LH LW], and float32 [LH LW] or None; what lies outside of `label_size` means nothing.
   """
   height, width = canvas
   blocks = cdiv(height, _ROWS)
   rows = cdiv(height, blocks)
 
-  def block(first: Array) -> Array:
-    part = resize_to(logits, size, label_size, canvas, rows=(first, rows))
-    return jnp.argmax(part, -1).astype(jnp.uint8)
+  def block(first: Array) -> Decided:
+    return decide(resize_to(logits, size, label_size, canvas, rows=(first, rows)), confident)
 
-  return jax.lax.map(block, rows * jnp.arange(blocks)).reshape(-1, width)[:height]
+  strips = jax.lax.map(block, rows * jnp.arange(blocks))
+  return jax.tree.map(lambda x: x.reshape(-1, width)[:height], strips)
 
 
-def count_example(logits: Array, size: Array, label: Array, label_size: Array) -> Array:
-  """Confusion matrix int32 [k k] of one image, at the size of its label [LH LW].
+def count_example(
+  logits: Array, size: Array, label: Array, label_size: Array, calibrate: bool = False
+) -> tuple[Array, Binned]:
+  """Counts one image at the size of its label [LH LW].
 
   Volumes keep their size on the canvas, so their labels [D H W] lie on the logits already.
+
+  Returns:
+    Confusion matrix int32 [k k], and what `jseg.metrics.binned` counts, or None.
   """
   if label.ndim == 3:
-    prediction = jnp.argmax(logits, -1)[tuple(slice(n) for n in label.shape)]
+    decided = decide(logits[tuple(slice(n) for n in label.shape)], calibrate)
   else:
     height, width = label.shape
-    prediction = label_at_full_size(logits, size, label_size, (height, width)).astype(jnp.int32)
-  return confusion(prediction, label, logits.shape[-1])
+    decided = decide_at_full_size(logits, size, label_size, (height, width), calibrate)
+  prediction, confidence = decided[0].astype(jnp.int32), decided[1]
+  bins = None if confidence is None else binned(confidence, prediction, label)
+  return confusion(prediction, label, logits.shape[-1]), bins
 
 
-def count_batch(logits: Array, batch: Batch) -> Array:
-  """Confusion matrix int32 [k k] of a batch of logits [b H W k].
+def count_batch(logits: Array, batch: Batch, calibrate: bool = False) -> tuple[Array, Binned]:
+  """Counts each image of a batch of logits [b H W k]: int32 [b k k], and bins or None.
 
   Images are counted one by one with the same arithmetic whatever the batch: a near tie between two
   classes can't fall one way in a batch of three and another way in a batch of eight.
   """
-  counts = jax.lax.map(
-    lambda example: count_example(*example),
-    (logits, batch["size"], batch["label"], batch["label_size"]),
-  )
-  return counts.sum(0)
+
+  def count(example: tuple[Array, Array, Array, Array]) -> tuple[Array, Binned]:
+    return count_example(*example, calibrate=calibrate)
+
+  return jax.lax.map(count, (logits, batch["size"], batch["label"], batch["label_size"]))
 
 
 def make_eval_step(
-  model: Network, prepare: Callable[[Array, Array], Array]
-) -> Callable[[Variables, Batch], Array]:
-  """Makes `step(variables, batch) -> confusion`, mapped over the devices.
+  model: Network, prepare: Callable[[Array, Array], Array], *, calibrate: bool = False
+) -> Callable[[Variables, Batch], tuple[Array, Array, Binned]]:
+  """Makes `step(variables, batch) -> (index, confusion, bins)`, mapped over the devices.
 
   Args:
     model: network of classes.
     prepare: `(image uint8 [b H W c], size [b 2]) -> float32 [b H W c]`, normalized.
+    calibrate: whether pixels are counted by confidence too (`jseg.metrics.binned`).
 
   Returns:
-    The step; int32 [k k], summed over all devices of all processes.
+    The step: of each image of all devices of all processes its position in the split int32 [b],
+    -1 of padding, its confusion matrix int32 [b k k], and its bins, or None.
   """
 
-  def step(variables: Variables, batch: Batch) -> Array:
+  def step(variables: Variables, batch: Batch) -> tuple[Array, Array, Binned]:
     image = prepare(batch["image"], batch["size"])
     outputs = cast(Outputs, model.apply(variables, image, train=False))
-    return jax.lax.psum(count_batch(outputs.logits, batch), AXIS)
+    counted = batch["index"], *count_batch(outputs.logits, batch, calibrate)
+    return jax.lax.all_gather(counted, AXIS, tiled=True)
 
   return parallel(step, in_axes=(None, 0))

@@ -26,9 +26,9 @@ from jseg.data.files.preparation import NORMALIZED
 from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
 from jseg.nn import resize_to
-from jseg.report import legend, overlay
+from jseg.report import PNG, legend, overlay
 from jseg.step import LocalDevices
-from jseg.tasks.semantic.forward import label_at_full_size
+from jseg.tasks.semantic.forward import Decided, decide_at_full_size
 from jseg.tasks.semantic.inference import GRIDS, Inference
 from jseg.tasks.semantic.windows import Window, blend, gaussian_weights, overlapping, tiles
 from jseg.types import Array, InputError, Outputs, Variables
@@ -50,7 +50,7 @@ def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 _resize_to = jax.jit(resize_to, static_argnums=3)
-_label_at_full_size = jax.jit(label_at_full_size, static_argnums=3)
+_decide_at_full_size = jax.jit(decide_at_full_size, static_argnums=(3, 4))
 _LEAST = 1e-30  # a probability whose logarithm is finite
 
 
@@ -74,14 +74,23 @@ class SemanticPrediction:
   _size: tuple[int, ...]
   bands: tuple[int, ...] = ()
   preparation: VolumePreparation = NORMALIZED
+  _confidence: np.ndarray | None = None
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
     """float32 [... k] on the mask, summing to 1; computed when first asked for, as it is large.
 
-    Of an image in windows, the network is run once more.
+    Of an image in windows, the network is run once more, unless the predictor keeps scores.
     """
     return np.asarray(jax.nn.softmax(self._logits_at_full_size(), -1))
+
+  @property
+  def confidence(self) -> np.ndarray:
+    """Probability of the class that was predicted, float32 [...], on the mask.
+
+    Of a predictor that isn't `confident` it takes what `probabilities` takes.
+    """
+    return self.probabilities.max(-1) if self._confidence is None else self._confidence
 
   def _logits_at_full_size(self) -> Array:
     shape = self.mask.shape
@@ -105,8 +114,10 @@ class SemanticPrediction:
     if self.image.dtype != np.uint8:
       raise InputError(_NO_NUMBERS)
     log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), self.image, params))
-    mask = _best(log_q)
-    return dataclasses.replace(self, mask=mask, _logits=lambda: log_q, _size=mask.shape)
+    mask, confidence = _decide(log_q, "logits", self._confidence is not None)
+    return dataclasses.replace(
+      self, mask=mask, _logits=lambda: log_q, _size=mask.shape, _confidence=confidence
+    )
 
   def overlay(self, alpha: float = 0.55) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
@@ -130,7 +141,13 @@ class SemanticPrediction:
     return counts
 
   def save(
-    self, out: str | pathlib.Path, stem: str, like: str | pathlib.Path | None = None
+    self,
+    out: str | pathlib.Path,
+    stem: str,
+    like: str | pathlib.Path | None = None,
+    *,
+    write: Sequence[str] = (),
+    source_ids: bool = False,
   ) -> list[pathlib.Path]:
     """Writes the mask, STEM_overlay.png and STEM_legend.png.
 
@@ -138,6 +155,9 @@ class SemanticPrediction:
       out: folder to write to; made if it isn't there.
       stem: beginning of the files' names.
       like: NIfTI file that a volume was read from; images don't need it.
+      write: what is written, names in `KINDS`; empty: these three. "confidence" is
+        STEM_confidence.png, 0 to 255 for 0 to 1; of a volume it is NIfTI too.
+      source_ids: whether an image's mask holds the mask values of the data set.
 
     Returns:
       Their paths. The mask is STEM.png, class indices with a palette; of a volume STEM.nii.gz with
@@ -148,24 +168,63 @@ class SemanticPrediction:
     """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in output_names(stem, self.mask.ndim)]
-    if self.mask.ndim == 3:
-      if like is None:
-        raise InputError("like: a volume's mask is written like the file it came from; give it")
-      values = np.array(self.classes.values, np.uint16)[self.mask]
-      write_mask(paths[0], values, like, self.preparation)
-    else:
-      mask = Image.fromarray(self.mask, mode="P")
-      mask.putpalette(np.asarray(self.classes.palette, np.uint8).ravel().tolist())
-      mask.save(paths[0])
-    Image.fromarray(self.overlay()).save(paths[1])
-    legend(self.shares(), self.classes.palette).save(paths[2])
+    write = write or DEFAULT_KINDS
+    paths = [out / name for name in output_names(stem, self.mask.ndim, write)]
+    for kind, path in zip(write, paths, strict=True):
+      if path.suffix == ".gz":
+        self._write_volume(kind, path, like)
+      else:
+        self._picture(kind, source_ids).save(path, **PNG)
     return paths
 
+  def _write_volume(self, kind: str, path: pathlib.Path, like: str | pathlib.Path | None) -> None:
+    if like is None:
+      raise InputError("like: a volume's mask is written like the file it came from; give it")
+    if kind == "mask":
+      values = np.array(self.classes.values)[self.mask]
+    else:
+      values = np.rint(255 * self.confidence)
+    write_mask(path, values.astype(np.uint16), like, self.preparation)
 
-def output_names(stem: str, ndim: int) -> list[str]:
-  """Returns the names of the files that a prediction of this stem is saved to, the mask's first."""
-  return [stem + (".nii.gz" if ndim == 3 else ".png"), f"{stem}_overlay.png", f"{stem}_legend.png"]
+  def _picture(self, kind: str, source_ids: bool) -> Image.Image:
+    """What is written of an image under a name in `KINDS`."""
+    if kind == "overlay":
+      return Image.fromarray(self.overlay())
+    if kind == "legend":
+      return legend(self.shares(), self.classes.palette)
+    if kind == "confidence":
+      return Image.fromarray(np.rint(255 * self.confidence).astype(np.uint8))
+    values = np.arange(len(self.classes.names))
+    if source_ids:
+      values = np.array(self.classes.values)
+    if values.max() > 255:
+      return Image.fromarray(values.astype(np.uint16)[self.mask])
+    palette = np.zeros((256, 3), np.uint8)
+    palette[values] = self.classes.palette
+    mask = Image.fromarray(values.astype(np.uint8)[self.mask] if source_ids else self.mask, "P")
+    mask.putpalette(palette[: values.max() + 1].ravel().tolist())
+    return mask
+
+
+KINDS = {"mask": "", "overlay": "_overlay", "legend": "_legend", "confidence": "_confidence"}
+"""What can be written of a prediction, and what its file's name has beside the image's."""
+
+DEFAULT_KINDS = ("mask", "overlay", "legend")
+
+
+def output_names(stem: str, ndim: int, write: Sequence[str] = ()) -> list[str]:
+  """Returns the names of the files that a prediction of this stem is saved to.
+
+  Args:
+    stem: name of the image.
+    ndim: 2 for images, 3 for volumes.
+    write: names in `KINDS`; empty: `DEFAULT_KINDS`.
+  """
+  names = []
+  for kind in write or DEFAULT_KINDS:
+    volume = ndim == 3 and kind in ("mask", "confidence")
+    names.append(f"{stem}{KINDS[kind]}{'.nii.gz' if volume else '.png'}")
+  return names
 
 
 class SemanticPredictor:
@@ -186,6 +245,9 @@ class SemanticPredictor:
     crf: parameters of a dense CRF that refines each prediction; None: none does.
     statistics: of scientific images, mean and deviation of each channel; None: images are colors.
     bands: of scientific images, the channels that pictures show.
+    confident: whether the confidence of each pixel is computed with its class.
+    keep_scores: whether scores of images in windows stay with their masks, 4 bytes per pixel and
+      class, for whoever refines them or asks for probabilities.
 
   Raises:
     InputError: the margins leave nothing of a tile, or volumes are to be shrunk, scaled, or refined
@@ -205,6 +267,8 @@ class SemanticPredictor:
     crf: dense.CrfParams | None = None,
     statistics: Statistics | None = None,
     bands: Sequence[int] = (),
+    confident: bool = False,
+    keep_scores: bool = False,
   ):
     self._size = tuple(int(n) for n in size)
     ndim = len(self._size)
@@ -217,6 +281,7 @@ class SemanticPredictor:
     self._inference.check(self._size)
     self.preparation = preparation
     self._crf, self._classes, self._channels = crf, classes, channels
+    self._confident, self._keep_scores = confident, keep_scores or crf is not None
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
     self._devices = LocalDevices(batch_size)
@@ -239,10 +304,10 @@ class SemanticPredictor:
       size: Array,
       full_size: Array,
       canvas: tuple[int, int],
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Decided]:
       prepared = prepare(image[None], size[None], statistics)
       logits = cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
-      return logits, label_at_full_size(logits, size, full_size, canvas)
+      return logits, decide_at_full_size(logits, size, full_size, canvas, confident)
 
     self._whole = whole
     self._scores = jax.jit(scores, static_argnums=0)
@@ -281,11 +346,18 @@ class SemanticPredictor:
   def _segment_at_once(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     shape = image.shape[:-1]
     canvas_image, size = resize_and_pad(image, self._size)
-    low, mask = self._whole(
+    low, decided = self._whole(
       variables, canvas_image, np.array(size, np.int32), np.array(shape), _canvas(shape)
     )
-    mask = np.asarray(mask)[: shape[0], : shape[1]]
-    return SemanticPrediction(image, mask, self._classes, lambda: low, tuple(size))
+    return self._prediction(image, decided, low, tuple(size))
+
+  def _prediction(
+    self, image: np.ndarray, decided: Decided, low: Array, size: tuple[int, ...]
+  ) -> SemanticPrediction:
+    """A prediction of what was decided on a canvas that holds the image at its own size."""
+    own = tuple(map(slice, image.shape[:-1]))
+    mask, confidence = jax.tree.map(lambda x: np.asarray(x)[own], decided)
+    return SemanticPrediction(image, mask, self._classes, lambda: low, size, _confidence=confidence)
 
   def _segment_on_canvas(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     """Averages flips and scales of the whole image, at the size that it has on the canvas."""
@@ -298,9 +370,10 @@ class SemanticPredictor:
       scores = self._scores(self._inference.average, variables, shown[None], sizes)[0]
       total += _resize_to(scores, np.array(covered), np.array(size), self._size)
     low = _logits(total / len(self._inference.scales), self._inference.average)
-    mask = _label_at_full_size(low, np.array(size), np.array(shape), _canvas(shape))
-    mask = np.asarray(mask)[: shape[0], : shape[1]]
-    return SemanticPrediction(image, mask, self._classes, lambda: low, tuple(size))
+    decided = _decide_at_full_size(
+      low, np.array(size), np.array(shape), _canvas(shape), self._confident
+    )
+    return self._prediction(image, decided, low, tuple(size))
 
   def _segment_by_windows(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     shape, average = image.shape[:-1], self._average(image.shape[:-1])
@@ -311,13 +384,17 @@ class SemanticPredictor:
         result[rows] = _logits(scores, average)
       return result
 
-    if self._crf is not None:  # which asks for them anyway
-      whole = logits()
-      return SemanticPrediction(image, _best(whole), self._classes, lambda: whole, shape)
     mask = np.empty(shape, np.uint8)
+    confidence = np.empty(shape, np.float32) if self._confident else None
+    kept = np.empty((*shape, len(self._classes.names)), np.float32) if self._keep_scores else None
     for rows, scores in self._strips(variables, image, average):
-      mask[rows] = _best(scores)
-    return SemanticPrediction(image, mask, self._classes, logits, shape)
+      mask[rows], sure = _decide(scores, average, self._confident)
+      if confidence is not None:
+        confidence[rows] = sure
+      if kept is not None:
+        kept[rows] = _logits(scores, average)
+    again = logits if kept is None else lambda: cast(np.ndarray, kept)
+    return SemanticPrediction(image, mask, self._classes, again, shape, _confidence=confidence)
 
   def _average(self, shape: Sequence[int]) -> str:
     """What is averaged; logits, as they are, where there is nothing to average."""
@@ -390,9 +467,17 @@ def _scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
   return tuple(max(1, round(int(n) * scale)) for n in size)
 
 
-def _best(logits: np.ndarray) -> np.ndarray:
-  """The class of every pixel, uint8 [...], from scores [... k]."""
-  mask = np.empty(logits.shape[:-1], np.uint8)
+def _decide(
+  scores: np.ndarray, average: str, confident: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """The class of every pixel, uint8 [...], and its probability or None, from scores [... k]."""
+  mask = np.empty(scores.shape[:-1], np.uint8)
+  confidence = np.empty(mask.shape, np.float32) if confident else None
   for part in strips(mask.shape):
-    mask[part] = logits[part].argmax(-1)
-  return mask
+    mask[part] = scores[part].argmax(-1)
+    if confidence is not None:
+      best = scores[part].max(-1)
+      if average == "logits":
+        best = 1 / np.exp(scores[part] - best[..., None]).sum(-1)
+      confidence[part] = best
+  return mask, confidence

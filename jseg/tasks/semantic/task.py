@@ -13,9 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jseg import augment, hosts, images, losses, metrics
+from jseg import augment, images, losses
 from jseg.config_values import at_least, build
-from jseg.console import progress
 from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
 from jseg.data import (
   IMAGE_SUFFIXES,
@@ -31,18 +30,24 @@ from jseg.data import (
 )
 from jseg.data.files.channels import FIRST_SUFFIXES
 from jseg.data.survey import no_label, one_class
-from jseg.metrics import ConfusionState, SemanticScores, host_confusion
+from jseg.metrics import ConfusionState, SemanticScores
 from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
-from jseg.report import VOID_COLOR, colorize, save_confusion_plot
+from jseg.report import VOID_COLOR, colorize, save_calibration_plot, save_confusion_plot
 from jseg.scaling import statistics
-from jseg.step import Forward
+from jseg.step import Forward, replicate
 from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
+from jseg.tasks.semantic.evaluation import count_batches, count_images, count_whole_images
 from jseg.tasks.semantic.forward import Targets as SemanticTargets
 from jseg.tasks.semantic.inference import Inference
-from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor, output_names
+from jseg.tasks.semantic.predict import (
+  KINDS,
+  SemanticPrediction,
+  SemanticPredictor,
+  output_names,
+)
 from jseg.types import IGNORE, Array, InputError, Outputs, Variables
 
 # A canvas that holds VOC's images whole, and below Cityscapes' too.
@@ -66,9 +71,11 @@ class SemanticTask:
   metric: ClassVar[str] = "miou"
   metric_names: ClassVar[tuple[str, ...]] = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
   title: ClassVar[str] = "mIoU"
-  predict_options: ClassVar[tuple[str, ...]] = ("crf",)
+  image_title: ClassVar[str] = "mIoU"
+  predict_options: ClassVar[tuple[str, ...]] = ("crf", "confident", "keep_scores")
   evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
   folder_outputs: ClassVar[tuple[str, ...]] = ()
+  kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
 
   config: ConfigDict
   model: Network
@@ -234,22 +241,34 @@ class SemanticTask:
     """Returns the mIoU of training batches, from their summed confusion matrix."""
     return {"miou": ConfusionState(counts["confusion"]).compute().miou}
 
-  def evaluator(self, dataset: Dataset, split: str) -> Callable[[Variables], SemanticScores]:
-    """Returns `evaluate(variables)`, exact at the images' own size."""
+  def evaluator(
+    self, dataset: Dataset, split: str, *, calibrate: bool = False
+  ) -> Callable[[Variables], SemanticScores]:
+    """Returns `evaluate(variables)`, exact at the images' own size.
+
+    Args:
+      dataset: data set of the run.
+      split: split of the data set.
+      calibrate: whether it measures calibration too.
+    """
+    num_images, num_classes = len(dataset.source(split)), len(self.classes.names)
     if not self._shows_whole(dataset, split):
-      return self._window_evaluator(dataset, split)
+      predict = self.predictor(confident=calibrate)
+
+      def evaluate_images(variables: Variables) -> SemanticScores:
+        local = jax.tree.map(lambda x: x.addressable_data(0), variables)
+        return count_images(predict, local, dataset, split, calibrate=calibrate)
+
+      return evaluate_images
     prepare = functools.partial(images.prepare, statistics=statistics(self.config))
-    step = forward.make_eval_step(self.model, prepare)
+    step = forward.make_eval_step(self.model, prepare, calibrate=calibrate)
     canvas = dataset.max_size(split)
     results = make_results(self.config, dataset, split, step, label_size=canvas)
 
-    def evaluate(variables: Variables) -> SemanticScores:
-      state = ConfusionState.empty(len(self.classes.names))
-      for counts in results(variables):
-        state = state.update(counts)
-      return state.compute()
+    def evaluate_batches(variables: Variables) -> SemanticScores:
+      return count_batches(results(variables), num_images, num_classes)
 
-    return evaluate
+    return evaluate_batches
 
   def _shows_whole(self, dataset: Dataset, split: str) -> bool:
     """Whether the network sees every image of a split once, and all of it."""
@@ -259,25 +278,7 @@ class SemanticTask:
     fits = all(n <= m for n, m in zip(dataset.max_size(split), self.config.data.size, strict=True))
     return fits and protocol.flip == "none"
 
-  def _window_evaluator(
-    self, dataset: Dataset, split: str
-  ) -> Callable[[Variables], SemanticScores]:
-    """Returns `evaluate(variables)` by the predictor, image by image: what `predict` gives."""
-    predict, source = self.predictor(), dataset.source(split)
-    indices = range(jax.process_index(), len(source), jax.process_count())
-
-    def evaluate(variables: Variables) -> SemanticScores:
-      variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
-      state = ConfusionState.empty(len(self.classes.names))
-      for index in progress(indices, f"evaluating {split}", len(indices)):
-        example = source[index]
-        mask = predict(variables, example["image"]).mask
-        state = state.update(host_confusion(mask, example["label"], len(self.classes.names)))
-      return ConfusionState(hosts.add_up(state.matrix)).compute()
-
-    return evaluate
-
-  def extra_metrics(
+  def measure(
     self,
     variables: Variables,
     dataset: Dataset,
@@ -285,14 +286,14 @@ class SemanticTask:
     *,
     metrics: Sequence[str] = (),
     crf: CrfParams | None = None,
-  ) -> dict[str, Any]:
-    """Returns metrics that need whole images or volumes.
+  ) -> tuple[SemanticScores, dict[str, Any]]:
+    """Returns the metrics of a split with its calibration, and those that need whole images.
 
     Args:
       variables: parameters and statistics of the network.
       dataset: data set of the run.
       split: split of the data set.
-      metrics: their names, as `jseg.metrics.create` takes them.
+      metrics: names of further metrics, as `jseg.metrics.create` takes them.
       crf: parameters of a dense CRF. With them there is `crf` besides: the parameters, the metrics
         after the CRF, and the means of `SemanticScores` after it.
 
@@ -301,30 +302,18 @@ class SemanticTask:
     """
     if dataset.ndim == 3 and crf is not None:
       raise InputError("crf: the CRF after a network is for images, not volumes; leave it out")
-    names = self.classes.names
-    before, after = (_ImageMetrics(metrics, names, dataset.ndim) for _ in range(2))
-    if not metrics and crf is None:
-      return {}
-    spacings = dataset.spacings(split) if dataset.ndim == 3 else None
-    state = ConfusionState.empty(len(names))
-    predict, source = self.predictor(), dataset.source(split)
-    for index in progress(range(len(source)), "whole images", len(source)):
-      example = source[index]
-      prediction, label = predict(variables, example["image"]), example["label"]
-      before.update(prediction.mask, label, *([] if spacings is None else [spacings[index]]))
-      if crf is not None:
-        mask = prediction.refine(crf).mask
-        after.update(mask, label)
-        state = state.update(host_confusion(mask, label, len(names)))
-    if crf is None:
-      return before.compute()
-    refined = {**state.compute().to_dict(names), **after.compute()}
-    return before.compute() | {"crf": {"params": params_to_dict(crf), **refined}}
+    if metrics or crf is not None:
+      predict = self.predictor(confident=True, keep_scores=crf is not None)
+      return count_whole_images(predict, variables, dataset, split, metrics, crf)
+    return self.evaluator(dataset, split, calibrate=True)(replicate(variables)), {}
 
   def save_plots(self, scores: SemanticScores, path: pathlib.Path) -> None:
-    """Writes the confusion matrix as PATH_confusion.png."""
+    """Writes PATH_confusion.png, and PATH_calibration.png of what was measured."""
     picture = path.with_name(f"{path.name}_confusion.png")
     save_confusion_plot(scores, self.classes.names, picture)
+    if scores.calibration is not None:
+      picture = path.with_name(f"{path.name}_calibration.png")
+      save_calibration_plot(scores.calibration, picture)
 
   @property
   def suffixes(self) -> Collection[str]:
@@ -363,7 +352,13 @@ class SemanticTask:
       return read_image(path)
     return read_volume(path, _preparation(self.config), join=self.config.data.channels > 1)
 
-  def predictor(self, *, crf: CrfParams | None = None) -> SemanticPredictor:
+  def predictor(
+    self,
+    *,
+    crf: CrfParams | None = None,
+    confident: bool = False,
+    keep_scores: bool = False,
+  ) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
     data = self.config.data
     return SemanticPredictor(
@@ -377,6 +372,8 @@ class SemanticTask:
       crf=crf,
       statistics=statistics(self.config),
       bands=tuple(data.shown),
+      confident=confident,
+      keep_scores=keep_scores,
     )
 
   def serving(self) -> Serving:
@@ -401,9 +398,9 @@ class SemanticTask:
     """Returns the data set whose classes a head scores, by their number, or a folder."""
     return {"name": "folder", "size": _FOREIGN_SIZE, **_FOREIGN_DATA.get(num_classes, {})}
 
-  def outputs(self, stem: str) -> list[str]:
-    """Returns the names of mask, overlay and legend."""
-    return output_names(stem, self.model.ndim)
+  def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
+    """Returns the names of mask, overlay and legend, or of what else is to be written."""
+    return output_names(stem, self.model.ndim, write)
 
   def result(self, prediction: SemanticPrediction, file: str) -> list[float]:
     """Returns each class's share of the pixels."""
@@ -447,23 +444,6 @@ class SemanticTask:
     """Returns name and color of each class, and of void."""
     names, palette = self.classes.names, self.classes.palette.tolist()
     return [*zip(names, palette, strict=True), ("void", VOID_COLOR)]
-
-
-class _ImageMetrics:
-  """The metrics of a list of specifications, over whole images or volumes."""
-
-  def __init__(self, specs: Sequence[str], names: Sequence[str], ndim: int):
-    self._names = names
-    self._states = [metrics.create(spec, names, ndim) for spec in specs]
-
-  def update(self, mask: np.ndarray, label: np.ndarray, *spacing: Sequence[float]) -> None:
-    self._states = [state.update(mask, label, *spacing) for state in self._states]
-
-  def compute(self) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for state in self._states:
-      result |= state.compute(self._names)
-    return result
 
 
 def _make_augment(config: ConfigDict) -> augment.Augment:

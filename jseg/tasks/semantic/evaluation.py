@@ -1,0 +1,169 @@
+"""Counting a split: by batches over all devices, or image by image as they are predicted."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jseg import hosts, metrics
+from jseg.console import progress
+from jseg.crf import CrfParams, params_to_dict
+from jseg.data import Dataset
+from jseg.metrics import (
+  Calibration,
+  ConfusionState,
+  SemanticScores,
+  host_binned,
+  host_confusion,
+  outcomes,
+)
+from jseg.tasks.semantic.forward import Binned
+from jseg.tasks.semantic.predict import SemanticPredictor
+from jseg.types import Array, Variables
+
+
+def count_batches(
+  batches: Iterable[tuple[Array, Array, Binned]], num_images: int, num_classes: int
+) -> SemanticScores:
+  """The metrics of a split, of what the evaluation step has counted in all processes.
+
+  Args:
+    batches: results of `jseg.tasks.semantic.forward.make_eval_step`.
+    num_images: number of images in the split.
+    num_classes: k.
+  """
+  counter = _Counter(num_images, num_classes)
+  for index, matrices, bins in map(jax.device_get, batches):
+    for place in np.flatnonzero(index >= 0):
+      binned = None if bins is None else [part[place] for part in bins]
+      counter.add(int(index[place]), matrices[place], binned)
+  return counter.compute()
+
+
+def count_images(
+  predict: SemanticPredictor,
+  variables: Variables,
+  dataset: Dataset,
+  split: str,
+  *,
+  calibrate: bool = False,
+) -> SemanticScores:
+  """The metrics of what the predictor makes of a split; the processes share the images.
+
+  Args:
+    predict: predictor; with `confident` where calibration is asked for.
+    variables: parameters and statistics of the network.
+    dataset: data set of the run.
+    split: split of the data set.
+    calibrate: whether pixels are counted by confidence too.
+  """
+  source, k = dataset.source(split), len(dataset.classes.names)
+  indices = range(jax.process_index(), len(source), jax.process_count())
+  counter = _Counter(len(source), k)
+  for index in progress(indices, f"evaluating {split}", len(indices)):
+    example = source[index]
+    prediction, label = predict(variables, example["image"]), example["label"]
+    bins = host_binned(prediction.confidence, prediction.mask, label) if calibrate else None
+    counter.add(index, host_confusion(prediction.mask, label, k), bins)
+  counter.gather()
+  return counter.compute()
+
+
+def count_whole_images(
+  predict: SemanticPredictor,
+  variables: Variables,
+  dataset: Dataset,
+  split: str,
+  specs: Sequence[str],
+  crf: CrfParams | None,
+) -> tuple[SemanticScores, dict[str, Any]]:
+  """The metrics of a split and those that need whole images, in one pass of process 0.
+
+  Args:
+    predict: predictor; with `confident`, and with `keep_scores` where there is a CRF.
+    variables: parameters and statistics of the network.
+    dataset: data set of the run.
+    split: split of the data set.
+    specs: names of the further metrics, as `jseg.metrics.create` takes them.
+    crf: parameters of a dense CRF, or None.
+
+  Returns:
+    The metrics, in every process; and, in process 0, the further metrics by name. With a CRF there
+    is `crf` besides: its parameters, and all metrics after it.
+  """
+  names, source = dataset.classes.names, dataset.source(split)
+  before, after = (_ImageMetrics(specs, names, dataset.ndim) for _ in range(2))
+  spacings = dataset.spacings(split) if specs and dataset.ndim == 3 else None
+  counter, refined = (_Counter(len(source), len(names)) for _ in range(2))
+
+  def measure() -> None:
+    for index in progress(range(len(source)), f"evaluating {split}", len(source)):
+      example = source[index]
+      prediction, label = predict(variables, example["image"]), example["label"]
+      before.update(prediction.mask, label, *([] if spacings is None else [spacings[index]]))
+      bins = host_binned(prediction.confidence, prediction.mask, label)
+      counter.add(index, host_confusion(prediction.mask, label, len(names)), bins)
+      if crf is not None:
+        mask = prediction.refine(crf).mask
+        after.update(mask, label)
+        refined.add(index, host_confusion(mask, label, len(names)))
+
+  hosts.on_first(measure)
+  extra = before.compute() if hosts.is_first() else {}
+  if crf is not None and hosts.is_first():
+    scores = refined.compute().to_dict(names)
+    extra["crf"] = {"params": params_to_dict(crf), **scores, **after.compute()}
+  counter.gather()
+  return counter.compute(), extra
+
+
+class _Counter:
+  """Counts the images of a split.
+
+  Args:
+    num_images: number of images in the split.
+    num_classes: k.
+  """
+
+  def __init__(self, num_images: int, num_classes: int):
+    self._state = ConfusionState.empty(num_classes)
+    self._images = np.zeros((num_images, 3, num_classes), np.int64)
+    self._calibration = Calibration.empty()
+
+  def add(self, index: int, matrix: np.ndarray, bins: Sequence[np.ndarray] | None = None) -> None:
+    """Adds an image: its position in the split, confusion matrix, and pixels by confidence."""
+    self._state = self._state.update(matrix)
+    self._images[index] = outcomes(matrix)
+    if bins is not None:
+      self._calibration = self._calibration.update(bins)
+
+  def gather(self) -> None:
+    """Adds what the other processes have counted, none of them what this one has."""
+    self._state = ConfusionState(hosts.add_up(self._state.matrix))
+    self._images = hosts.add_up(self._images)
+    self._calibration = Calibration(*map(hosts.add_up, dataclasses.astuple(self._calibration)))
+
+  def compute(self) -> SemanticScores:
+    """Returns the metrics."""
+    measured = self._calibration if self._calibration.pixels.any() else None
+    scores = self._state.compute()
+    return dataclasses.replace(scores, counts=self._images, calibration=measured)
+
+
+class _ImageMetrics:
+  """The metrics of a list of specifications, over whole images or volumes."""
+
+  def __init__(self, specs: Sequence[str], names: Sequence[str], ndim: int):
+    self._names = names
+    self._states = [metrics.create(spec, names, ndim) for spec in specs]
+
+  def update(self, mask: np.ndarray, label: np.ndarray, *spacing: Sequence[float]) -> None:
+    self._states = [state.update(mask, label, *spacing) for state in self._states]
+
+  def compute(self) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for state in self._states:
+      result |= state.compute(self._names)
+    return result
