@@ -26,7 +26,13 @@ from jseg.run import Run, held, load_model
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMINGS = {"images_per_second", "seconds"}
+TIMINGS = {
+  "images_per_second",
+  "seconds",
+  "waiting_for_input",
+  "host_peak_gib",
+  "device_peak_gib",
+}
 
 
 @pytest.fixture(scope="module")

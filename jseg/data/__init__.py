@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     resize,
     resize_and_pad,
     train_iterator,
+    training_indices,
   )
   from jseg.data.repair import repair_folder
   from jseg.data.sheet import contact_sheet
@@ -57,6 +58,7 @@ __all__ = [
   "resize",
   "resize_and_pad",
   "train_iterator",
+  "training_indices",
   "voc_colormap",
   "write_mask",
 ]
@@ -82,6 +84,7 @@ _HOMES = {
     "resize",
     "resize_and_pad",
     "train_iterator",
+    "training_indices",
   ),
 }
 
