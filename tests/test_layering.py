@@ -50,6 +50,7 @@ RANKS = {
   "config_help": 10,
   "run": 10,
   "memory": 0,
+  "comparison": 11,
   "profile": 3,
   "sessions": 11,
   "suspects": 11,
