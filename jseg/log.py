@@ -235,6 +235,7 @@ class MetricsAccumulator:
     metrics = jax.device_get(step.metrics)
     loss = float(metrics["loss"])
     if not math.isfinite(loss):
+      jax.block_until_ready([each.metrics for each in self._pending])  # nothing runs beside it
       raise InputError(
         f"the loss became {loss} at step {step.number}; training stops, earlier checkpoints are "
         "kept. A lower optim.lr, optim.clip_norm=1.0 or a longer optim.warmup_steps usually helps. "
