@@ -301,8 +301,8 @@ def _norms(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
   if not parts:
     return {}
   line = {"update_norm": math.hypot(*(float(update) for _, update in parts.values()))}
-  line |= {f"grad_norm/{name}": float(gradient) for name, (gradient, _) in parts.items()}
-  return line | {f"update_norm/{name}": float(update) for name, (_, update) in parts.items()}
+  line |= {f"grad_norms/{name}": float(gradient) for name, (gradient, _) in parts.items()}
+  return line | {f"update_norms/{name}": float(update) for name, (_, update) in parts.items()}
 
 
 def _mean(means: Sequence[float], counts: Sequence[float]) -> float:

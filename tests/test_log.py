@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import jseg.config
+from jseg import memory
 from jseg.log import Events, MetricsAccumulator, Starvation, _Step
 from jseg.types import InputError
 
@@ -51,10 +52,10 @@ def test_norms_are_means_over_the_window_and_the_whole_is_made_of_the_parts():
   found = {key: value for key, value in line.items() if "update_norm" in key or "/" in key}
   assert found == {
     "update_norm": 3.0,  # of 5 and 1
-    "grad_norm/head": 2.0,
-    "grad_norm/body": 6.0,
-    "update_norm/head": 1.5,
-    "update_norm/body": 2.5,
+    "grad_norms/head": 2.0,
+    "grad_norms/body": 6.0,
+    "update_norms/head": 1.5,
+    "update_norms/body": 2.5,
   }
   assert line["seen"] == 6
   assert not [key for key in window([step_metrics()]) if "/" in key or "update" in key]
@@ -105,6 +106,19 @@ def test_input_that_starves_the_devices_is_told_once_with_remedies(capsys, monke
 
 def test_input_that_is_late_now_and_then_is_not_told(capsys):
   assert starvation(capsys, [0.7, 0.0, 0.0, 0.2, 0.2, 0.2, 0.9, 0.9]) == ""
+
+
+class Device:
+  def __init__(self, stats):
+    self.memory_stats = lambda: stats
+
+
+def test_memory_is_told_where_it_is_known(monkeypatch):
+  assert set(memory.peaks()) == {"host_peak_gib"}  # a CPU's devices have none of their own
+  assert 0.01 < memory.peaks()["host_peak_gib"] < 1000
+  stats = [{"peak_bytes_in_use": 3 << 29}, {"peak_bytes_in_use": 1 << 30}, None, {}]
+  monkeypatch.setattr("jax.local_devices", lambda: [Device(each) for each in stats])
+  assert memory.peaks()["device_peak_gib"] == 1.5
 
 
 def records(folder):
