@@ -127,11 +127,14 @@ class Starvation:
     self._config = config
     self._seconds = self._waited = 0.0
     self._images = 0.0
-    self._told = False
+    self._compiled = self._told = False
 
   def watch(self, line: Mapping[str, float]) -> None:
-    """Takes the training metrics of a window."""
+    """Takes the training metrics of a window; the first of a session has the compilation in it."""
     config = self._config
+    if not self._compiled:
+      self._compiled = True
+      return
     self._seconds += line["seconds"]
     self._waited += line["seconds"] * line["waiting_for_input"]
     self._images += line["seconds"] * line["images_per_second"]

@@ -37,6 +37,7 @@ class Trace:
     begin = first + _SKIPPED + 1
     self._steps = range(begin, begin + count if hosts.is_first() else begin)
     self._running = self._told = False
+    self._number = first
 
   def __enter__(self) -> "Trace":
     return self
@@ -57,6 +58,7 @@ class Trace:
   @contextlib.contextmanager
   def step(self, number: int) -> Iterator[None]:
     """Names what happens inside as a step, and begins the trace where it is the first."""
+    self._number = number
     if self._steps and number == self._steps[0]:
       self._start()
     with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -84,7 +86,7 @@ class Trace:
       raise unwritable(self._folder, error, GO_ON) from None
     newest = max(self._folder.glob("plugins/profile/*"), key=lambda path: path.name)
     CONSOLE.print(
-      f"traced {len(self._steps)} step(s) from step {self._steps[0]} on. To open the trace:\n"
+      f"traced steps {self._steps[0]} to {self._number}. To open the trace:\n"
       f"  pip install xprof && xprof --logdir {self._folder}\n"
       f"  or https://ui.perfetto.dev with {newest / 'perfetto_trace.json.gz'}",
       soft_wrap=True,

@@ -84,10 +84,10 @@ def test_devices_wait_from_their_last_step_to_the_next_batch(asked, came, ready,
 
 
 def starvation(capsys, shares, **changes):
-  """What is said of windows of 20 steps of 8 images, 2 seconds each."""
+  """What is said of windows of 20 steps of 8 images, 2 seconds each, after the one that compiles."""
   config = jseg.config.change(jseg.config.default("unet"), changes)
   watch = Starvation(config)
-  for share in shares:
+  for share in (0.0, *shares):
     watch.watch({"seconds": 2.0, "images_per_second": 80.0, "waiting_for_input": share})
   return " ".join(capsys.readouterr().out.split())
 

@@ -18,7 +18,7 @@ def calls(monkeypatch, tmp_path):
     told.append("start")
 
   def stop():
-    (tmp_path / "plugins" / "profile" / "2026").mkdir(parents=True)
+    (tmp_path / "plugins" / "profile" / "2026").mkdir(parents=True, exist_ok=True)
     told.append("stop")
 
   monkeypatch.setattr("jax.profiler.start_trace", start)
@@ -38,7 +38,7 @@ def test_steps_are_traced_when_all_is_compiled(calls, tmp_path, capsys):
   trace(calls, tmp_path, 10, 17, 3)
   assert calls == [11, 12, "start", 13, 14, 15, "stop", 16, 17]
   said = capsys.readouterr().out
-  assert "traced 3 step(s) from step 13 on" in said
+  assert "traced steps 13 to 15. To open the trace:" in said
   assert f"xprof --logdir {tmp_path}" in said
   assert str(tmp_path / "plugins" / "profile" / "2026" / "perfetto_trace.json.gz") in said
 
@@ -46,6 +46,7 @@ def test_steps_are_traced_when_all_is_compiled(calls, tmp_path, capsys):
 def test_a_session_that_is_too_short(calls, tmp_path, capsys):
   trace(calls, tmp_path, 0, 4, 3)
   assert calls == [1, 2, "start", 3, 4, "stop"]
+  assert "traced steps 3 to 4." in capsys.readouterr().out
   trace(calls, tmp_path, 0, 2, 3)
   assert "nothing is traced: the session ended before step 3" in capsys.readouterr().out
 
@@ -61,5 +62,5 @@ def test_a_folder_that_cannot_be_written_is_told(calls, tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, "No space left on device")
 
   monkeypatch.setattr("jax.profiler.stop_trace", full)
-  with pytest.raises(WriteError, match="can't be written .No space left"):
+  with pytest.raises(WriteError, match=r"can't be written \(No space left"):
     trace(calls, tmp_path, 0, 6, 2)
