@@ -84,7 +84,7 @@ def test_devices_wait_from_their_last_step_to_the_next_batch(asked, came, ready,
 
 
 def starvation(capsys, shares, **changes):
-  """What is said of windows of 20 steps of 8 images, 2 seconds each, after the one that compiles."""
+  """What is said of windows of 20 steps of 8 images, 2 s each, after the one that compiles."""
   config = jseg.config.change(jseg.config.default("unet"), changes)
   watch = Starvation(config)
   for share in (0.0, *shares):
