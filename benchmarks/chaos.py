@@ -30,7 +30,13 @@ from jseg.loop import train
 from jseg.run import load_model
 
 STEPS = 12
-TIMINGS = {"images_per_second", "seconds"}
+TIMINGS = {
+  "images_per_second",
+  "seconds",
+  "waiting_for_input",
+  "host_peak_gib",
+  "device_peak_gib",
+}
 
 
 def start(run: pathlib.Path, data_dir: pathlib.Path, what: str = "kill", number: int = 0) -> int:

@@ -18,6 +18,7 @@ COMMANDS = (
   "check_data",
   "show_batches",
   "evaluate",
+  "compare",
   "predict",
   "export",
   "tune_crf",

@@ -83,6 +83,8 @@ class RunKeys:
       0 is off.
     ema: decay of the moving average of the parameters, which is then evaluated; 0 is off.
     log_every: steps between two lines of the log.
+    log_norms: whether the log holds the norms of the gradient and of the update of each part of the
+      network.
     eval_every: steps between two evaluations.
     checkpoint_every: steps between two checkpoints.
     keep: latest checkpoints that are kept, besides the best.
@@ -103,6 +105,7 @@ class RunKeys:
   precise_bn_batches: int = 0
   ema: float = 0.0
   log_every: int = 20
+  log_norms: bool = True
   eval_every: int = 200
   checkpoint_every: int = 200
   keep: int = 2
@@ -168,6 +171,7 @@ RESUMABLE = {
   "patience",
   "keep_every",
   "log_every",
+  "log_norms",
   "eval_every",
   "checkpoint_every",
   "keep",

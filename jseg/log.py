@@ -1,6 +1,8 @@
 """Training metrics: averaged over a window, written to files, shown beside the progress bar."""
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -12,21 +14,30 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 
-from jseg import hosts, json_files
+from jseg import hosts, json_files, memory
 from jseg.console import CONSOLE
 from jseg.outputs import GO_ON, unwritable, write_text
 from jseg.run import Files, Run
 from jseg.tasks import Task
-from jseg.types import InputError
+from jseg.types import Array, InputError
 
-_IN_FLIGHT = 2  # steps the host may be ahead of the device
-_OWN = ("loss", "losses", "grad_norm")  # metrics of every step; all others are the task's counts
-
+IN_FLIGHT = 2
+"""Steps that the host may be ahead of the device."""
+_OWN = (
+  "loss",
+  "losses",
+  "grad_norm",
+)  # and `norms`; others are the task's counts
+_STARVED = 0.25  # share of the time without input that is worth a word
+_STARVED_STEPS = 50  # and the steps over which it is measured
 
 LogFn = Callable[[int, Mapping[str, float]], None]
 """`(step, metrics by name)`."""
@@ -37,26 +48,37 @@ class TrainingLog:
 
   A context manager; use it around the loop.
 
+  Says once where the devices wait for input, and what can be done.
+
   Args:
     run: run directory and configuration.
     task: task of the run.
     first: finished steps.
     schedule: learning rate by step.
     on_log: called with (step, training metrics) whenever they are logged.
+    explain: `(step) -> text` of a step whose loss isn't finite, for the message.
   """
 
   def __init__(
-    self, run: Run, task: Task, first: int, schedule: optax.Schedule, on_log: LogFn | None
+    self,
+    run: Run,
+    task: Task,
+    first: int,
+    schedule: optax.Schedule,
+    on_log: LogFn | None,
+    explain: Callable[[int], str],
   ):
     self._config = run.config
     self._schedule, self._on_log = schedule, on_log
-    self._window = MetricsAccumulator(task, run.config.data.batch_size)
+    self._window = MetricsAccumulator(task, run.config.data.batch_size, explain)
+    self._starved = Starvation(run.config)
     self._writer = MetricWriter(run.files, first)
     self._first = first
     self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> "TrainingLog":
     self._stack.enter_context(contextlib.closing(self._writer))
+    self._stack.enter_context(contextlib.closing(self._window))
     self._bar = self._stack.enter_context(progress_bar())
     self._line = self._bar.add_task(
       "training", total=self._config.steps, completed=self._first, status="compiling"
@@ -66,9 +88,9 @@ class TrainingLog:
   def __exit__(self, *error: Any) -> None:
     self._stack.__exit__(*error)
 
-  def begin(self) -> None:
-    """Starts the clock before a step."""
-    self._window.begin()
+  def fetching(self) -> contextlib.AbstractContextManager[None]:
+    """Takes the time that a step's batch is waited for; the clock of a window starts with it."""
+    return self._window.fetching()
 
   def add(self, step: int, metrics: dict[str, Any]) -> None:
     """Takes the metrics of a step that may still be running, and moves the progress bar."""
@@ -77,8 +99,9 @@ class TrainingLog:
 
   def write_training(self, step: int) -> None:
     """Logs the means over the steps since the last call."""
-    line = {**self._window.flush(), "lr": float(self._schedule(step - 1))}
+    line = {**self._window.flush(), **memory.peaks(), "lr": float(self._schedule(step - 1))}
     self._writer.write(step, self._config.data.train_split, line)
+    self._starved.watch(line)
     if self._on_log is not None:
       self._on_log(step, line)
     if not CONSOLE.is_interactive:
@@ -88,6 +111,74 @@ class TrainingLog:
     """Logs the metrics of the validation split."""
     self._writer.write(step, self._config.data.eval_split, metrics)
 
+  def write_pictures(self, step: int, pictures: Mapping[str, pathlib.Path]) -> None:
+    """Shows PNG files of the validation split in TensorBoard, by name; those that are there."""
+    self._writer.write_pictures(step, self._config.data.eval_split, pictures)
+
+
+class Starvation:
+  """Tells once that the devices wait for input, with what can be done about it.
+
+  Args:
+    config: configuration of the run.
+  """
+
+  def __init__(self, config: ConfigDict):
+    self._config = config
+    self._seconds = self._waited = 0.0
+    self._images = 0.0
+    self._compiled = self._told = False
+
+  def watch(self, line: Mapping[str, float]) -> None:
+    """Takes the training metrics of a window; the first of a session has the compilation in it."""
+    config = self._config
+    if not self._compiled:
+      self._compiled = True
+      return
+    self._seconds += line["seconds"]
+    self._waited += line["seconds"] * line["waiting_for_input"]
+    self._images += line["seconds"] * line["images_per_second"]
+    if self._images < _STARVED_STEPS * config.data.batch_size:
+      return
+    share = self._waited / self._seconds
+    if share > _STARVED and not self._told:
+      self._told = True
+      CONSOLE.print(self._message(share), style="yellow", soft_wrap=True, highlight=False)
+    self._seconds = self._waited = self._images = 0.0
+
+  def _message(self, share: float) -> str:
+    threads, cores = self._config.data.threads, os.cpu_count() or 1
+    more = f"raise --config.data.threads ({threads} of {cores} cores are used)"
+    none = f"there are no more cores for --config.data.threads ({threads} of {cores})"
+    size = " x ".join(map(str, self._config.data.size))
+    return (
+      f"! the devices waited {100 * share:.0f} % of the time for input: "
+      f"{more if threads < cores else none}; prepare images that are no larger than "
+      f"data.size ({size}); or lower data.size (docs/monitoring.md)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """A step that may still be running.
+
+  Attributes:
+    number: of the step, from 1.
+    metrics: what it returns.
+    fetched: when its batch was asked for, and when it came.
+    before: when the step before it was ready; None if this is the first.
+  """
+
+  number: int
+  metrics: dict[str, Any]
+  fetched: tuple[float, float]
+  before: concurrent.futures.Future[float] | None
+
+  def idle(self) -> float:
+    """Seconds in which the devices had nothing to do before the batch came."""
+    asked, came = self.fetched
+    return 0.0 if self.before is None else max(0.0, came - max(asked, self.before.result()))
+
 
 class MetricsAccumulator:
   """Training metrics since the last line of the log.
@@ -95,43 +186,67 @@ class MetricsAccumulator:
   Args:
     task: the run's task, which computes metrics from counts.
     batch_size: images per step, for the speed.
+    explain: `(step) -> text` of a step whose loss isn't finite, for the message.
 
   Raises:
     InputError: from any method, as soon as a loss is seen that isn't finite.
   """
 
-  def __init__(self, task: Task, batch_size: int):
-    self._task = task
+  def __init__(self, task: Task, batch_size: int, explain: Callable[[int], str]):
+    self._task, self._explain = task, explain
     self._batch_size = batch_size
-    self._pending: deque[tuple[int, dict[str, Any]]] = deque()
+    self._pending: deque[_Step] = deque()
     self._last: dict[str, float] = {}
+    # The host runs ahead of the devices; only who waits for a step knows when it was ready.
+    self._watch = concurrent.futures.ThreadPoolExecutor(1, "jseg-steps")
+    self._ready: concurrent.futures.Future[float] | None = None
+    self._fetched = (0.0, 0.0)
     self._reset()
 
   def _reset(self) -> None:
     self._steps: list[dict[str, Any]] = []
     self._counts: dict[str, np.ndarray] = {}
     self._started: float | None = None
+    self._idle = 0.0
+    self._norms: dict[str, float] = {}
 
-  def begin(self) -> None:
-    """Starts the clock of a new window; not earlier, as evaluation lies between two windows."""
+  @contextlib.contextmanager
+  def fetching(self) -> Iterator[None]:
+    """Takes the time that a step's batch is waited for.
+
+    Starts the clock of a new window; not earlier, as evaluation lies between two windows.
+    """
+    asked = time.perf_counter()
     if self._started is None:
-      self._started = time.perf_counter()
+      self._started = asked
+    yield
+    self._fetched = asked, time.perf_counter()
 
   def add(self, step: int, metrics: dict[str, Any]) -> None:
     """Takes the metrics of a step that may still be running."""
-    self._pending.append((step, metrics))
-    while len(self._pending) > _IN_FLIGHT:
+    self._pending.append(_Step(step, metrics, self._fetched, self._ready))
+    self._ready = self._watch.submit(_when_ready, metrics["loss"])
+    while len(self._pending) > IN_FLIGHT:
       self._fetch()
 
+  def close(self) -> None:
+    """Waits for nothing any more."""
+    self._watch.shutdown(wait=False, cancel_futures=True)
+
   def _fetch(self) -> None:
-    step, metrics = self._pending.popleft()
-    metrics = jax.device_get(metrics)
+    step = self._pending.popleft()
+    metrics = jax.device_get(step.metrics)
     loss = float(metrics["loss"])
     if not math.isfinite(loss):
+      jax.block_until_ready([each.metrics for each in self._pending])  # nothing runs beside it
       raise InputError(
-        f"the loss became {loss} at step {step}; training stops, earlier checkpoints are kept. "
-        "A lower optim.lr, optim.clip_norm=1.0 or a longer optim.warmup_steps usually helps"
+        f"the loss became {loss} at step {step.number}; training stops, earlier checkpoints are "
+        "kept. A lower optim.lr, optim.clip_norm=1.0 or a longer optim.warmup_steps usually helps. "
+        f"{self._explain(step.number)}"
       )
+    self._idle += step.idle()
+    for name, norm in _norms(metrics.pop("norms", {})).items():
+      self._norms[name] = self._norms.get(name, 0.0) + norm
     self._steps.append({name: metrics.pop(name) for name in _OWN})
     for name, counts in metrics.items():
       self._counts[name] = self._counts.get(name, 0) + np.asarray(counts, np.int64)
@@ -153,7 +268,10 @@ class MetricsAccumulator:
       **(parts if len(parts) > 1 else {}),
       **self._task.training_metrics(self._counts),
       "grad_norm": float(np.mean([step["grad_norm"] for step in self._steps])),
+      **{name: total / len(self._steps) for name, total in self._norms.items()},
       "images_per_second": self._batch_size * len(self._steps) / seconds,
+      "waiting_for_input": self._idle / seconds,
+      "seconds": seconds,
     }
     return self._last
 
@@ -173,6 +291,21 @@ class MetricsAccumulator:
     metric = self._task.metric
     score = f"{self._task.title} {line[metric]:.3f}  " if metric in line else ""
     return f"loss {line['loss']:.4f}  {score}{line['images_per_second']:.1f} images/s"
+
+
+def _when_ready(array: Array) -> float:
+  """Waits for an array and returns when it was there, in seconds."""
+  jax.block_until_ready(array)
+  return time.perf_counter()
+
+
+def _norms(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """A step's norm of the update, and of the gradient and the update in each part."""
+  if not parts:
+    return {}
+  line = {"update_norm": math.hypot(*(float(update) for _, update in parts.values()))}
+  line |= {f"grad_norms/{name}": float(gradient) for name, (gradient, _) in parts.items()}
+  return line | {f"update_norms/{name}": float(update) for name, (_, update) in parts.items()}
 
 
 def _mean(means: Sequence[float], counts: Sequence[float]) -> float:
@@ -212,6 +345,12 @@ class MetricWriter:
     json_files.append(self._path, {"step": step, "split": split, **plain})
     self._events.write(step, {f"{split}/{key}": value for key, value in values.items()})
 
+  def write_pictures(self, step: int, split: str, pictures: Mapping[str, pathlib.Path]) -> None:
+    """Writes PNG files to TensorBoard, by name; those that are there."""
+    if self._writes:
+      there = {name: path for name, path in pictures.items() if path.is_file()}
+      self._events.write_pictures(step, {f"{split}/{name}": path for name, path in there.items()})
+
   def close(self) -> None:
     """Lets go of the files."""
     if self._writes:
@@ -246,6 +385,22 @@ class Events:
       for tag, value in values.items():
         event = Event(step=step, summary=scalar(tag, value), wall_time=time.time())
         self._file.write_event(event)
+      self._file.flush()
+
+  def write_pictures(self, step: int, paths: Mapping[str, pathlib.Path]) -> None:
+    """Writes PNG files by tag, as they are."""
+    with self._told():
+      for tag, path in paths.items():
+        with Image.open(path) as picture:
+          (width, height), channels = picture.size, len(picture.getbands())
+        image = Summary.Image(
+          height=height,
+          width=width,
+          colorspace=channels,
+          encoded_image_string=path.read_bytes(),
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._file.write_event(Event(step=step, summary=summary, wall_time=time.time()))
       self._file.flush()
 
   def close(self) -> None:

@@ -22,21 +22,25 @@ from jseg import compilation_cache, hosts, json_files, tasks
 from jseg import config as configs
 from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.checkpoint import Checkpoints
+from jseg.config_values import at_least
 from jseg.console import CONSOLE
 from jseg.data import Dataset, Source
 from jseg.groups import describe_groups, read_groups
 from jseg.install import versions
 from jseg.length import Progress, about_other_length, in_steps
-from jseg.log import LogFn, TrainingLog
+from jseg.log import IN_FLIGHT, LogFn, TrainingLog
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.optim import frozen_names
 from jseg.outputs import try_folder
+from jseg.profile import Trace
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Files, Run, held
 from jseg.scaling import about_scaling, as_scaled, fit_scaling
+from jseg.sessions import Session
 from jseg.state import TrainState, create_train_state, parameter_order, run_keys
 from jseg.step import make_moments_step, make_train_step, meet, replicate, shard
+from jseg.suspects import Suspects
 from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
 from jseg.weights import find_network, image_kernels, source_variables, transfer
@@ -56,12 +60,13 @@ def train(
   losses: LossFn | None = None,
   on_log: LogFn | None = None,
   on_evaluate: LogFn | None = None,
+  profile: int = 0,
 ) -> tasks.Scores | None:
   """Trains, evaluates and saves; goes on where the last checkpoint in `workdir` ends.
 
   Killed at any moment and started again with the same arguments, it ends with the same parameters
-  and the same `metrics.jsonl` (timings aside) as if it had never been killed. On SIGTERM or Ctrl-C
-  it saves and returns.
+  and the same `metrics.jsonl` (times and memory aside) as if it had never been killed. On SIGTERM
+  or Ctrl-C it saves and returns.
 
   What is given in Python takes the place of what the configuration says of it, and is recorded in
   the run's `config.json` under `given`. Give it again to resume; `evaluate`, `Run.open` and
@@ -79,6 +84,7 @@ def train(
       part of the batch; they are divided by the counts of the global batch and added up.
     on_log: called with (step, training metrics) whenever they are logged.
     on_evaluate: called with (step, validation metrics) after each evaluation.
+    profile: steps to trace, soon after the first, into the run's `profile` folder; 0 is none.
 
   Returns:
     The metrics of the validation split after the last step; None if it was stopped before.
@@ -91,6 +97,7 @@ def train(
   hosts.agree(alike(config))
   meet()
   configs.validate(config, model)
+  at_least({"profile": profile}, 0)
   check_devices(config)
   use_compilation_cache(config)
 
@@ -138,9 +145,12 @@ def train(
       ema=config.ema,
       freeze=frozen_names(state.params, config.optim.freeze, config.optim.groups),
       accumulate=config.accumulate,
+      norms=config.log_norms,
     )
     schedule = configs.make_optimizer(config)[1]
-    log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log))
+    suspects = Suspects(run, task, dataset.source(config.data.train_split), key, IN_FLIGHT + 1)
+    explain = suspects.explain
+    log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log, explain))
     validate = Validation(run, task, dataset, key, log, on_evaluate)
     stopped = stack.enter_context(stop_signal())
     stack.enter_context(hosts.lost_processes())
@@ -149,10 +159,16 @@ def train(
     if hosts.stopped_before(first):
       CONSOLE.print(f"stopped at step {first}. The same command goes on from there")
       return None
+    session = stack.enter_context(Session(run, dataset.fingerprint, first))
+    trace = stack.enter_context(Trace(run.files.profile, first, profile))
     for step in range(first + 1, config.steps + 1):
-      log.begin()
-      batch = shard(next(batches), jax.local_device_count())
-      state, metrics = train_step(state, batch, key)
+      with trace.step(step):
+        with log.fetching():
+          batch = next(batches)
+        suspects.add(step, batch)
+        with session.compiling(step):
+          state, metrics = train_step(state, shard(batch, jax.local_device_count()), key)
+        trace.ends(step, metrics)
       log.add(step, metrics)
 
       last = step == config.steps
@@ -164,7 +180,8 @@ def train(
         log.write_training(step)
       score = None
       if evaluating:
-        state, score = validate(state, step)
+        with session.timing("evaluate"):
+          state, score = validate(state, step)
         progress = progress.after(score)
       if saving:
         position = {
@@ -172,15 +189,20 @@ def train(
           "fingerprint": dataset.fingerprint,
           "progress": dataclasses.asdict(progress),
         }
-        checkpoints.save(state, position, score)
+        with session.timing("save"):
+          checkpoints.save(state, position, score)
+        session.save(step)
       if stopping:
         checkpoints.wait()
+        session.end("stopped")
         CONSOLE.print(f"stopped; saved at step {step}. The same command goes on from there")
         return None
       if progress.is_over(config.patience) and not last:
         CONSOLE.print(f"stopped early: {_without_best(progress, run)}")
+        session.end("stopped early")
         break
-    checkpoints.wait()
+    with session.timing("save"):
+      checkpoints.wait()
     best = checkpoints.best()
 
   validate.show()
@@ -442,6 +464,9 @@ class Validation:
       self._run.save_evaluation(self.scores, self._dataset, self._split, step)
       # One device draws the pictures: elsewhere the copies stay idle.
       self._draw(jax.tree.map(lambda x: x.addressable_data(0), state.variables()), step)
+      files = self._run.files
+      pictures = {"samples": files.sample(step), "confusion": files.confusion(self._split)}
+      self._log.write_pictures(step, pictures)
     if self._on_evaluate is not None:
       self._on_evaluate(step, summary)
     return state, score

@@ -1,7 +1,7 @@
 """What a network is trained on: batches after augmentation, drawn before anything is trained."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -56,6 +56,22 @@ def _batches(
   config: ConfigDict, task: tasks.Task, iterator: Iterator[Batch], count: int
 ) -> Iterator[Any]:
   """(images, targets) of the first batches, as arrays of the host."""
+  augmented, key = make_augmented(task), run_keys(config.seed)[1]
+  for number in range(count):
+    batch = shard(next(iterator), jax.local_device_count())
+    yield augmented(batch, jax.random.fold_in(key, number))
+
+
+def make_augmented(task: tasks.Task) -> Callable[[Batch, Array], Any]:
+  """Makes `augmented(batch, key) -> (images, targets)`: what a network is trained on.
+
+  Args:
+    task: task of the run.
+
+  Returns:
+    A function of a batch with a leading axis of devices (`jseg.step.shard`) and the run's key with
+    the number of finished steps folded in. It returns arrays of the host.
+  """
   forward = task.forward(without_network=True)
 
   def step(batch: Batch, key: Array) -> Any:
@@ -63,7 +79,4 @@ def _batches(
     return jax.lax.all_gather((images, targets), AXIS, tiled=True)
 
   mapped = parallel(step, in_axes=(0, None))
-  key = run_keys(config.seed)[1]
-  for number in range(count):
-    batch = shard(next(iterator), jax.local_device_count())
-    yield jax.device_get(mapped(batch, jax.random.fold_in(key, number)))
+  return lambda batch, key: jax.device_get(mapped(batch, key))

@@ -4,8 +4,11 @@ config.json  classes.json        what the run was started with
 checkpoints/                     latest and best (`jseg.checkpoint`)
 damaged/                         checkpoints that turned out to be damaged
 lock                             who trains in it now (`jseg.lock`)
+run.json                         who trained it, session by session (`jseg.sessions`)
 metrics.jsonl  tensorboard/      metrics by step
 curves.png  samples/STEP.png     pictures
+profile/                         traces of `jseg train --profile`
+not_finite/STEP.npz  STEP.png    batches whose loss wasn't finite (`jseg.suspects`)
 evaluation/SPLIT.json            metrics of a split, and plots beside them
 evaluation/SPLIT_images.csv      numbers of each of its images
 init.json  import.json           what became of each weight of `init_from`, of a foreign file
@@ -68,6 +71,16 @@ class Files:
     return self.root / "metrics.jsonl"
 
   @property
+  def sessions(self) -> pathlib.Path:
+    """Versions, devices and durations of each session of the training, JSON."""
+    return self.root / "run.json"
+
+  @property
+  def profile(self) -> pathlib.Path:
+    """Folder of traces."""
+    return self.root / "profile"
+
+  @property
   def events(self) -> pathlib.Path:
     """Folder of TensorBoard events."""
     return self.root / "tensorboard"
@@ -108,6 +121,14 @@ class Files:
   def worst(self, split: str) -> pathlib.Path:
     """Picture of the worst images of a split."""
     return self.evaluation / f"{split}_worst.png"
+
+  def confusion(self, split: str) -> pathlib.Path:
+    """Plot of the confusion matrix of a split, of networks of classes."""
+    return self.evaluation / f"{split}_confusion.png"
+
+  def suspect(self, step: int) -> pathlib.Path:
+    """Batch of a step whose loss wasn't finite, NumPy's .npz."""
+    return self.root / "not_finite" / f"{step:07d}.npz"
 
   def sample(self, step: int) -> pathlib.Path:
     """Sample picture of a step."""

@@ -139,6 +139,7 @@ def make_train_step(
   ema: float = 0.0,
   freeze: Sequence[str] = (),
   accumulate: int = 1,
+  norms: bool = False,
 ) -> TrainStep:
   """Makes `step(state, batch, key) -> (state, metrics)`, mapped over the devices.
 
@@ -155,6 +156,8 @@ def make_train_step(
       so that the memory is that of a part. Losses are still divided by the counts of the global
       batch, and the step is that of the whole batch; but batch norm takes its statistics from one
       part at a time, and updates the running ones with each.
+    norms: whether `metrics` holds `norms` too, float32 [2] by part of the network: the norms of its
+      gradient and of its update, which the rate is in.
 
   Returns:
     The step. `batch` has a leading axis of local devices (see `shard`); `key` is the run's key,
@@ -233,6 +236,9 @@ def make_train_step(
       "grad_norm": optax.tree.norm(grads),
       **counted,
     }
+    if norms:
+      pairs = {name: (grads[name], updates[name]) for name in grads}
+      metrics["norms"] = {n: jnp.stack([*map(optax.tree.norm, p)]) for n, p in pairs.items()}
     return state, metrics
 
   return parallel(step, in_axes=(None, 0, None), donate=True)

@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from jseg.data import as_channels, eval_batches, resize_and_pad, train_iterator
+from jseg.data import (
+  as_channels,
+  eval_batches,
+  resize_and_pad,
+  train_iterator,
+  training_indices,
+)
 from jseg.types import IGNORE, InputError
 
 
@@ -50,6 +56,11 @@ def test_a_global_batch_is_the_same_for_any_number_of_processes(processes):
     shares = [part[i] for part in parts]
     assert all(len(share) == 4 // processes for share in shares)
     np.testing.assert_array_equal(np.concatenate(shares), batch)
+
+
+def test_the_examples_of_a_batch_are_known_without_reading_it():
+  known = [training_indices(10, batch_size=4, seed=7, batch=i) for i in range(9)]
+  assert known == stream(10, 9, seed=7)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,13 @@ from jseg.run import Run, held, load_model
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMINGS = {"images_per_second", "seconds"}
+TIMINGS = {
+  "images_per_second",
+  "seconds",
+  "waiting_for_input",
+  "host_peak_gib",
+  "device_peak_gib",
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +105,20 @@ def test_a_batch_must_divide_over_the_devices(tmp_path, data_dir):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, data_dir):
   config = tiny_config(data_dir, optim__lr=1e30, optim__schedule="constant")
-  with pytest.raises(InputError, match=r"the loss became (nan|inf) at step \d+; .*optim.lr"):
+  with pytest.raises(
+    InputError, match=r"the loss became (nan|inf) at step \d+; .*optim.lr"
+  ) as told:
     train(config, tmp_path / "run")
+  (saved,) = (tmp_path / "run" / "not_finite").glob("*.npz")
+  with np.load(saved) as batch:
+    assert int(batch["step"]) == int(re.search(r"at step (\d+)", str(told.value))[1])
+    assert f"batch is {', '.join(batch['name'])}. It is saved" in str(told.value)
+    # They are those that the pipeline read: the step's batch, file by file.
+    source = jseg.config.load_dataset(config).source("train")
+    examples = {example["name"]: example for example in map(source.__getitem__, range(24))}
+    for name, image in zip(batch["name"], batch["image"], strict=True):
+      np.testing.assert_array_equal(image, examples[str(name)]["image"])
+  assert saved.with_suffix(".png").is_file()
 
 
 def test_evaluation_agrees_with_training_and_over_batch_sizes(run):

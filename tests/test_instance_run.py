@@ -18,7 +18,13 @@ from jseg.metrics import AveragePrecisionState
 from jseg.run import Run, load_model
 from jseg.types import Detections
 
-TIMINGS = {"images_per_second", "seconds"}
+TIMINGS = {
+  "images_per_second",
+  "seconds",
+  "waiting_for_input",
+  "host_peak_gib",
+  "device_peak_gib",
+}
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ def make_parts(freeze=(), **augment):
     training_counts,
     ema=0.9,
     freeze=freeze,
+    norms=True,
   )
   state = create_train_state(model, optimizer, jax.random.key(0), (*SIZE, 3), ema=True)
   return model, step, state
@@ -75,6 +76,12 @@ def test_frozen_parts_have_no_gradient():
     for name, part in jax.device_get(state.params).items():
       same = jax.tree.leaves(jax.tree.map(np.array_equal, part, before[name]))
       assert all(same) if name in freeze else not any(same), name
+      gradient, update = metrics["norms"][name]
+      assert (gradient == 0) == (name in freeze)
+      moved = optax.tree.norm(jax.tree.map(np.subtract, part, before[name]))
+      assert float(update) == pytest.approx(float(moved), rel=1e-3, abs=1e-7)
+    parts = [float(gradient) for gradient, _ in metrics["norms"].values()]
+    assert norms[freeze] == pytest.approx(np.linalg.norm(parts), rel=1e-5)
   whole, *halves = norms.values()
   assert whole**2 == pytest.approx(sum(x**2 for x in halves), rel=1e-4)
   assert min(halves) > 0

@@ -7,6 +7,7 @@ import pathlib
 from jseg import recipes
 from jseg.commands import common
 from jseg.loop import train
+from jseg.profile import STEPS
 
 HELP = "train a network; the same command again goes on where the last checkpoint ends"
 EXAMPLES = """\
@@ -14,6 +15,7 @@ EXAMPLES = """\
   jseg train --config=folder --config.data.root=my_data --workdir=runs/mine
   jseg train --config=paper/fcn:fcn16s --config.data.root=VOCdevkit --workdir=runs/fcn16s
   jseg train --config=my_recipe.py --config.optim.lr=0.1 --workdir=runs/lr_0.1
+  jseg train --config=camvid --config.data.root=camvid --workdir=runs/camvid --profile
 
 On several hosts, start the same command on each; see docs/several_hosts.md:
   jseg train --config=... --workdir=SHARED/runs/a --distributed
@@ -28,6 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=pathlib.Path,
     help="the run directory (default: runs/RECIPE)",
   )
+  parser.add_argument(
+    "--profile",
+    type=int,
+    nargs="?",
+    const=STEPS,
+    default=0,
+    metavar="STEPS",
+    help="write a trace of so many steps, soon after the first, to WORKDIR/profile, and say how to "
+    f"open it ({STEPS} unless told otherwise)",
+  )
   common.add_hosts(parser)
 
 
@@ -39,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
   config = common.read_config(arguments)
   if not several:
     common.use_cpu_cores(config.data.batch_size)
-  train(config, workdir)
+  train(config, workdir, profile=arguments.profile)
 
 
 def default_workdir(recipe: str) -> pathlib.Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     resize,
     resize_and_pad,
     train_iterator,
+    training_indices,
   )
   from jseg.data.repair import repair_folder
   from jseg.data.scaling import find_ends, parse_scaling, scale
@@ -66,6 +67,7 @@ __all__ = [
   "resize_and_pad",
   "scale",
   "train_iterator",
+  "training_indices",
   "voc_colormap",
   "write_mask",
 ]
@@ -94,6 +96,7 @@ _HOMES = {
     "resize",
     "resize_and_pad",
     "train_iterator",
+    "training_indices",
   ),
 }
 

@@ -84,7 +84,7 @@ def train_iterator(
   local = _local_batch(batch_size, process_count, size, channels, scaled)
   if not len(source):
     raise InputError("the training split is empty; add images to it")
-  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  examples = _shuffled(source, seed)
   if foreground is not None:
     # Before the processes part: a patch is drawn by the example's place in the whole stream.
     cut = functools.partial(cut_patch, size=size, foreground=foreground, seed=seed)
@@ -106,6 +106,22 @@ def train_iterator(
   # The stream has no end to drop; Grain's length of a batched one overflows otherwise.
   batches = examples.map(make).batch(local, drop_remainder=True)
   return iter(batches.to_iter_dataset(_read_options(threads)))
+
+
+def training_indices(count: int, *, batch_size: int, seed: int, batch: int) -> list[int]:
+  """The examples of one batch of `train_iterator`.
+
+  Args:
+    count: number of examples in the source.
+    batch_size: examples in a global batch.
+    seed: seed of the shuffle.
+    batch: number of the global batch, from 0.
+
+  Returns:
+    Their positions in the source, in the order of the global batch.
+  """
+  stream = _shuffled(range(count), seed)
+  return [stream[batch * batch_size + i] for i in range(batch_size)]
 
 
 def eval_batches(
@@ -385,6 +401,11 @@ def _pad(array: np.ndarray, size: Size, value: int) -> np.ndarray:
   canvas = np.full((*size, *array.shape[len(size) :]), value, array.dtype)
   canvas[tuple(map(slice, shape))] = array
   return canvas
+
+
+def _shuffled(source: Any, seed: int) -> grain.MapDataset:
+  """The endless stream of a source's examples, in a new order every epoch."""
+  return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
 def _share(examples: grain.MapDataset, local: int, index: int, count: int) -> grain.MapDataset:

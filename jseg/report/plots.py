@@ -1,7 +1,8 @@
 """Plots: metrics over the steps, and the confusion matrix."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -127,4 +128,61 @@ def save_rate_plot(
   axes.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
   axes.grid(alpha=0.3)
   axes.legend()
+  save_figure(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A run in a plot of several.
+
+  Attributes:
+    name: name of the run.
+    losses: (step, loss) of the training.
+    scores: (step, metric in percent) of the evaluations.
+    by_class: score in percent of each class; NaN where it is absent.
+  """
+
+  name: str
+  losses: Sequence[tuple[int, float]]
+  scores: Sequence[tuple[int, float]]
+  by_class: Mapping[str, float]
+
+
+def save_comparison(curves: Sequence[Curve], title: str, split: str, path: pathlib.Path) -> None:
+  """Draws losses and scores of runs over the steps, and below them their classes side by side.
+
+  Args:
+    curves: the runs.
+    title: heading of the scores.
+    split: split that the classes were measured on, for the heading.
+    path: PNG to write.
+  """
+  names = list(dict.fromkeys(name for curve in curves for name in curve.by_class))
+  scored = [curve for curve in curves if curve.by_class]
+  bars = 0.8 + 0.13 * len(names) * (len(scored) + 0.8)
+  figure = make_figure(10, 3.4 + 0.22 * len(curves) + bars)
+  heights = [3.4, bars] if names else [3.4]
+  grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+  for column, (field, heading) in enumerate((("losses", "training loss"), ("scores", title))):
+    axes = figure.add_subplot(grid[0, column])
+    for number, curve in enumerate(curves):
+      points = np.array(getattr(curve, field), float).reshape(-1, 2)
+      marker = "." if len(points) < 40 else ""
+      axes.plot(*points.T, marker=marker, color=f"C{number}", label=plain(curve.name))
+    axes.set_title(heading)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+  figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", frameon=False)
+  if names:
+    axes = figure.add_subplot(grid[1, :])
+    height = 0.8 / len(scored)
+    for number, curve in enumerate(scored):
+      places = np.arange(len(names)) + (number - (len(scored) - 1) / 2) * height
+      values = [curve.by_class.get(name, np.nan) for name in names]
+      axes.barh(places, values, height, color=f"C{curves.index(curve)}")
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_title(f"by class, {split}, in %")
+    axes.grid(alpha=0.3, axis="x")
   save_figure(figure, path)
