@@ -70,6 +70,9 @@ class RunKeys:
     patience: evaluations without a new best after which training stops early; 0 is never.
     best_metric: metric of the evaluation that selects the best checkpoint, and that `patience`
       waits for; "" is the task's own, mIoU or mask AP.
+    remat: what the backward pass computes again instead of keeping it in memory: "none", "stages"
+      (a level of U-Net, a layer of ResNet, ...) or "all" (within a stage each part too); changes
+      memory and time, not the result.
     accumulate: parts that each device works through its share of a batch in, for a batch that
       doesn't fit in memory; 1 is the whole at once.
     given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
@@ -93,6 +96,7 @@ class RunKeys:
   epochs: float = 0.0
   patience: int = 0
   best_metric: str = ""
+  remat: str = "none"
   accumulate: int = 1
   given: tuple[str, ...] = ()
   init_from: str = ""
@@ -148,6 +152,7 @@ RESUMABLE = {
   "steps",
   "epochs",
   "patience",
+  "remat",
   "keep_every",
   "log_every",
   "eval_every",
@@ -223,6 +228,8 @@ def record(config: ml_collections.ConfigDict, **objects: Any) -> ml_collections.
     config.given = tuple(f"{what}={_source(value)}" for what, value in sorted(given.items()))
     if "model" in given:
       config.model = default(given["model"]).model
+      if config.remat == "none":
+        config.remat = getattr(given["model"], "remat", "none")
   return config
 
 
@@ -280,6 +287,12 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
     )
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+  models.check_remat(network, config.remat)
+  if model is not None and getattr(model, "remat", "none") != config.remat:
+    raise InputError(
+      f"remat: {config.remat!r} isn't that of the network made in Python; make it with "
+      f"remat={config.remat!r}"
+    )
   if not 0 <= config.ema < 1:
     raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
   if is_published(config.init_from):
@@ -296,7 +309,13 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
   arguments = dict(config.model)
   name = arguments.pop("name")
   network = build(
-    "model", models.create, name, num_classes=num_classes, dtype=DTYPES[config.dtype], **arguments
+    "model",
+    models.create,
+    name,
+    num_classes=num_classes,
+    remat=config.remat,
+    dtype=DTYPES[config.dtype],
+    **arguments,
   )
   return tasks.get(network.task).wrap(network, config)
 
