@@ -27,6 +27,7 @@ from jseg.groups import describe_groups, read_groups
 from jseg.install import versions
 from jseg.length import Progress, about_other_length, in_steps
 from jseg.log import LogFn, TrainingLog
+from jseg.memory import out_of_memory
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.optim import frozen_names
@@ -142,6 +143,7 @@ def train(
     validate = Validation(run, task, dataset, key, log, on_evaluate)
     stopped = stack.enter_context(stop_signal())
     stack.enter_context(hosts.lost_processes())
+    stack.enter_context(out_of_memory(config))
 
     # Train.
     if hosts.stopped_before(first):
@@ -366,6 +368,10 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
   if config.accumulate > 1:
     part = config.data.batch_size // (jax.device_count() * config.accumulate)
     CONSOLE.print(f"  {config.accumulate} parts a step, of {part} image(s) a device{_caveats(run)}")
+  if config.remat != "none" and jax.default_backend() == "cpu":
+    CONSOLE.print(
+      "  remat: saves no memory on CPUs, where XLA merges what is computed again with what is there"
+    )
   if config.optim.groups:
     for line in describe_groups(state.params, read_groups(config.optim.groups)):
       CONSOLE.print(f"  {line}", highlight=False, markup=False)

@@ -56,6 +56,7 @@ RANKS = {
   "import_weights": 11,
   "tuning": 12,
   "preview": 10,
+  "memory": 10,
   "loop": 12,
   "length": 10,
   "lr_finder": 13,

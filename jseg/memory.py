@@ -1,0 +1,62 @@
+"""What to do when a training doesn't fit in memory."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from jseg.types import InputError
+
+
+@contextlib.contextmanager
+def out_of_memory(config: ConfigDict) -> Iterator[None]:
+  """Tells what saves memory when a device has too little for what is done inside.
+
+  Args:
+    config: configuration of the run.
+
+  Raises:
+    InputError: a device ran out of memory.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    first = str(error).strip().splitlines()[0]
+    raise InputError(
+      f"out of memory ({first}). What saves most comes first: {'; '.join(savers(config))}. Where "
+      "nothing was saved yet, all but remat and data.eval_batch_size want another --workdir"
+    ) from error
+
+
+def savers(config: ConfigDict) -> list[str]:
+  """Settings that would save memory, each with what it does, from the largest saving on.
+
+  Args:
+    config: configuration of the run; what it has set already is left out.
+  """
+  share = config.data.batch_size // (jax.device_count() * config.accumulate)
+  crop = config.get("augment", {}).get("crop") or config.data.size
+  found = []
+  if share > 1:
+    found.append(
+      f"accumulate={config.accumulate * share} works through the {share} images of a device one by "
+      f"one, to 1/{share} of the activations (a smaller data.batch_size does too, but is another "
+      "training)"
+    )
+  # On CPUs XLA merges what is computed again with what is there.
+  if config.remat != "all" and jax.default_backend() != "cpu":
+    kind = "stages" if config.remat == "none" else "all"
+    found.append(f"remat={kind} computes activations again, the same result in more time")
+  if config.dtype == "float32":
+    found.append("dtype=bfloat16 halves the activations, and rounds")
+  found.append(
+    f"smaller crops or images than {tuple(crop)} (augment.crop, data.size) save in proportion to "
+    "their area"
+  )
+  found.append(
+    f"data.eval_batch_size below {config.data.eval_batch_size}, if it happened in an evaluation"
+  )
+  return found
