@@ -27,7 +27,7 @@ from jseg.groups import describe_groups, read_groups
 from jseg.install import versions
 from jseg.length import Progress, about_other_length, in_steps
 from jseg.log import LogFn, TrainingLog
-from jseg.memory import out_of_memory
+from jseg.memory import compile_step, out_of_memory
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.optim import frozen_names
@@ -152,6 +152,9 @@ def train(
     for step in range(first + 1, config.steps + 1):
       log.begin()
       batch = shard(next(batches), jax.local_device_count())
+      if step == first + 1 and jax.process_count() == 1:
+        train_step, sizes = compile_step(train_step, state, batch, key)
+        CONSOLE.print(f"  {sizes}", highlight=False)
       state, metrics = train_step(state, batch, key)
       log.add(step, metrics)
 

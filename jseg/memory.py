@@ -1,12 +1,40 @@
-"""What to do when a training doesn't fit in memory."""
+"""What a training takes in memory, and what to do when it doesn't fit."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jseg.types import InputError
+from jseg.state import TrainState
+from jseg.step import TrainStep
+from jseg.types import Array, Batch, InputError
+
+
+def compile_step(step: Any, state: TrainState, batch: Batch, key: Array) -> tuple[TrainStep, str]:
+  """Compiles a training step, once, and tells what it takes.
+
+  Args:
+    step: what `jseg.step.make_train_step` gives.
+    state: first argument of the step.
+    batch: second argument.
+    key: third argument.
+
+  Returns:
+    (the step for arguments of these shapes, sizes on each device as text). What XLA plans besides
+    the state are "temporaries": activations, gradients, and space to compute in.
+  """
+  compiled = step.lower(state, batch, key).compile()
+  trees = {
+    "parameters": (state.params, state.batch_stats, state.ema),
+    "optimizer": state.opt_state,
+  }
+  sizes = {name: sum(a.nbytes for a in jax.tree.leaves(tree)) for name, tree in trees.items()}
+  if (analysis := compiled.memory_analysis()) is not None:
+    sizes["activations and other temporaries"] = analysis.temp_size_in_bytes
+  parts = [f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes.items()]
+  return compiled, f"memory of each device: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
@@ -26,8 +54,8 @@ def out_of_memory(config: ConfigDict) -> Iterator[None]:
       raise
     first = str(error).strip().splitlines()[0]
     raise InputError(
-      f"out of memory ({first}). What saves most comes first: {'; '.join(savers(config))}. Where "
-      "nothing was saved yet, all but remat and data.eval_batch_size want another --workdir"
+      f"out of memory ({first}). What saves most comes first: {'; '.join(savers(config))}. All but "
+      "remat and data.eval_batch_size want another --workdir"
     ) from error
 
 

@@ -1,9 +1,42 @@
+import re
+
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from jseg import config as configs
-from jseg.memory import out_of_memory, savers
+from jseg.memory import compile_step, out_of_memory, savers
+from jseg.state import TrainState
+from jseg.step import make_train_step
 from jseg.types import InputError
+
+
+def test_a_step_is_compiled_once_and_its_sizes_told():
+  optimizer = optax.sgd(0.5, momentum=0.9)
+  params = {"w": jnp.zeros((256, 1024))}
+  state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), {})
+  traces = []
+
+  def forward(variables, batch, key, mutable):
+    traces.append(None)
+    return batch["x"] @ variables["params"]["w"], None, {}
+
+  def losses(outputs, _):
+    return {"main": (jnp.square(outputs - 1).sum(), jnp.float32(outputs.size))}
+
+  step = make_train_step(optimizer, forward, losses)
+  batch = {"x": np.ones((1, 2, 256), np.float32)}
+  compiled, sizes = compile_step(step, state, batch, jax.random.key(0))
+  assert re.fullmatch(
+    r"memory of each device: parameters 1\.0 MiB, optimizer 1\.0 MiB, activations and other "
+    r"temporaries [\d.]+ MiB",
+    sizes,
+  )
+  state, metrics = compiled(state, batch, jax.random.key(0))
+  assert float(metrics["loss"]) == 1.0
+  assert len(traces) == 1
 
 
 def fail(config, text):
