@@ -232,7 +232,7 @@ class Checkpoints:
     # of its own, and write none that belong to one process of several.
     state = jax.device_get(state)
     model = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
-    training = {"opt_state": state.opt_state, "step": state.step}
+    training = _training(state)
     metrics = None if score is None or math.isnan(score) else {self._name: float(score)}
     content = {
       "model": checksums.of_arrays(model),
@@ -311,7 +311,7 @@ class Checkpoints:
 
   def _restore_all(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
     model = {"params": template.params, "batch_stats": template.batch_stats, "ema": template.ema}
-    training = {"opt_state": template.opt_state, "step": template.step}
+    training = _training(template)
     items = self._restore(step, {"model": model, "training": training})
     record = self._record(step)
     with self._told(step):
@@ -429,6 +429,12 @@ class Checkpoints:
     finally:
       with self._saving():
         self._manager.close()
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint's item `training` holds."""
+  scale = {"loss_scale": state.loss_scale} if state.loss_scale else {}
+  return {"opt_state": state.opt_state, "step": state.step, **scale}
 
 
 def _array_handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:

@@ -48,7 +48,7 @@ class About:
   published: str = ""
 
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 _MEND = "mend it, or put back a copy of it"
 
@@ -63,8 +63,9 @@ class RunKeys:
   Attributes:
     seed: seed of the parameters, the order of the examples and their augmentation.
     steps: length of the training; each step is one batch.
-    dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
-      and logits stay float32.
+    dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs, "float16", with a
+      dynamic scale of the loss, on GPUs without bfloat16. Parameters, losses and logits stay
+      float32.
     epochs: length of the training as passes over the training images, which then takes the place of
       `steps`; may be a fraction; 0 leaves it to `steps`.
     patience: evaluations without a new best after which training stops early; 0 is never.

@@ -110,6 +110,7 @@ class MetricsAccumulator:
   def _reset(self) -> None:
     self._steps: list[dict[str, Any]] = []
     self._counts: dict[str, np.ndarray] = {}
+    self._skipped: int | None = None
     self._started: float | None = None
 
   def begin(self) -> None:
@@ -126,6 +127,10 @@ class MetricsAccumulator:
   def _fetch(self) -> None:
     step, metrics = self._pending.popleft()
     metrics = jax.device_get(metrics)
+    if "skipped" in metrics:  # the loss is scaled
+      self._skipped = (self._skipped or 0) + int(skipped := metrics.pop("skipped"))
+      if skipped:
+        return
     loss = float(metrics["loss"])
     if not math.isfinite(loss):
       raise InputError(
@@ -153,7 +158,8 @@ class MetricsAccumulator:
       **(parts if len(parts) > 1 else {}),
       **self._task.training_metrics(self._counts),
       "grad_norm": float(np.mean([step["grad_norm"] for step in self._steps])),
-      "images_per_second": self._batch_size * len(self._steps) / seconds,
+      "images_per_second": self._batch_size * (len(self._steps) + (self._skipped or 0)) / seconds,
+      **({} if self._skipped is None else {"skipped_steps": float(self._skipped)}),
     }
     return self._last
 

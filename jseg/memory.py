@@ -23,7 +23,7 @@ def compile_step(step: Any, state: TrainState, batch: Batch, key: Array) -> tupl
 
   Returns:
     (the step for arguments of these shapes, sizes on each device as text). What XLA plans besides
-    the state are "temporaries": activations, gradients, and space to compute in.
+    the state is "activations and the like": gradients too, and space to compute in.
   """
   compiled = step.lower(state, batch, key).compile()
   trees = {
@@ -32,9 +32,9 @@ def compile_step(step: Any, state: TrainState, batch: Batch, key: Array) -> tupl
   }
   sizes = {name: sum(a.nbytes for a in jax.tree.leaves(tree)) for name, tree in trees.items()}
   if (analysis := compiled.memory_analysis()) is not None:
-    sizes["activations and other temporaries"] = analysis.temp_size_in_bytes
-  parts = [f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes.items()]
-  return compiled, f"memory of each device: {', '.join(parts)}"
+    sizes["activations and the like"] = analysis.temp_size_in_bytes
+  parts = [f"{name} {size / 2**20:,.1f}" for name, size in sizes.items()]
+  return compiled, f"MiB on a device: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def savers(config: ConfigDict) -> list[str]:
     kind = "stages" if config.remat == "none" else "all"
     found.append(f"remat={kind} computes activations again, the same result in more time")
   if config.dtype == "float32":
-    found.append("dtype=bfloat16 halves the activations, and rounds")
+    found.append("dtype=bfloat16 (float16 on GPUs without it) halves the activations, and rounds")
   found.append(
     f"smaller crops or images than {tuple(crop)} (augment.crop, data.size) save in proportion to "
     "their area"

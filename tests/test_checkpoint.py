@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jseg.checkpoint import Checkpoints
+from jseg.loss_scale import begin
 from jseg.optim import make_optimizer
 from jseg.state import TrainState
 from jseg.step import parallel
@@ -45,9 +46,16 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema, freeze):
   checkpoints = Checkpoints(tmp_path)
   optimizer = make_optimizer(lambda _: 0.1, optimizer="adamw", freeze=freeze)
   state = make_state(5, ema=ema, optimizer=optimizer)
+  new = make_state(0, ema=ema, optimizer=optimizer)
+  if ema:
+    state, new = (
+      state.replace(loss_scale=begin("float16")),
+      new.replace(loss_scale=begin("float16")),
+    )
+    state.loss_scale["scale"] /= 8
   checkpoints.save(state, {"next_index": 5})
   checkpoints.wait()
-  restored, iterator = checkpoints.restore(make_state(0, ema=ema, optimizer=optimizer))
+  restored, iterator = checkpoints.restore(new)
   assert_equal(restored, state)
   assert iterator == {"next_index": 5}
   checkpoints.close()

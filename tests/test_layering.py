@@ -40,6 +40,7 @@ RANKS = {
   "report": 5,
   "weights": 5,
   "groups": 1,
+  "loss_scale": 1,
   "optim": 5,
   "state": 6,
   "step": 7,

@@ -30,8 +30,7 @@ def test_a_step_is_compiled_once_and_its_sizes_told():
   batch = {"x": np.ones((1, 2, 256), np.float32)}
   compiled, sizes = compile_step(step, state, batch, jax.random.key(0))
   assert re.fullmatch(
-    r"memory of each device: parameters 1\.0 MiB, optimizer 1\.0 MiB, activations and other "
-    r"temporaries [\d.]+ MiB",
+    r"MiB on a device: parameters 1\.0, optimizer 1\.0, activations and the like [\d.]+",
     sizes,
   )
   state, metrics = compiled(state, batch, jax.random.key(0))
