@@ -71,7 +71,7 @@ class Checkpoints:
     # Orbax tells every save in ten lines; and what its tasks fail with is raised here anyway.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    self._name, self._directory = metric, directory
+    self._name, self._directory, self._keep = metric, directory, keep
     if read_only:
       self._check_metrics(read_only)
     else:
@@ -167,6 +167,37 @@ class Checkpoints:
         raise ValueError(f"{path} isn't what was saved")
       return content
 
+  def restore_average(self, count: int, template: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The means of parameters and running statistics over the last checkpoints.
+
+    Averaging of weights (Izmailov et al. 2018, arXiv:1803.05407); but the means of the statistics
+    take the place of ones that are computed anew. What is averaged is told.
+
+    Args:
+      count: number of checkpoints.
+      template: as for `restore_model`.
+
+    Returns:
+      (step of the last one, variables to apply the model with).
+
+    Raises:
+      InputError: the run doesn't keep so many, or `restore_model` would raise it.
+    """
+    steps = self.steps()
+    # Those before are the best or kept for good: far between.
+    if not 1 <= count <= min(self._keep, len(steps)):
+      raise InputError(
+        f"checkpoint: average:{count} needs the last {count} checkpoints, at least 1; {self.run} "
+        f"keeps the last {self._keep} (keep) and has steps {', '.join(map(str, steps))}. Average "
+        f"fewer, or train on with --config.keep={max(count, 1)}"
+      )
+    total = self.restore_model(steps[-count], template)
+    for step in steps[len(steps) - count + 1 :]:
+      total = jax.tree.map(jnp.add, total, self.restore_model(step, template))
+    what = "parameters and running statistics" if total["batch_stats"] else "parameters"
+    _tell(f"{what} are the means over checkpoints {', '.join(map(str, steps[-count:]))}")
+    return steps[-1], jax.tree.map(lambda x: x / count, total)
+
   def pick(self, which: str | int) -> int:
     """The step that "best", "latest" or a number stands for.
 
@@ -179,8 +210,8 @@ class Checkpoints:
     if str(which).isdigit() and int(which) in steps:
       return int(which)
     raise InputError(
-      f"{self.run} has no checkpoint {which!r}; there is best, latest and "
-      f"{', '.join(map(str, steps))}"
+      f"{self.run} has no checkpoint {which!r}; there is best, latest, average:N of the last N, "
+      f"and {', '.join(map(str, steps))}"
     )
 
   def save(
@@ -201,7 +232,7 @@ class Checkpoints:
     # of its own, and write none that belong to one process of several.
     state = jax.device_get(state)
     model = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
-    training = {"opt_state": state.opt_state, "step": state.step}
+    training = _training(state)
     metrics = None if score is None or math.isnan(score) else {self._name: float(score)}
     content = {
       "model": checksums.of_arrays(model),
@@ -280,7 +311,7 @@ class Checkpoints:
 
   def _restore_all(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
     model = {"params": template.params, "batch_stats": template.batch_stats, "ema": template.ema}
-    training = {"opt_state": template.opt_state, "step": template.step}
+    training = _training(template)
     items = self._restore(step, {"model": model, "training": training})
     record = self._record(step)
     with self._told(step):
@@ -398,6 +429,12 @@ class Checkpoints:
     finally:
       with self._saving():
         self._manager.close()
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint's item `training` holds."""
+  scale = {"loss_scale": state.loss_scale} if state.loss_scale else {}
+  return {"opt_state": state.opt_state, "step": state.step, **scale}
 
 
 def _array_handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:

@@ -52,7 +52,7 @@ class About:
   protocol: str = ""
 
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 _MEND = "mend it, or put back a copy of it"
 
@@ -67,13 +67,17 @@ class RunKeys:
   Attributes:
     seed: seed of the parameters, the order of the examples and their augmentation.
     steps: length of the training; each step is one batch.
-    dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs. Parameters, losses
-      and logits stay float32.
+    dtype: dtype of the computation; "bfloat16" is faster on TPU and recent GPUs, "float16", with a
+      dynamic scale of the loss, on GPUs without bfloat16. Parameters, losses and logits stay
+      float32.
     epochs: length of the training as passes over the training images, which then takes the place of
       `steps`; may be a fraction; 0 leaves it to `steps`.
     patience: evaluations without a new best after which training stops early; 0 is never.
     best_metric: metric of the evaluation that selects the best checkpoint, and that `patience`
       waits for; "" is the task's own, mIoU or mask AP.
+    remat: what the backward pass computes again instead of keeping it in memory: "none", "stages"
+      (a level of U-Net, a layer of ResNet, ...) or "all" (within a stage each part too); changes
+      memory and time, not the result.
     accumulate: parts that each device works through its share of a batch in, for a batch that
       doesn't fit in memory; 1 is the whole at once.
     given: what `jseg.train` was given in Python, as "what=module:Name"; recorded, not to be set.
@@ -99,6 +103,7 @@ class RunKeys:
   epochs: float = 0.0
   patience: int = 0
   best_metric: str = ""
+  remat: str = "none"
   accumulate: int = 1
   given: tuple[str, ...] = ()
   init_from: str = ""
@@ -169,6 +174,7 @@ RESUMABLE = {
   "steps",
   "epochs",
   "patience",
+  "remat",
   "keep_every",
   "log_every",
   "log_norms",
@@ -246,6 +252,8 @@ def record(config: ml_collections.ConfigDict, **objects: Any) -> ml_collections.
     config.given = tuple(f"{what}={_source(value)}" for what, value in sorted(given.items()))
     if "model" in given:
       config.model = default(given["model"]).model
+      if config.remat == "none":
+        config.remat = getattr(given["model"], "remat", "none")
   return config
 
 
@@ -303,6 +311,12 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
     )
   if config.dtype not in DTYPES:
     raise InputError(f"dtype: {config.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+  models.check_remat(network, config.remat)
+  if model is not None and getattr(model, "remat", "none") != config.remat:
+    raise InputError(
+      f"remat: {config.remat!r} isn't that of the network made in Python; make it with "
+      f"remat={config.remat!r}"
+    )
   if not 0 <= config.ema < 1:
     raise InputError(f"ema: {config.ema} must be at least 0 (off) and below 1")
   if is_published(config.init_from):
@@ -320,7 +334,13 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
   arguments = dict(config.model)
   name = arguments.pop("name")
   network = build(
-    "model", models.create, name, num_classes=num_classes, dtype=DTYPES[config.dtype], **arguments
+    "model",
+    models.create,
+    name,
+    num_classes=num_classes,
+    remat=config.remat,
+    dtype=DTYPES[config.dtype],
+    **arguments,
   )
   return tasks.get(network.task).wrap(network, config)
 

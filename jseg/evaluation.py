@@ -78,7 +78,7 @@ def evaluate(
   Args:
     run: the run directory.
     split: split of the run's data set; its validation split if None.
-    checkpoint: "best", "latest" or a step.
+    checkpoint: "best", "latest", a step, or "average:N" of the last N (`Run.restore`).
     root: where the data set's files are now, if they have moved.
     batch_size: images per batch over all devices; that of the configuration if None.
     protocol: how the network looks at an image, a key of
@@ -120,6 +120,8 @@ def evaluate(
   known = {name: options[name] for name in task.evaluate_options}
   scores, measured = task.measure(variables, dataset, split, **known)
   extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
+  if str(checkpoint).startswith("average:"):
+    extra["checkpoint"] = checkpoint
   if "inference" in opened.config:
     extra["inference"] = opened.config.inference.to_dict()
   extra |= measured

@@ -37,7 +37,7 @@ def export_run(
     run: the run directory.
     out: file to write; RUN/export/NETWORK.stablehlo if None. Beside it, with the suffix .json,
       lies what a caller must know: shapes, classes, colors, where the network comes from.
-    checkpoint: "best", "latest" or a step.
+    checkpoint: "best", "latest", a step, or "average:N" of the last N (`Run.restore`).
     size: height and width of the images; the run's `data.size` if None.
     platforms: platforms that it is lowered for, from any machine.
     changes: configuration values by dotted key that are to differ (`jseg.config.change`).

@@ -206,6 +206,7 @@ class MetricsAccumulator:
   def _reset(self) -> None:
     self._steps: list[dict[str, Any]] = []
     self._counts: dict[str, np.ndarray] = {}
+    self._skipped: int | None = None
     self._started: float | None = None
     self._idle = 0.0
     self._norms: dict[str, float] = {}
@@ -236,6 +237,10 @@ class MetricsAccumulator:
   def _fetch(self) -> None:
     step = self._pending.popleft()
     metrics = jax.device_get(step.metrics)
+    if "skipped" in metrics:  # the loss is scaled
+      self._skipped = (self._skipped or 0) + int(skipped := metrics.pop("skipped"))
+      if skipped:
+        return
     loss = float(metrics["loss"])
     if not math.isfinite(loss):
       jax.block_until_ready([each.metrics for each in self._pending])  # nothing runs beside it
@@ -269,9 +274,10 @@ class MetricsAccumulator:
       **self._task.training_metrics(self._counts),
       "grad_norm": float(np.mean([step["grad_norm"] for step in self._steps])),
       **{name: total / len(self._steps) for name, total in self._norms.items()},
-      "images_per_second": self._batch_size * len(self._steps) / seconds,
+      "images_per_second": self._batch_size * (len(self._steps) + (self._skipped or 0)) / seconds,
       "waiting_for_input": self._idle / seconds,
       "seconds": seconds,
+      **({} if self._skipped is None else {"skipped_steps": float(self._skipped)}),
     }
     return self._last
 

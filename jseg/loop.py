@@ -29,6 +29,7 @@ from jseg.groups import describe_groups, read_groups
 from jseg.install import versions
 from jseg.length import Progress, about_other_length, in_steps
 from jseg.log import IN_FLIGHT, LogFn, TrainingLog
+from jseg.memory import compile_step, out_of_memory
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.optim import frozen_names
@@ -154,6 +155,7 @@ def train(
     validate = Validation(run, task, dataset, key, log, on_evaluate)
     stopped = stack.enter_context(stop_signal())
     stack.enter_context(hosts.lost_processes())
+    stack.enter_context(out_of_memory(config))
 
     # Train.
     if hosts.stopped_before(first):
@@ -167,7 +169,11 @@ def train(
           batch = next(batches)
         suspects.add(step, batch)
         with session.compiling(step):
-          state, metrics = train_step(state, shard(batch, jax.local_device_count()), key)
+          shared = shard(batch, jax.local_device_count())
+          if step == first + 1 and jax.process_count() == 1:
+            train_step, sizes = compile_step(train_step, state, shared, key)
+            CONSOLE.print(f"  {sizes}", highlight=False)
+          state, metrics = train_step(state, shared, key)
         trace.ends(step, metrics)
       log.add(step, metrics)
 
@@ -396,6 +402,10 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
   if config.accumulate > 1:
     part = config.data.batch_size // (jax.device_count() * config.accumulate)
     CONSOLE.print(f"  {config.accumulate} parts a step, of {part} image(s) a device{_caveats(run)}")
+  if config.remat != "none" and jax.default_backend() == "cpu":
+    CONSOLE.print(
+      "  remat: saves no memory on CPUs, where XLA merges what is computed again with what is there"
+    )
   if config.optim.groups:
     for line in describe_groups(state.params, read_groups(config.optim.groups)):
       CONSOLE.print(f"  {line}", highlight=False, markup=False)

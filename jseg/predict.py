@@ -79,7 +79,7 @@ class Segmenter:
 
     Args:
       run: the run directory.
-      checkpoint: "best", "latest" or a step.
+      checkpoint: "best", "latest", a step, or "average:N" of the last N (`Run.restore`).
       changes: configuration values by dotted key that are to differ, such as
         {"model.output_stride": 8}.
       protocol: how the network looks at an image, a key of
@@ -153,7 +153,7 @@ def predict_files(
     run: the run directory.
     paths: files, and folders with files.
     out: folder to write to; made if it isn't there.
-    checkpoint: "best", "latest" or a step.
+    checkpoint: "best", "latest", a step, or "average:N" of the last N (`Run.restore`).
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}.
     protocol: how the network looks at an image, a key of

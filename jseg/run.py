@@ -302,7 +302,8 @@ class Run:
     """Returns (step, variables) of a checkpoint.
 
     Args:
-      checkpoint: "best", "latest" or a step.
+      checkpoint: "best", "latest", a step, or "average:N" of the last N
+        (`Checkpoints.restore_average`), whose step is that of the latest.
 
     Raises:
       InputError: there is no such checkpoint, it is of another network, or damaged.
@@ -310,6 +311,9 @@ class Run:
     image = jnp.zeros((1, *self.config.data.size, self.config.data.channels))
     template = jax.eval_shape(lambda: self.model.init(jax.random.key(0), image))
     with contextlib.closing(self.checkpoints()) as checkpoints:
+      kind, _, count = str(checkpoint).partition(":")
+      if kind == "average" and count.isdigit():
+        return checkpoints.restore_average(int(count), template)
       step = checkpoints.pick(checkpoint)
       return step, checkpoints.restore_model(step, template)
 
@@ -418,7 +422,7 @@ def load_model(
 
   Args:
     run: the run directory.
-    checkpoint: "best", "latest" or a step.
+    checkpoint: "best", "latest", a step, or "average:N" of the last N (`Run.restore`).
     changes: configuration values by dotted key that are to differ, as {"model.output_stride": 8}:
       whatever leaves the weights what they are.
 

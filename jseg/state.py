@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jseg.loss_scale import LossScale, begin
 from jseg.parameters import jit_once
 from jseg.types import Array, Params, Variables
 
@@ -28,6 +29,7 @@ class TrainState:
     batch_stats: running statistics of its norms; empty if it has none.
     opt_state: state of the optimizer.
     ema: exponential moving average of `params`; empty if it is off.
+    loss_scale: scale of the loss (`jseg.loss_scale`); empty unless the network computes in float16.
   """
 
   step: Array
@@ -35,6 +37,7 @@ class TrainState:
   batch_stats: Variables
   opt_state: optax.OptState
   ema: Params
+  loss_scale: LossScale = flax.struct.field(default_factory=dict)
 
   def variables(self) -> Variables:
     """Variables to evaluate with: the averaged parameters where there are any."""
@@ -96,6 +99,7 @@ def create_train_state(
       opt_state=optimizer.init(params),
       # Copies: the step donates its state, and one buffer can't be donated twice.
       ema=jax.tree.map(jnp.copy, params) if ema else {},
+      loss_scale=begin(getattr(model, "dtype", None)),
     )
 
   return jit_once(init)(key)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jseg import loss_scale
 from jseg.arithmetic import cdiv
 from jseg.nn.devices import AXIS, part_of_batch
 from jseg.optim import frozen
@@ -164,14 +165,18 @@ def make_train_step(
     the same at every step: all randomness is a function of (key, step, position in the global
     batch), so that neither a restart nor the number of devices or parts changes what is drawn.
     `metrics` holds `loss`, `losses` (mean and count by name), `grad_norm` (over the trained
-    parameters) and the counts. The input state is donated.
+    parameters) and the counts; of a state with a scale of the loss also `skipped`, 1 if the
+    gradient overflowed, so that only the scale changed. The input state is donated.
   """
   factors: Mapping[str, float] = weights or {}
 
   def gradients(
     state: TrainState, batch: Batch, key: Array, totals: dict[str, Array] | None = None
   ) -> Any:
-    """((loss, (means, totals, statistics, counts)), gradient), not summed over devices."""
+    """((loss, (means, totals, statistics, counts)), gradient), not summed over devices.
+
+    The gradient is that of the loss times its scale.
+    """
     fixed = frozen(state.params, freeze)
 
     def total_loss(params: Any) -> tuple[Array, Any]:
@@ -187,9 +192,11 @@ def make_train_step(
       total = jnp.float32(0)
       for name, mean in means.items():
         total += factors.get(name, 1.0) * mean
-      return total, (means, divisors, updated.get("batch_stats", {}), counts(outputs, targets))
+      rest = means, divisors, updated.get("batch_stats", {}), counts(outputs, targets)
+      return loss_scale.scaled(total, state.loss_scale), (total, rest)
 
-    return jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    (_, found), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    return found, grads
 
   def gradients_in_parts(state: TrainState, batch: Batch, key: Array) -> Any:
     """As `gradients`, part by part."""
@@ -220,6 +227,8 @@ def make_train_step(
     whole = gradients if accumulate == 1 else gradients_in_parts
     (loss, (means, totals, batch_stats, counted)), grads = whole(state, batch, key)
     loss, means, counted, grads = jax.lax.psum((loss, means, counted, grads), AXIS)
+    grads = loss_scale.unscaled(grads, state.loss_scale)
+    before = state
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = dataclasses.replace(
@@ -230,6 +239,9 @@ def make_train_step(
       opt_state=opt_state,
       ema=_average(params, state, ema) if ema else state.ema,
     )
+    if before.loss_scale:
+      state, loss, skipped = _unless_overflow(before, state, loss, grads)
+      counted = {**counted, "skipped": skipped}
     metrics = {
       "loss": loss,
       "losses": {name: (mean, totals[name]) for name, mean in means.items()},
@@ -242,6 +254,33 @@ def make_train_step(
     return state, metrics
 
   return parallel(step, in_axes=(None, 0, None), donate=True)
+
+
+def _unless_overflow(
+  before: TrainState, after: TrainState, loss: Array, grads: Any
+) -> tuple[TrainState, Array, Array]:
+  """(state, loss, 1 if it was skipped) after a step.
+
+  A gradient that overflows changes nothing but the scale and the number of the step. Where no lower
+  scale is left to try, the loss becomes NaN.
+  """
+  finite = loss_scale.is_finite(grads)
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (after.params, after.batch_stats, after.opt_state, after.ema),
+    (before.params, before.batch_stats, before.opt_state, before.ema),
+  )
+  params, batch_stats, opt_state, ema = kept
+  skipped = ~finite & loss_scale.may_fall(before.loss_scale)
+  state = dataclasses.replace(
+    after,
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+    ema=ema,
+    loss_scale=loss_scale.after(before.loss_scale, finite),
+  )
+  return state, jnp.where(finite | skipped, loss, jnp.nan), skipped.astype(jnp.int32)
 
 
 def _totals(parts: Losses) -> dict[str, Array]:

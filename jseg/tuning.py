@@ -74,7 +74,7 @@ def tune_crf(
   Args:
     run: the run directory.
     split: split of the run's data set; its validation split if None.
-    checkpoint: "best", "latest" or a step.
+    checkpoint: "best", "latest", a step, or "average:N" of the last N (`Run.restore`).
     root: where the data set's files are now, if they have moved.
     images: number of images; V1 and V2 take 100.
     ranges: "v1" or "v2", a key of `RANGES`.

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jseg.checkpoint import Checkpoints
+from jseg.loss_scale import begin
 from jseg.optim import make_optimizer
 from jseg.state import TrainState
 from jseg.step import parallel
@@ -45,9 +46,16 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, ema, freeze):
   checkpoints = Checkpoints(tmp_path)
   optimizer = make_optimizer(lambda _: 0.1, optimizer="adamw", freeze=freeze)
   state = make_state(5, ema=ema, optimizer=optimizer)
+  new = make_state(0, ema=ema, optimizer=optimizer)
+  if ema:
+    state, new = (
+      state.replace(loss_scale=begin("float16")),
+      new.replace(loss_scale=begin("float16")),
+    )
+    state.loss_scale["scale"] /= 8
   checkpoints.save(state, {"next_index": 5})
   checkpoints.wait()
-  restored, iterator = checkpoints.restore(make_state(0, ema=ema, optimizer=optimizer))
+  restored, iterator = checkpoints.restore(new)
   assert_equal(restored, state)
   assert iterator == {"next_index": 5}
   checkpoints.close()
@@ -303,3 +311,18 @@ def test_what_fails_in_the_background_is_told_at_the_end_too(tmp_path, monkeypat
   with pytest.raises(InputError, match="the disk is full"):
     checkpoints.close()
   close()
+
+
+def test_the_last_checkpoints_are_averaged(tmp_path, capsys):
+  # The best, step 10, is kept too, and doesn't count.
+  save_all(tmp_path, {10: 0.9, 20: 0.1, 40: 0.2, 90: 0.3}, keep=3).close()
+  template = {"params": make_state(0).params, "batch_stats": {"mean": jnp.zeros(2)}}
+  with contextlib.closing(Checkpoints(tmp_path, keep=3, read_only=True)) as checkpoints:
+    step, variables = checkpoints.restore_average(3, template)
+    assert step == 90
+    assert_equal(variables["params"]["layer"]["kernel"], np.full((3, 2), 50.0, np.float32))
+    np.testing.assert_allclose(variables["batch_stats"]["mean"], 50 / 7, rtol=1e-6)
+    assert "running statistics are the means over checkpoints 20, 40, 90" in capsys.readouterr().err
+    for count in (0, 4):
+      with pytest.raises(InputError, match=rf"average:{count} needs .* keeps the last 3 \(keep\)"):
+        checkpoints.restore_average(count, template)

@@ -95,7 +95,7 @@ def test_missing_keys_are_refused(tmp_path):
     ("data__batch_size", 0, r"data.batch_size: 0 must be at least 1"),
     ("steps", 0, r"steps: 0 must be at least 1"),
     ("ema", 1.0, r"ema: 1.0 must be"),
-    ("dtype", "float16", r"dtype: 'float16' is unknown; choose from float32, bfloat16"),
+    ("dtype", "half", r"dtype: 'half' is unknown; choose from float32, bfloat16, float16"),
     ("loss__name", "entropy", r"loss.name: 'entropy' is unknown; did you mean cross_entropy"),
     ("loss__balance", "mean", r"loss.balance: 'mean' is unknown; choose none or median"),
     ("loss__class_weights", (1.0, -1.0), r"loss.class_weights: .* at least 0, one per class"),

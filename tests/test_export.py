@@ -105,7 +105,7 @@ def test_changes_that_cannot_be(v3, changes, message):
     ({"size": (32,)}, r"size: \(32,\) must be 2 numbers above 0"),
     ({"size": (32, 0)}, r"size: \(32, 0\) must be 2 numbers above 0"),
     ({"platforms": ("gpu",)}, r"platforms: 'gpu' is unknown; choose from cpu, cuda, rocm, tpu"),
-    ({"checkpoint": 7}, r"has no checkpoint 7; there is best, latest and 0"),
+    ({"checkpoint": 7}, r"has no checkpoint 7; there is best, latest, average:N .*, and 0"),
     ({"out": "/proc/nowhere/net"}, r"/proc/nowhere can't be written .*; name another --out"),
   ],
 )

@@ -58,6 +58,7 @@ def create(
   *,
   output_stride: int = 32,
   norm: str | None = None,
+  remat: str = "none",
   optional: Mapping[str, Any] | None = None,
   **arguments: Any,
 ) -> Backbone:
@@ -71,13 +72,14 @@ def create(
     output_stride: largest stride of a map; below 32 the rest is dilated.
     norm: kind of normalization (`jseg.nn.Norm`) in place of the backbone's own; one that has none,
       such as "vgg16", stays without.
+    remat: what the backbone computes again in the backward pass (`jseg.nn.Staged`).
     optional: further arguments that are passed on to a backbone that has them.
     **arguments: other arguments of the backbone: `width`, `dtype`, `param_dtype`, and for Flax
       `name` and `parent`.
 
   Raises:
-    InputError: there is no such backbone or argument, it can't be dilated, or a value is
-      impossible.
+    InputError: there is no such backbone or argument, it can't be dilated or computed again, or a
+      value is impossible.
   """
   kind, own = _load(backbone)
   fields = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
@@ -91,6 +93,10 @@ def create(
       f"backbone: {backbone!r} has output stride 32 and can't be dilated to {output_stride}; take "
       "a ResNet or VGG16"
     )
+  if remat != "none":
+    if "remat" not in fields:
+      raise InputError(f"remat: backbone {backbone!r} has no stages (`jseg.nn.Staged`); set none")
+    chosen["remat"] = remat
   for argument in chosen:
     if argument not in fields:
       known = ", ".join(k for k in fields if k not in ("parent", "name"))

@@ -7,11 +7,11 @@ from typing import Any
 import flax.linen as nn
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, Dropout, local_response_norm, max_pool
+from jseg.nn import Conv, Dropout, Staged, local_response_norm, max_pool
 from jseg.types import Array
 
 
-class AlexNet(Backbone):
+class AlexNet(Backbone, Staged):
   """[b h w c] -> Features with the map of stride 32, and by name "pool1", "pool2", "pool5", "fc7".
 
   By default the one-column network of Krizhevsky 2014 (arXiv:1404.5997), whose weights torchvision
@@ -44,16 +44,19 @@ class AlexNet(Backbone):
     named = {}
 
     def conv(x: Array, layer: int, kernel: int, grouped: bool, **geometry: Any) -> Array:
-      make = self.typed(Conv)
-      convolution = make(
-        # Even, as the published columns are halves of it.
-        self.scaled(self.widths[layer - 1], 2),
-        (kernel, kernel),
-        groups=self.groups if grouped else 1,
-        name=f"conv{layer}",
-        **geometry,
-      )
-      return nn.relu(convolution(x))
+      def compute(net: AlexNet, x: Array) -> Array:
+        make = net.typed(Conv)
+        convolution = make(
+          # Even, as the published columns are halves of it.
+          net.scaled(net.widths[layer - 1], 2),
+          (kernel, kernel),
+          groups=net.groups if grouped else 1,
+          name=f"conv{layer}",
+          **geometry,
+        )
+        return nn.relu(convolution(x))
+
+      return self.stage(compute, x)
 
     def pool(x: Array, layer: int) -> Array:
       x = max_pool(x, 3, 2, ceil=True)

@@ -1,12 +1,13 @@
 """GoogLeNet (Szegedy et al. 2015, arXiv:1409.4842, table 1)."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, Norm, check_norm, local_response_norm, max_pool
+from jseg.nn import Conv, Norm, Staged, check_norm, local_response_norm, max_pool
 from jseg.types import Array
 
 # Channels of the four branches: 1x1; 1x1 then 3x3; 1x1 then 5x5; pool then 1x1.
@@ -23,7 +24,7 @@ _INCEPTIONS = {
 }
 
 
-class GoogLeNet(Backbone):
+class GoogLeNet(Backbone, Staged):
   """[b h w c] -> Features of strides 2 to 32, and by name "pool1" to "pool4", each [b h' w' c'].
 
   torchvision's weights want `norm="batch", branch3_kernel=3, last_pool=2, lrn=False`: its network
@@ -49,18 +50,28 @@ class GoogLeNet(Backbone):
   def __call__(self, image: Array, *, train: bool = False) -> Features:
     """Computes the features of normalized images."""
 
-    def conv(x: Array, channels: int, kernel: int, name: str, **geometry: Any) -> Array:
-      make = self.typed(Conv)
-      bias = self.norm == "none"
+    def convolution(
+      net: GoogLeNet, x: Array, channels: int, kernel: int, name: str, **geometry: Any
+    ) -> Array:
+      make = net.typed(Conv)
+      bias = net.norm == "none"
       size = (kernel, kernel)
-      x = make(self.scaled(channels), size, use_bias=bias, name=name, **geometry)(x)
-      norm = self.typed(Norm)(self.norm, epsilon=1e-3, name=f"{name}_norm")
+      x = make(net.scaled(channels), size, use_bias=bias, name=name, **geometry)(x)
+      norm = net.typed(Norm)(net.norm, epsilon=1e-3, name=f"{name}_norm")
       return nn.relu(norm(x, train=train))
 
-    def inception(x: Array, block: str) -> Array:
+    def stem(net: GoogLeNet, x: Array) -> Array:
+      return convolution(net, x, 64, 7, "conv1", strides=2, padding=3)
+
+    def second(net: GoogLeNet, x: Array) -> Array:
+      x = local_response_norm(x) if net.lrn else x
+      return convolution(net, convolution(net, x, 64, 1, "conv2_reduce"), 192, 3, "conv2")
+
+    def branches(net: GoogLeNet, x: Array, block: str) -> Array:
+      conv = functools.partial(convolution, net)
       one, reduce3, three, reduce5, five, pool = _INCEPTIONS[block]
       name = f"inception{block}"
-      kernel = self.branch3_kernel
+      kernel = net.branch3_kernel
       return jnp.concatenate(
         [
           conv(x, one, 1, f"{name}_1x1"),
@@ -71,11 +82,13 @@ class GoogLeNet(Backbone):
         axis=-1,
       )
 
+    def inception(x: Array, block: str) -> Array:
+      return self.stage(functools.partial(branches, block=block), x)
+
     stages, pools = {}, {}
-    stages[2] = x = conv(image, 64, 7, "conv1", strides=2, padding=3)
+    stages[2] = x = self.stage(stem, image)
     pools["pool1"] = x = max_pool(x, 3, 2, ceil=True)
-    x = local_response_norm(x) if self.lrn else x
-    stages[4] = x = conv(conv(x, 64, 1, "conv2_reduce"), 192, 3, "conv2")
+    stages[4] = x = self.stage(second, x)
     x = local_response_norm(x) if self.lrn else x
     pools["pool2"] = x = max_pool(x, 3, 2, ceil=True)
     stages[8] = x = inception(inception(x, "3a"), "3b")

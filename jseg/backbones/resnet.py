@@ -1,11 +1,12 @@
 """ResNet (He et al. 2016, arXiv:1512.03385), with any output stride by dilation."""
 
+import functools
 from collections.abc import Collection, Sequence
 
 import flax.linen as nn
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, Layer, Norm, check_norm, max_pool
+from jseg.nn import Conv, Layer, Norm, Staged, check_norm, max_pool
 from jseg.types import Array, InputError
 
 LAYERS = {
@@ -18,7 +19,7 @@ LAYERS = {
 """Number of residual units in each of the four stages, by depth."""
 
 
-class ResNet(Backbone):
+class ResNet(Backbone, Staged):
   """[b h w c] -> Features of strides 2 (the stem), 4, 8, 16 and 32 (layer1 to layer4).
 
   From `output_stride` on, strides become dilation: the same weights at a finer resolution. The
@@ -65,9 +66,8 @@ class ResNet(Backbone):
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> Features:
     """Computes the features of normalized images."""
-    x = self._stem(image, train)
+    x = self.stage(lambda net, x: net._stem(x, train), image)
     stages = {2: x}
-    x = max_pool(x, 3, 2, padding=1, ceil=self.ceil)
     stride, rate = 4, 1
     units = LAYERS[self.depth] + LAYERS[self.depth][-1:] * self.cascade_blocks
     for layer, count in enumerate(units, 1):
@@ -75,21 +75,38 @@ class ResNet(Backbone):
       if stride * step > self.output_stride:
         step, rate = 1, rate * step
       stride *= step
-      for unit in range(count):
-        first = unit == 0
-        grid = self.multi_grid[min(unit, len(self.multi_grid) - 1)] if layer >= 4 else 1
-        residual = self.typed(Residual)(
-          channels=self.scaled(64 * 2 ** (min(layer, 4) - 1)),
-          bottleneck=self.depth >= 50,
-          stride=step if first else 1,
-          rate=first_rate if self.keep_first_rate and first else rate * grid,
-          stride_on=self.stride_on,
-          norm=self.norm,
-          name=f"layer{layer}_{unit}",
-        )
-        x = residual(x, train=train)
-      stages[2 ** (layer + 1)] = x
+      rates = [rate * self._grid(layer, unit) for unit in range(count)]
+      if self.keep_first_rate:
+        rates[0] = first_rate
+      run = functools.partial(ResNet._layer, layer=layer, stride=step, rates=rates, train=train)
+      x = stages[2 ** (layer + 1)] = self.stage(run, x)
     return Features(stages)
+
+  def _grid(self, layer: int, unit: int) -> int:
+    """Factor of a unit's dilation."""
+    return self.multi_grid[min(unit, len(self.multi_grid) - 1)] if layer >= 4 else 1
+
+  def _layer(
+    self, x: Array, *, layer: int, stride: int, rates: Sequence[int], train: bool
+  ) -> Array:
+    """The units of a layer, of which the first has its stride."""
+    if layer == 1:
+      x = max_pool(x, 3, 2, padding=1, ceil=self.ceil)
+    for unit, rate in enumerate(rates):
+
+      def residual(net: ResNet, x: Array, unit: int = unit, rate: int = rate) -> Array:
+        return net.typed(Residual)(
+          channels=net.scaled(64 * 2 ** (min(layer, 4) - 1)),
+          bottleneck=net.depth >= 50,
+          stride=stride if unit == 0 else 1,
+          rate=rate,
+          stride_on=net.stride_on,
+          norm=net.norm,
+          name=f"layer{layer}_{unit}",
+        )(x, train=train)
+
+      x = self.unit(residual, x)
+    return x
 
   def _stem(self, x: Array, train: bool) -> Array:
     """The convolutions before the first pooling, to stride 2."""

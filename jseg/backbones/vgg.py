@@ -6,7 +6,16 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, Dropout, Norm, avg_pool, check_norm, max_pool, max_pool_with_indices
+from jseg.nn import (
+  Conv,
+  Dropout,
+  Norm,
+  Staged,
+  avg_pool,
+  check_norm,
+  max_pool,
+  max_pool_with_indices,
+)
 from jseg.types import Array, InputError
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions of each block
@@ -14,7 +23,7 @@ _POOLS = ("max2", "max3", "indices")
 _OUTPUT_STRIDES = (8, 16, 32)
 
 
-class VGG16(Backbone):
+class VGG16(Backbone, Staged):
   """[b h w c] -> Features of strides 1 to 32, and by name "pool1" to "pool5" and "fc7".
 
   Stages are the last convolutions before each pooling, and pool5. The defaults are the published
@@ -73,24 +82,33 @@ class VGG16(Backbone):
     stages: dict[int, Array] = {}
     named: dict[str, Array] = {}
     for block, layers in enumerate(LAYERS, 1):
-      for layer in range(1, layers + 1):
-        x = self._convolution(x, block, layer, rate, train)
-      stages[2 ** (block - 1)] = x
-      if self.pool == "indices":
-        x, named[f"indices{block}"] = max_pool_with_indices(x, ceil=True)
-      elif stride == self.output_stride:
-        x = max_pool(x, 3, 1, padding=1)
-        rate *= 2
-      else:
-        x = (
-          max_pool(x, 3, 2, padding=1, ceil=True) if self.pool == "max3" else max_pool(x, ceil=True)
-        )
-        stride *= 2
+      dense = stride == self.output_stride and self.pool != "indices"
+      run = functools.partial(
+        VGG16._block, block=block, layers=layers, rate=rate, dense=dense, train=train
+      )
+      stages[2 ** (block - 1)], x, indices = self.stage(run, x)
+      if indices is not None:
+        named[f"indices{block}"] = indices
+      rate, stride = (rate * 2, stride) if dense else (rate, stride * 2)
       named[f"pool{block}"] = x
     stages[32] = x
     if self.fc:
-      named["fc7"] = self._dense(x, train)
+      named["fc7"] = self.stage(lambda net, x: net._dense(x, train), x)
     return Features(stages, named)
+
+  def _block(
+    self, x: Array, *, block: int, layers: int, rate: int, dense: bool, train: bool
+  ) -> tuple[Array, Array, Array | None]:
+    """(last convolution, what its pooling gives, indices of that if asked for) of a block."""
+    for layer in range(1, layers + 1):
+      x = self.unit(lambda net, x, layer=layer: net._convolution(x, block, layer, rate, train), x)
+    if self.pool == "indices":
+      return x, *max_pool_with_indices(x, ceil=True)
+    if dense:
+      return x, max_pool(x, 3, 1, padding=1), None
+    if self.pool == "max3":
+      return x, max_pool(x, 3, 2, padding=1, ceil=True), None
+    return x, max_pool(x, ceil=True), None
 
   def _convolution(self, x: Array, block: int, layer: int, rate: int, train: bool) -> Array:
     """A 3x3 convolution of a block, with normalization and ReLU."""

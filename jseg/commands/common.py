@@ -151,7 +151,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     "run_directory", metavar="RUN", help="a run directory, the --workdir of jseg train"
   )
   parser.add_argument(
-    "--checkpoint", default="best", help="best, latest or a step (default: %(default)s)"
+    "--checkpoint",
+    default="best",
+    help="best, latest, a step, or average:N of the last N (default: %(default)s)",
   )
   add_set(parser)
 

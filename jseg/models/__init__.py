@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jseg import nn
 from jseg.lookup import lookup_class
 from jseg.models.base import Network
 from jseg.types import InputError
@@ -14,6 +15,7 @@ from jseg.types import InputError
 __all__ = [
   "Network",
   "arguments",
+  "check_remat",
   "count_parameters",
   "create",
   "fitting",
@@ -41,7 +43,9 @@ _MODELS: dict[str, str] = {
   "mask_rcnn": "jseg.models.mask_rcnn:MaskRCNN",
 }
 # Fields that are not arguments of the network alone: the data set, the run and Flax set them.
-_COMMON: frozenset[str] = frozenset({"num_classes", "dtype", "param_dtype", "parent", "name"})
+_COMMON: frozenset[str] = frozenset(
+  {"num_classes", "dtype", "param_dtype", "remat", "parent", "name"}
+)
 
 
 def names() -> list[str]:
@@ -49,12 +53,13 @@ def names() -> list[str]:
   return list(_MODELS)
 
 
-def create(name: str, num_classes: int, **overrides: Any) -> Network:
+def create(name: str, num_classes: int, *, remat: str = "none", **overrides: Any) -> Network:
   """Makes a network.
 
   Args:
     name: one of `names()`, or "package.module:Name" of a subclass of `Network`.
     num_classes: number of classes, background included.
+    remat: what is computed again in the backward pass (`jseg.nn.Staged`).
     **overrides: arguments (`arguments(name)`), `dtype` and `param_dtype` that differ from the
       defaults.
 
@@ -62,7 +67,8 @@ def create(name: str, num_classes: int, **overrides: Any) -> Network:
     The Flax module: `model.apply(variables, image, train=False) -> Outputs`.
 
   Raises:
-    InputError: there is no such network or argument, or a value is impossible.
+    InputError: there is no such network or argument, it has no stages to compute again, or a value
+      is impossible.
   """
   model, known = get(name), arguments(name)
   unknown = [k for k in overrides if k not in known and k not in ("dtype", "param_dtype")]
@@ -74,7 +80,20 @@ def create(name: str, num_classes: int, **overrides: Any) -> Network:
     raise InputError(f"num_classes: {num_classes!r} must be a whole number, {rule}")
   if num_classes < 2 or (most and num_classes > most):
     raise InputError(f"num_classes: {num_classes} must be {rule}; count the background as a class")
+  check_remat(model, remat)
+  if remat != "none":
+    overrides["remat"] = remat
   return model(num_classes, **overrides)
+
+
+def check_remat(network: type[Network], remat: str) -> None:
+  """Raises InputError if a network's class can't be made with this `remat`."""
+  nn.check_remat(remat)
+  if remat != "none" and not issubclass(network, nn.Staged):
+    raise InputError(
+      f"remat: {network.__name__} has no stages to compute again; leave it none, or derive the "
+      "network from jseg.nn.Staged"
+    )
 
 
 def arguments(network: str | type[Network]) -> dict[str, Any]:

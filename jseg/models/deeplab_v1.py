@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from jseg.backbones import VGG16, Features
 from jseg.models.base import Network, cover_image, pad_to_corners
-from jseg.nn import Conv, Dropout
+from jseg.nn import Conv, Dropout, Staged
 from jseg.types import IGNORE, Array, InputError, Outputs
 
 _STRIDE = 8
 _GAUSS = nn.initializers.normal(0.01)
 
 
-class DeepLabV1(Network):
+class DeepLabV1(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   Scores lie on every eighth pixel, beginning with the first. They are interpolated to the image,
@@ -67,6 +67,7 @@ class DeepLabV1(Network):
       fc_dilation=12,
       fc_pool=True,
       dropout=self.dropout,
+      remat=self.remat,
       name="backbone",
     )
     features = backbone(image, train=train)

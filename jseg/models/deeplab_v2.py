@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image
-from jseg.nn import Conv, Dropout, check_norm, resize_bilinear
+from jseg.nn import Conv, Dropout, Staged, check_norm, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 _GAUSS = nn.initializers.normal(0.01)
 _VGG = ("vgg16", "vgg16_bn")
 
 
-class DeepLabV2(Network):
+class DeepLabV2(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   Scores at stride 8 are sums of classifiers of several rates (section 3.2): each is one 3x3
@@ -80,6 +80,7 @@ class DeepLabV2(Network):
       output_stride=8,
       norm=self.norm,
       width=self.width,
+      remat=self.remat,
       optional={"stride_on": self.stride_on, "ceil": True, "pool": "max3"},
       name="backbone",
     )

@@ -7,14 +7,14 @@ import flax.linen as nn
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone, renamed
-from jseg.nn import ASPP, Conv, FCNHead, Norm, check_norm
+from jseg.nn import ASPP, Conv, FCNHead, Norm, Staged, check_norm
 from jseg.types import Array, InputError, Outputs
 
 FORMS = ("aspp", "cascade")
 HEADS = ("paper", "torchvision")
 
 
-class DeepLabV3(Network):
+class DeepLabV3(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   A backbone whose last blocks are dilated, then either ASPP (section 3.3), or more copies of
@@ -108,14 +108,7 @@ class DeepLabV3(Network):
     if self.form == "cascade":
       x = features[2 ** (self.blocks + 1)]
     else:
-      aspp = self.typed(ASPP)(
-        [rate * 16 // self.output_stride for rate in self.rates],
-        self.features,
-        self.norm,
-        0.5 if self.head == "torchvision" else 0.0,
-        name="aspp",
-      )
-      x = aspp(features[32], train=train)
+      x = self.stage(lambda net, x: net._aspp(x, train), features[32])
     if self.head == "torchvision":
       x = self.typed(Conv)(self.features, (3, 3), use_bias=False, name="conv")(x)
       x = nn.relu(self.typed(Norm)(self.norm, name="norm")(x, train=train))
@@ -127,6 +120,16 @@ class DeepLabV3(Network):
       aux["aux"] = cover_image(head(features[16], train=train), size)
     return Outputs(cover_image(scores, size), aux)
 
+  def _aspp(self, x: Array, train: bool) -> Array:
+    aspp = self.typed(ASPP)(
+      [rate * 16 // self.output_stride for rate in self.rates],
+      self.features,
+      self.norm,
+      0.5 if self.head == "torchvision" else 0.0,
+      name="aspp",
+    )
+    return aspp(x, train=train)
+
   def _features(self, image: Array, train: bool) -> backbones.Features:
     """The backbone's maps, of the cascade's blocks too."""
     cascade = {"cascade_blocks": self.blocks - 4} if self.form == "cascade" else {}
@@ -135,6 +138,7 @@ class DeepLabV3(Network):
       output_stride=self.output_stride,
       norm=self.norm,
       width=self.width,
+      remat=self.remat,
       optional={
         "multi_grid": self.multi_grid,
         "keep_first_rate": self.keep_first_rate,

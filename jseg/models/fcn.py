@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from jseg import backbones
 from jseg.backbones import Features
 from jseg.models.base import Network
-from jseg.nn import Conv, ConvTranspose, Dropout, bilinear_kernel, check_norm, upsample_fixed
+from jseg.nn import (
+  Conv,
+  ConvTranspose,
+  Dropout,
+  Staged,
+  bilinear_kernel,
+  check_norm,
+  upsample_fixed,
+)
 from jseg.types import Array, InputError, Outputs
 
 _KINDS = ("vgg16", "resnet", "alexnet", "googlenet")  # whose maps' places on the image are known
@@ -43,7 +51,7 @@ class Map(NamedTuple):
     return self.x[:, i : i + size[0], i : i + size[1]]
 
 
-class _FCN(Network):
+class _FCN(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   Attributes:
@@ -161,7 +169,12 @@ class _FCN(Network):
 
   def _features(self, image: Array, train: bool, **arguments: Any) -> Features:
     backbone = self.typed(backbones.create)(
-      self.backbone, norm=self.norm, width=self.width, name="backbone", **arguments
+      self.backbone,
+      norm=self.norm,
+      width=self.width,
+      remat=self.remat,
+      name="backbone",
+      **arguments,
     )
     return backbone(image, train=train)
 

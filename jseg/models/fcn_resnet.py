@@ -7,11 +7,11 @@ import flax.linen as nn
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
-from jseg.nn import FCNHead, check_norm
+from jseg.nn import FCNHead, Staged, check_norm
 from jseg.types import Array, Outputs
 
 
-class FCNResNet(Network):
+class FCNResNet(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w: `fcn_resnet50`, `fcn_resnet101`.
 
   Attributes:
@@ -47,14 +47,17 @@ class FCNResNet(Network):
       output_stride=8,
       norm=self.norm,
       width=self.width,
+      remat=self.remat,
       optional={"keep_first_rate": True},
       name="backbone",
     )
     features = backbone(image, train=train)
 
     def score(x: Array, name: str) -> Array:
-      head = self.typed(FCNHead)(self.num_classes, self.dropout, self.norm, name=name)
-      return cover_image(head(x, train=train), image.shape[1:3])
+      def head(net: FCNResNet, x: Array) -> Array:
+        return net.typed(FCNHead)(net.num_classes, net.dropout, net.norm, name=name)(x, train=train)
+
+      return cover_image(self.stage(head, x), image.shape[1:3])
 
     logits = score(features[32], "head")
     return Outputs(logits, {"aux": score(features[16], "aux")} if self.aux else {})

@@ -13,13 +13,14 @@ import numpy as np
 from jseg import backbones
 from jseg.images import valid_area
 from jseg.models.base import Network, depth_to_backbone
-from jseg.nn import check_norm, pad_to_multiple
+from jseg.nn import Staged, check_norm, pad_to_multiple
 from jseg.nn.detection import (
   FPN,
   BoxHead,
   KeypointHead,
   MaskHead,
   Proposals,
+  RegionTargets,
   RPNHead,
   anchor_targets,
   detect,
@@ -40,7 +41,7 @@ _LEAST = {
 }
 
 
-class MaskRCNN(Network):
+class MaskRCNN(Network, Staged):
   """[b h w c] -> Detections, or InstanceOutputs in training, for any h and w.
 
   A region proposal network slides over all levels of the pyramid. For each proposal the box head
@@ -200,13 +201,7 @@ class MaskRCNN(Network):
       [(edge,) for edge in self.anchor_sizes],
       self.anchor_ratios,
     )
-    rpn = self.typed(RPNHead)(
-      self.channels,
-      anchors=len(self.anchor_ratios),
-      convs=self.rpn_convs,
-      name="rpn",
-    )
-    logits, deltas = zip(*(rpn(level) for level in levels), strict=True)
+    logits, deltas = self.stage(MaskRCNN._rpn, levels)
     phase = 0 if train else 1
     propose_regions = functools.partial(
       propose,
@@ -289,14 +284,21 @@ class MaskRCNN(Network):
       mask_size=2 * _MASK_BINS,
     )
     regions = jax.vmap(choose_regions)(keys, proposals, targets)
-    logits, deltas = self._box_head()(self._pool(levels, regions.boxes, _BOX_BINS), train=True)
+
+    def heads(
+      net: MaskRCNN, levels: Sequence[Array], regions: RegionTargets
+    ) -> tuple[Array, Array, Array]:
+      logits, deltas = net._box_head()(net._pool(levels, regions.boxes, _BOX_BINS), train=True)
+      masks = net._mask_head()(
+        net._pool(levels, regions.mask_boxes, _MASK_BINS),
+        regions.mask_classes.reshape(-1),
+        train=True,
+      )
+      return logits, deltas, masks
+
+    logits, deltas, masks = self.stage(heads, levels, regions)
     truth = jax.nn.one_hot(regions.classes.reshape(-1), self.num_classes)
     deltas = jnp.einsum("rk,rkd->rd", truth, deltas)
-    masks = self._mask_head()(
-      self._pool(levels, regions.mask_boxes, _MASK_BINS),
-      regions.mask_classes.reshape(-1),
-      train=True,
-    )
     return InstanceOutputs(
       rpn_logits=rpn_logits,
       rpn_deltas=rpn_deltas,
@@ -315,10 +317,24 @@ class MaskRCNN(Network):
 
   def _pyramid(self, x: Array, *, train: bool) -> list[Array]:
     backbone = self.typed(backbones.create)(
-      self.backbone, norm=self.norm, width=self.width, name="backbone"
+      self.backbone, norm=self.norm, width=self.width, remat=self.remat, name="backbone"
     )
-    fpn = self.typed(FPN)(self.channels, self.head_norm, name="fpn")
-    return fpn(backbone(x, train=train).stages, train=train)
+
+    def fpn(net: MaskRCNN, maps: dict[int, Array]) -> list[Array]:
+      return net.typed(FPN)(net.channels, net.head_norm, name="fpn")(maps, train=train)
+
+    return self.stage(fpn, backbone(x, train=train).stages)
+
+  def _rpn(self, levels: Sequence[Array]) -> tuple[Sequence[Array], Sequence[Array]]:
+    """Logits and deltas of the anchors, level by level."""
+    rpn = self.typed(RPNHead)(
+      self.channels,
+      anchors=len(self.anchor_ratios),
+      convs=self.rpn_convs,
+      name="rpn",
+    )
+    logits, deltas = zip(*(rpn(level) for level in levels), strict=True)
+    return logits, deltas
 
   def _box_head(self) -> BoxHead:
     return self.typed(BoxHead)(

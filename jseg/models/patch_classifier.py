@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jseg.models.base import Network
-from jseg.nn import Conv, Dropout, center_crop, max_pool
+from jseg.nn import Conv, Dropout, Staged, center_crop, max_pool
 from jseg.types import Array, InputError, Outputs
 
 
-class PatchClassifier(Network):
+class PatchClassifier(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w. Network N4 of the paper.
 
   Beyond the border the image is mirrored, as in the paper. In training nothing is: the logits are
@@ -77,13 +77,14 @@ class PatchClassifier(Network):
     single = x.shape[1:3] == (self.patch, self.patch)
     rate = 1
     for kernel in self.kernels:
-      conv = self.typed(Conv)(self.width, (kernel, kernel), padding="VALID", dilation=rate)
-      x = nn.relu(conv(x))
-      if single:
-        x = max_pool(x)
-      else:
-        x = _dilated_max(x, rate)
-        rate *= 2
+
+      def block(net: PatchClassifier, x: Array, kernel: int = kernel, rate: int = rate) -> Array:
+        conv = net.typed(Conv)(net.width, (kernel, kernel), padding="VALID", dilation=rate)
+        x = nn.relu(conv(x))
+        return max_pool(x) if single else _dilated_max(x, rate)
+
+      x = self.stage(block, x)
+      rate = 1 if single else 2 * rate
     size = self._last_size()
     dense = self.typed(Conv)
     x = dense(self.fc, (size, size), padding="VALID", dilation=rate, name="fc1")(x)

@@ -1,5 +1,6 @@
 """PSPNet (Zhao et al. 2017, arXiv:1612.01105), as the authors' hszhao/semseg has it."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -7,13 +8,13 @@ import flax.linen as nn
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone, pad_to_corners
-from jseg.nn import FCNHead, PyramidPooling, check_norm
+from jseg.nn import FCNHead, PyramidPooling, Staged, check_norm
 from jseg.types import Array, InputError, Outputs
 
 _STRIDE = 8
 
 
-class PSPNet(Network):
+class PSPNet(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   A dilated backbone at stride 8 (a ResNet has the deep stem), pyramid pooling, and a second score
@@ -57,24 +58,30 @@ class PSPNet(Network):
       output_stride=_STRIDE,
       norm=self.norm,
       width=self.width,
+      remat=self.remat,
       optional={"stem": "deep"},
       name="backbone",
     )
     features = backbone(pad_to_corners(image, _STRIDE), train=train)
-    pyramid = self.typed(PyramidPooling)(self.bins, self.norm, name="pyramid")
 
-    def score(x: Array, reduction: int, name: str) -> Array:
-      head = self.typed(FCNHead)(
-        self.num_classes,
-        self.dropout,
-        self.norm,
+    def score(net: PSPNet, x: Array, *, reduction: int, name: str) -> Array:
+      if name == "head":
+        x = net.typed(PyramidPooling)(net.bins, net.norm, name="pyramid")(x, train=train)
+      head = net.typed(FCNHead)(
+        net.num_classes,
+        net.dropout,
+        net.norm,
         reduction=reduction,
         name=name,
       )
-      return cover_image(head(x, train=train), image.shape[1:3], corners=_STRIDE)
+      return head(x, train=train)
 
-    logits = score(pyramid(features[32], train=train), 8, "head")
-    return Outputs(logits, {"aux": score(features[16], 4, "aux")} if self.aux else {})
+    def logits(stride: int, reduction: int, name: str) -> Array:
+      run = functools.partial(score, reduction=reduction, name=name)
+      return cover_image(self.stage(run, features[stride]), image.shape[1:3], corners=_STRIDE)
+
+    main = logits(32, 8, "head")
+    return Outputs(main, {"aux": logits(16, 4, "aux")} if self.aux else {})
 
   @classmethod
   def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:

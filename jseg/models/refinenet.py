@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
-from jseg.nn import Conv, Dropout, check_norm, max_pool, resize_bilinear
+from jseg.nn import Conv, Dropout, Staged, check_norm, max_pool, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 CHAINS = ("pool_conv", "conv_pool")
@@ -19,7 +19,7 @@ _LEVELS = {"layer4": 32, "layer3": 16, "layer2": 8, "layer1": 4}
 _COARSE = ("layer4", "layer3")
 
 
-class RefineNet(Network):
+class RefineNet(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   Maps of the backbone at strides 32, 16, 8 and 4 are refined, coarsest first (figure 2(c)): each
@@ -80,26 +80,32 @@ class RefineNet(Network):
     """Computes the logits of normalized images; training needs the key "dropout"."""
     drop = functools.partial(Dropout(self.dropout), train=train)
     backbone = self.typed(backbones.create)(
-      self.backbone, norm=self.norm, width=self.width, name="backbone"
+      self.backbone, norm=self.norm, width=self.width, remat=self.remat, name="backbone"
     )
     maps = backbone(image, train=train)
-    x: Any = None
-    levels = list(_LEVELS)
+    x: Array | None = None
+    levels = list(_LEVELS.items())
     per_block = 4 // self.blocks
     for block in range(self.blocks):
-      paths = {} if x is None else {f"carry{block}": x}
-      for level in levels[block * per_block : (block + 1) * per_block]:
-        y = maps[_LEVELS[level]]
-        finest = y.shape[1:3]
-        y = drop(y) if level in _COARSE else y
-        channels = self.features[0 if level == "layer4" else 1]
-        y = self._conv(y, channels, f"{level}_reduce")
-        paths[level] = self._units(y, 2, f"{level}_unit")
-      x = self._chained_pooling(self._fuse(paths, finest), f"chain{block}")
-      # One unit ends the block; two more begin the next one's path, or precede the classifier.
-      x = self._units(x, 3, f"out{block}")
+      taken = dict(levels[block * per_block : (block + 1) * per_block])
+      entering = [drop(maps[n]) if level in _COARSE else maps[n] for level, n in taken.items()]
+      run = functools.partial(RefineNet._block, levels=list(taken), block=block)
+      x = self.stage(run, x, entering)
     scores = self._conv(drop(cast(Array, x)), self.num_classes, "classifier", bias=True)
     return Outputs(cover_image(scores, image.shape[1:3]))
+
+  def _block(
+    self, x: Array | None, maps: Sequence[Array], *, levels: Sequence[str], block: int
+  ) -> Array:
+    """A RefineNet block, of what the one before gives and maps of the backbone."""
+    paths = {} if x is None else {f"carry{block}": x}
+    for level, y in zip(levels, maps, strict=True):
+      channels = self.features[0 if level == "layer4" else 1]
+      y = self._conv(y, channels, f"{level}_reduce")
+      paths[level] = self._units(y, 2, f"{level}_unit")
+    x = self._chained_pooling(self._fuse(paths, maps[-1].shape[1:3]), f"chain{block}")
+    # One unit ends the block; two more begin the next one's path, or precede the classifier.
+    return self._units(x, 3, f"out{block}")
 
   def _conv(self, x: Array, features: int, name: str, *, bias: bool = False) -> Array:
     conv = self.typed(Conv)(features, (3, 3), use_bias=bias, kernel_init=_GAUSS, name=name)

@@ -19,6 +19,7 @@ from jseg.nn import (
   Conv,
   Dropout,
   Norm,
+  Staged,
   UpConv,
   center_crop,
   check_norm,
@@ -34,7 +35,7 @@ from jseg.types import Array, InputError, Outputs
 _STRIDES = (16, 8, 4, 2, 1)
 
 
-class UNet(Network):
+class UNet(Network, Staged):
   """[b h w c] -> Outputs with logits [b h w k], for any h and w.
 
   Unpadded, the network sees the mask of the middle of what it is fed: 572 pixels give 388. In
@@ -105,45 +106,62 @@ class UNet(Network):
     x = fit_unet(image, depth, self.padding, train=train)
     skips = []
     for level, features in enumerate(self.widths):
-      x = self._convolve_twice(x if level == 0 else max_pool(x), features, train)
-      if level >= depth - 1:
-        x = drop(x)
-      skips.append(x)
+
+      def contract(net: UNet, x: Array, level: int = level, features: int = features) -> Array:
+        return net._convolve_twice(x if level == 0 else max_pool(x), features, train)
+
+      x = self.stage(contract, x)
+      skips.append(drop(x) if level >= depth - 1 else x)
+      x = skips[-1]
     x = skips.pop()
     for features in reversed(self.widths[:-1]):
-      x = self.typed(UpConv)(features)(x)
-      x = jnp.concatenate([center_crop(skips.pop(), x.shape[1:3]), x], axis=-1)
-      x = self._convolve_twice(x, features, train)
+
+      def expand(net: UNet, x: Array, skip: Array, features: int = features) -> Array:
+        x = net.typed(UpConv)(features)(x)
+        x = jnp.concatenate([center_crop(skip, x.shape[1:3]), x], axis=-1)
+        return net._convolve_twice(x, features, train)
+
+      x = self.stage(expand, x, skips.pop())
     return self.typed(Conv)(self.num_classes, (1, 1))(x)
 
   def _convolve_twice(self, x: Array, features: int, train: bool, name: str = "") -> Array:
     """Two 3x3 convolutions, each with normalization and ReLU."""
-    bias = self.norm == "none"
-    for i in (1, 2):
-      conv = self.typed(Conv)(
+
+    def convolve(net: UNet, x: Array, i: int) -> Array:
+      conv = net.typed(Conv)(
         features,
         (3, 3),
-        padding=self.padding,
-        use_bias=bias,
+        padding=net.padding,
+        use_bias=net.norm == "none",
         name=f"{name}_{i}" if name else None,
       )
-      norm = self.typed(Norm)(self.norm, name=f"{name}_{i}_norm" if name else None)
-      x = nn.relu(norm(conv(x), train=train))
+      norm = net.typed(Norm)(net.norm, name=f"{name}_{i}_norm" if name else None)
+      return nn.relu(norm(conv(x), train=train))
+
+    for i in (1, 2):
+      x = self.unit(functools.partial(convolve, i=i), x)
     return x
 
   def _behind_backbone(self, image: Array, drop: Callable[[Array], Array], train: bool) -> Array:
     backbone = self.typed(backbones.create)(
-      self.backbone, norm=self.norm, width=self.width, name="backbone"
+      self.backbone, norm=self.norm, width=self.width, remat=self.remat, name="backbone"
     )
     features = backbone(fit_unet(image, len(_STRIDES), "SAME", train=train), train=train)
     x = drop(features[32])
     for i, (channels, stride) in enumerate(zip(self.decoder, _STRIDES, strict=True), 1):
-      x = resize_nearest(x, [2 * n for n in x.shape[1:3]])
-      if stride > 1:
-        skip = drop(features[stride]) if stride == 16 else features[stride]
-        x = jnp.concatenate([x, skip], axis=-1)
-      x = self._convolve_twice(x, channels, train, f"decoder{i}")
+      skip = features[stride] if stride > 1 else None
+      skip = drop(features[16]) if stride == 16 else skip
+      expand = functools.partial(UNet._double, channels=channels, train=train, name=f"decoder{i}")
+      x = self.stage(expand, x, skip)
     return self.typed(Conv)(self.num_classes, (3, 3), name="classifier")(x)
+
+  def _double(
+    self, x: Array, skip: Array | None, *, channels: int, train: bool, name: str
+  ) -> Array:
+    """One step of the expanding path behind a backbone."""
+    x = resize_nearest(x, [2 * n for n in x.shape[1:3]])
+    x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+    return self._convolve_twice(x, channels, train, name)
 
   def training_labels(self, label: Array) -> Array:
     """Returns the part of [b h w] labels or weights that the training logits are compared with."""

@@ -1,5 +1,6 @@
 """3D U-Net (Cicek et al. 2016, arXiv:1606.06650, section 2 and figure 2)."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from jseg.models.base import Network
 from jseg.nn import (
   Conv,
   Norm,
+  Staged,
   UpConv,
   center_crop,
   check_norm,
@@ -21,7 +23,7 @@ from jseg.nn import (
 from jseg.types import Array, InputError, Outputs
 
 
-class UNet3D(Network):
+class UNet3D(Network, Staged):
   """[b d h w c] -> Outputs with logits [b d h w k], for volumes of any size.
 
   Channels double before each pooling, against bottlenecks; every convolution is normalized before
@@ -58,20 +60,31 @@ class UNet3D(Network):
     depth = len(self.widths) - 1
     x = fit_unet(image, depth, self.padding, train=train)
 
-    def conv(x: Array, features: int) -> Array:
-      x = self.typed(Conv)(features, (3, 3, 3), padding=self.padding)(x)
-      return nn.relu(self.typed(Norm)(self.norm)(x, train=train))
+    def conv(net: UNet3D, x: Array, features: int) -> Array:
+      x = net.typed(Conv)(features, (3, 3, 3), padding=net.padding)(x)
+      return nn.relu(net.typed(Norm)(net.norm)(x, train=train))
+
+    def twice(net: UNet3D, x: Array, first: int, second: int) -> Array:
+      for features in (first, second):
+        x = net.unit(functools.partial(conv, features=features), x)
+      return x
+
+    def contract(net: UNet3D, x: Array, level: int) -> Array:
+      features = net.widths[level]
+      return twice(net, x if level == 0 else max_pool(x), features // 2, features)
+
+    def expand(net: UNet3D, x: Array, skip: Array, features: int) -> Array:
+      x = net.typed(UpConv)(x.shape[-1], use_bias=False)(x)
+      x = jnp.concatenate([center_crop(skip, x.shape[1:-1]), x], axis=-1)
+      return twice(net, x, features, features)
 
     skips = []
-    for level, features in enumerate(self.widths):
-      x = x if level == 0 else max_pool(x)
-      x = conv(conv(x, features // 2), features)
+    for level in range(depth + 1):
+      x = self.stage(functools.partial(contract, level=level), x)
       skips.append(x)
     x = skips.pop()
     for features in reversed(self.widths[:-1]):
-      x = self.typed(UpConv)(x.shape[-1], use_bias=False)(x)
-      x = jnp.concatenate([center_crop(skips.pop(), x.shape[1:-1]), x], axis=-1)
-      x = conv(conv(x, features), features)
+      x = self.stage(functools.partial(expand, features=features), x, skips.pop())
     logits = self.typed(Conv)(self.num_classes, (1, 1, 1))(x)
     if self.padding == "SAME" or not train:
       logits = logits[:, : size[0], : size[1], : size[2]]

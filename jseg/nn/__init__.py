@@ -10,6 +10,7 @@ from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import Norm, check_norm
 from jseg.nn.pool import avg_pool, max_pool, max_pool_with_indices, max_unpool
 from jseg.nn.pyramid import ASPP, FCNHead, PyramidPooling, pool_to_bins
+from jseg.nn.remat import Staged, check_remat
 from jseg.nn.resize import pad_to_multiple, resize_bilinear, resize_nearest, resize_to
 from jseg.nn.unet_sizes import center_crop, check_padding, fit_unet, unpadded_labels
 from jseg.nn.upsample import (
@@ -30,6 +31,7 @@ __all__ = [
   "Layer",
   "Norm",
   "PyramidPooling",
+  "Staged",
   "UpConv",
   "avg_pool",
   "bed_of_nails",
@@ -37,6 +39,7 @@ __all__ = [
   "center_crop",
   "check_norm",
   "check_padding",
+  "check_remat",
   "conv",
   "conv_transpose",
   "fit_unet",
