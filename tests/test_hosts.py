@@ -72,8 +72,8 @@ def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
   one, two = (
     jax.device_get(load_model(tmp_path / name, "latest")[1]["params"]) for name in ("one", "two")
   )
-  # Rounding alone, by the smooth network. Other examples, or draws that go by the process, differ by
-  # hundredths.
+  # Rounding alone, as the network is smooth. Other examples, or draws that go by the process, make
+  # a difference of hundredths.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
   saved = Run.open(run).files.metrics.read_text().splitlines()[-1]
   assert f'"miou": {scores.miou:.6f}'[:-3] in saved
