@@ -8,6 +8,7 @@ import collections
 import contextlib
 import inspect
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -78,13 +79,19 @@ def connect(
     jax.distributed.initialize(
       coordinator, num_processes, process_id, initialization_timeout=timeout, **timeouts
     )
-  except (ValueError, RuntimeError, OSError, ImportError) as error:
-    reason = str(error).strip().splitlines()[0].rstrip(".")
+  except Exception as error:  # each launcher's own: of its variables, its server, its library
     raise InputError(
-      f"the processes of the run can't be joined: {reason}. Start every process with "
+      f"the processes of the run can't be joined: {_reason(error)}. Start every process with "
       "--coordinator=HOST:PORT of process 0, --num-processes=N and --process-id=0, 1, ... "
       "(SLURM, MPI, Kubernetes and TPU slices are recognized without)"
     ) from error
+
+
+def _reason(error: Exception) -> str:
+  """The first paragraph of an error, and its kind where that alone says what it is."""
+  text = " ".join(re.split(r"\n\s*\n|```", str(error).strip())[0].split()).rstrip(".:")
+  told = text and not isinstance(error, LookupError)
+  return text if told else f"{type(error).__name__} {text}".strip()
 
 
 def _number(name: str, given: int | None) -> int | None:

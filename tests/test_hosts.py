@@ -6,16 +6,19 @@ import signal
 import socket
 import subprocess
 import sys
-import types
+import time
+from types import SimpleNamespace as Fields
 
 import jax
 import numpy as np
 import pytest
-from helpers.host import several_config
+from helpers.host import several_config, smooth
 from jax._src import distributed, xla_bridge
+from jax._src.clusters import cloud_tpu_cluster, cluster
+from jax._src.clusters.k8s_cluster import K8sCluster
 
 import jseg
-from jseg import config, hosts
+from jseg import cli, config, hosts
 from jseg.export import export_run
 from jseg.loop import alike, train
 from jseg.run import Run, load_model
@@ -65,13 +68,15 @@ def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
   assert statuses == [0, 0], outputs
   assert f"resuming at step {steps[0]}" in outputs[0]
 
+  smooth(monkeypatch)
   monkeypatch.setattr(jax, "local_device_count", lambda: 2)
   monkeypatch.setattr(jax, "device_count", lambda: 2)
   scores = train(several_config(data_dir), tmp_path / "one")
   one, two = (
     jax.device_get(load_model(tmp_path / name, "latest")[1]["params"]) for name in ("one", "two")
   )
-  # Rounding alone. Other examples, or draws that go by the process, differ by hundredths.
+  # Rounding alone, as the network is smooth. Other examples, or draws that go by the process, make
+  # a difference of hundredths.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
   saved = Run.open(run).files.metrics.read_text().splitlines()[-1]
   assert f'"miou": {scores.miou:.6f}'[:-3] in saved
@@ -99,6 +104,13 @@ def test_processes_agree_and_one_that_is_lost_ends_the_other(killed):
     ((), {"JAX_NUM_PROCESSES": "two"}, r"JAX_NUM_PROCESSES: 'two' must be a whole number"),
     ((), {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, r"can't be joined: .*id"),
     ((), {}, r"can't be joined: .*Start every process with --coordinator=HOST:PORT"),
+    # sbatch without srun, and a process of Open MPI that lacks what mpirun sets.
+    ((), {"SLURM_JOB_ID": "5"}, r"can't be joined: .*Start every process with"),
+    (
+      (),
+      {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.96.0.1:34911"},
+      r"can't be joined: KeyError 'OMPI_COMM_WORLD_SIZE'\. Start",
+    ),
   ],
 )
 def test_what_is_missing_to_join_is_told(monkeypatch, arguments, variables, message):
@@ -107,7 +119,7 @@ def test_what_is_missing_to_join_is_told(monkeypatch, arguments, variables, mess
     hosts.connect(*arguments)
 
 
-class JoiningError(Exception):
+class JoiningError(BaseException):
   """Raised in place of joining, with what would have been joined."""
 
 
@@ -124,7 +136,7 @@ def pretend(monkeypatch, variables):
   monkeypatch.setattr(hosts.lost, "watch", lambda run: None)
   monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
   monkeypatch.setattr(distributed, "global_state", distributed.State())
-  library = types.SimpleNamespace(get_distributed_runtime_client=join)
+  library = Fields(get_distributed_runtime_client=join)
   monkeypatch.setattr(distributed, "_jax", library)
 
 
@@ -171,6 +183,135 @@ def test_the_others_are_found_by_the_variables_of_launchers(monkeypatch, variabl
   assert found.value.args == joined
 
 
+def kubernetes(monkeypatch, pod, **api):
+  """Pretends a pod of an indexed job of three; `api` replaces what its server's library does."""
+  pretend(monkeypatch, {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "train-2-abc"})
+  monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+  job = Fields(metadata=Fields(name="train", labels={}), spec=Fields(parallelism=3))
+  does = {
+    "load": lambda: None,
+    "pods": lambda namespace, field_selector: Fields(items=[pod]),
+    **api,
+  }
+  core = Fields(
+    list_namespaced_pod=does["pods"], list_namespaced_service=lambda _: Fields(items=[])
+  )
+  library = Fields(
+    config=Fields(load_incluster_config=does["load"]),
+    client=Fields(
+      CoreV1Api=lambda: core,
+      BatchV1Api=lambda: Fields(read_namespaced_job=lambda name, namespace: job),
+      exceptions=Fields(ApiException=ApiError),
+    ),
+  )
+  monkeypatch.setitem(sys.modules, "kubernetes", library)
+  monkeypatch.setattr(K8sCluster, "_namespace", lambda: "default")
+  monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.7")
+  monkeypatch.setattr(time, "sleep", lambda seconds: None)
+  for name in ("_pod", "_job", "_headless_svc", "_controller"):
+    getattr(K8sCluster, name).__func__.cache_clear()
+
+
+class ApiError(Exception):
+  status, reason = 403, "Forbidden"
+
+
+def a_pod(**spec):
+  owner = Fields(controller=True, kind="Job")
+  metadata = Fields(name="train-2", labels={"job-name": "train"}, owner_references=[owner])
+  return Fields(metadata=metadata, spec=Fields(**{"subdomain": "jaxpods", **spec}))
+
+
+def test_the_others_are_found_in_a_job_of_kubernetes(monkeypatch):
+  kubernetes(monkeypatch, a_pod())
+  with pytest.raises(JoiningError) as found:
+    hosts.connect()
+  assert found.value.args == ("train-0.jaxpods:55527", 3, 2)
+
+
+def raise_error(error):
+  raise error
+
+
+@pytest.mark.parametrize(
+  ("spec", "api", "message"),
+  [
+    ({"subdomain": None}, {}, "Pods within a job need a headless service .* job specification"),
+    (
+      {},
+      {"pods": lambda **_: raise_error(ApiError())},
+      r"Kubernetes API Error: 403 - Forbidden It appears .* permission for pod introspection",
+    ),
+    ({}, {"load": lambda: raise_error(Exception("no service token"))}, "no service token"),
+    ({}, {"load": lambda: raise_error(Exception())}, "Exception"),
+  ],
+)
+def test_what_kubernetes_lacks_is_told(monkeypatch, spec, api, message):
+  kubernetes(monkeypatch, a_pod(**spec), **api)
+  with pytest.raises(InputError, match=rf"can't be joined: {message}.*\. Start every process"):
+    hosts.connect()
+
+
+def tpu(monkeypatch, variables, metadata):
+  """Pretends a worker of a TPU slice; `metadata` is what the machine's server tells."""
+  for name in ("TPU_SKIP_MDS_QUERY", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+    monkeypatch.delenv(name, raising=False)
+  for name in ("NUM_SLICES", "SLICE_ID", "COORDINATOR_ADDRESS"):
+    monkeypatch.delenv(f"MEGASCALE_{name}", raising=False)
+  pretend(monkeypatch, variables)
+  for module in (cluster, cloud_tpu_cluster):
+    monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+  monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (metadata.get(key, ""), 200))
+  monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.7")
+
+
+WORKERS = {
+  "agent-worker-number": "2",
+  "worker-network-endpoints": "a:1:10.0.0.1,b:2:10.0.0.2,c:3:10.0.0.3,d:4:10.0.0.4",
+}
+SLICES = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+SLICES += "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9:8080'"
+OF_KUBERNETES = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "t-0.tpu,t-1.tpu",
+  "TPU_WORKER_ID": "1",
+}
+
+
+@pytest.mark.parametrize(
+  ("variables", "metadata", "joined"),
+  [
+    ({}, WORKERS, ("10.0.0.1:8482", 4, 2)),
+    ({}, {**WORKERS, "tpu-env": SLICES}, ("10.0.0.9:8482", 8, 6)),
+    (OF_KUBERNETES, {}, ("t-0.tpu:8482", 2, 1)),
+  ],
+  ids=["slice", "two slices", "Kubernetes"],
+)
+def test_the_others_are_found_on_a_tpu_slice(monkeypatch, variables, metadata, joined):
+  tpu(monkeypatch, variables, metadata)
+  with pytest.raises(JoiningError) as found:
+    hosts.connect()
+  assert found.value.args == joined
+
+
+def test_a_worker_without_its_number_is_told(monkeypatch):
+  tpu(monkeypatch, {}, {**WORKERS, "agent-worker-number": ""})
+  with pytest.raises(
+    InputError, match=r"can't be joined: invalid literal .*\. Start every process"
+  ):
+    hosts.connect()
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate", "run"]])
+def test_a_command_that_finds_no_others_ends_in_one_message(monkeypatch, tmp_path, command):
+  pretend(monkeypatch, {})
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as ended:
+    cli.main([*command, "--distributed"])
+  assert str(ended.value).startswith("error: the processes of the run can't be joined: coordinator")
+  assert not list(tmp_path.iterdir())
+
+
 def test_one_process_asks_nobody():
   assert hosts.is_first()
   assert hosts.everywhere(True)
@@ -191,7 +332,7 @@ def test_what_works_in_one_process_is_refused_in_several(monkeypatch, tmp_path):
 
 
 def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
-  devices = [types.SimpleNamespace(process_index=process) for process in (0, 0, 1)]
+  devices = [Fields(process_index=process) for process in (0, 0, 1)]
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax, "devices", lambda: devices)
   with pytest.raises(InputError, match="have 2, 1 devices; start each with as many"):

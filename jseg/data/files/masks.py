@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jseg.arithmetic import strips
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.opening import Opened, open_checked
@@ -104,10 +105,10 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
     palette[: len(colors)] = colors
   if image.format == "GIF" and palette is not None:
     # Programs renumber the indices of a GIF by the colors that occur, and write gray in this way.
-    colors = palette[values]
-    if (colors != colors[..., :1]).any():
-      return RawMask(colors, turned=opened.orientation > 1)
-    values, depth = colors[..., 0].astype(np.int32), 8
+    used = palette[np.flatnonzero(image.histogram())]
+    if (used != used[:, :1]).any():
+      return RawMask(_look_up(palette, values), turned=opened.orientation > 1)
+    values, depth = _look_up(palette[:, 0].astype(np.int32), values), 8
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
   return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
 
@@ -217,19 +218,27 @@ def make_label(raw: RawMask, classes: ClassInfo, table: np.ndarray, where: Path 
   if raw.palette is not None and classes.by_color:
     numbers, reordered = _ids_of_indices(raw, classes, where)
     traits |= {"reordered"} if reordered else set()
-    return Label(numbers[values], values, frozenset(traits))
+    return Label(_look_up(numbers, values), values, frozenset(traits))
   values = _stretch_bit(values, raw, classes)
-  ids = table[np.where((values < 0) | (values >= table.size), 0, values)]
   if not _known(values, table):
     raise _unknown_values(values, classes, table, where)
   colors = {} if raw.palette is None else _colors_used(raw)
-  return Label(ids.astype(np.uint8), values, frozenset(traits), colors)
+  return Label(_look_up(table.astype(np.uint8), values), values, frozenset(traits), colors)
+
+
+def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """`table[values]`, strip by strip: NumPy makes numbers of 8 bytes of all that it looks up."""
+  found = np.empty((*values.shape, *table.shape[1:]), table.dtype)
+  for part in strips(values.shape):
+    found[part] = table[values[part]]
+  return found
 
 
 def _known(values: np.ndarray, table: np.ndarray) -> bool:
   """Whether all numbers are those of classes or of void."""
   low, high = values.min(), values.max()
-  return low >= 0 and high < table.size and bool((table[values] >= 0).all())
+  known = table >= 0
+  return low >= 0 and high < table.size and bool(_look_up(known, values).all())
 
 
 def _stretch_bit(values: np.ndarray, raw: RawMask, classes: ClassInfo) -> np.ndarray:
@@ -323,7 +332,10 @@ def check_binary(counts: np.ndarray, classes: ClassInfo, where: Path | str) -> N
 
 
 def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -> np.ndarray:
-  code = raw.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+  code = raw[..., 0].astype(np.int32)
+  for channel in (1, 2):
+    code *= 256
+    code += raw[..., channel]
   ids = np.full(code.shape, -1, np.int16)
   colors = list(enumerate(classes.palette.tolist()))
   if classes.ignore_color is not None:
