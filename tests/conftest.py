@@ -69,6 +69,7 @@ SLOW = (
   "test_doors.py",
   "test_predict.py",
   "test_inference.py",
+  "test_docs_blocks.py",
   "test_preview.py",
 )
 for name in SLOW:
