@@ -57,11 +57,13 @@ def _reached(about: About) -> str:
 def keys(network: str) -> str:
   """All other keys of a network's configuration, section by section."""
   found = describe(jseg.config.default(network))
-  return "\n\n".join(
-    f"### `{section or 'the run'}`\n\n{_table(key for key in found if key.section == section)}"
-    for section in SECTIONS
-    if section != "model" and any(key.section == section for key in found)
-  )
+  parts = []
+  for section in SECTIONS:
+    rows = [key for key in found if key.section == section]
+    if rows and section != "model":
+      title = f"`{section}`" if section else "The run"
+      parts.append(f"### {title}\n\n{_table(rows)}")
+  return "\n\n".join(parts)
 
 
 def differences(network: str) -> str:

@@ -217,7 +217,7 @@ def draw(drawing: Drawing) -> Figure:
   shapes = _shapes(drawing)
   columns = [[c] if isinstance(c, Block) else list(c) for c in drawing.columns]
   seen = [[_find(block, shapes) for block in column] for column in columns]
-  figure, axes = plt.subplots(figsize=(1.08 * len(columns) + 0.4, 3.7), layout="constrained")
+  figure, axes = plt.subplots(figsize=(0.86 * len(columns) + 0.3, 4.1), layout="constrained")
   tops, x = [], 0.0
   for column, parts in zip(columns, seen, strict=True):
     width = max(_width(part.shape[-1]) for part in parts)
@@ -233,8 +233,12 @@ def draw(drawing: Drawing) -> Figure:
   handles = [
     Rectangle((0, 0), 1, 1, color=c, label=t) for k, (c, t) in COLORS.items() if k in kinds
   ]
-  figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-  axes.set(xlim=(-0.1, x + 0.1), ylim=(-2.35, 2.1))
+  edge = " x ".join(map(str, drawing.size))
+  title = f"layers x channels; edge of their map, of an image of {edge}"
+  figure.legend(
+    handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False, title=title
+  )
+  axes.set(xlim=(-0.1, x + 0.1), ylim=(-2.6, max(2.1, *(y + 0.1 for _, y in tops))))
   axes.set_axis_off()
   return figure
 
@@ -250,8 +254,8 @@ def _draw_column(
   x, width = place
   heights = [_height(part.shape[0] / drawing.size[0]) for part in parts]
   if len(blocks) > 1:
-    heights = [min(0.5, height) for height in heights]
-  gap = 0.5
+    heights = [min(0.4, height) for height in heights]
+  gap, between = 0.62, ", " if len(blocks) > 1 else "\n"
   y = (sum(heights) + gap * (len(blocks) - 1)) / 2
   top = y
   for block, part, height in zip(blocks, parts, heights, strict=True):
@@ -264,9 +268,9 @@ def _draw_column(
     size = (
       f"{part.shape[0]}" if part.shape[0] == part.shape[1] else "x".join(map(str, part.shape[:-1]))
     )
-    text = f"{block.label}\n{count}{part.shape[-1]} ch, {size}"
+    text = f"{block.label}\n{count}{part.shape[-1]}{between}{size}"
     axes.text(
-      x + width / 2, y - height - 0.05, text, ha="center", va="top", fontsize=7.5, linespacing=1.1
+      x + width / 2, y - height - 0.05, text, ha="center", va="top", fontsize=8.5, linespacing=1.1
     )
     y -= height + gap
   return top
