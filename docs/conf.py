@@ -5,11 +5,14 @@ come from the code, is put where a page has a comment such as `<!-- arguments: u
 (`generated.py`).
 """
 
+import dataclasses
 import pathlib
 import re
 import sys
 import tomllib
+from typing import Any
 
+import flax.linen as nn
 from sphinx.application import Sphinx
 
 HERE = pathlib.Path(__file__).parent
@@ -79,6 +82,22 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = generated.fill(_leave_the_folder(page, source[0]))
 
 
+def _sign(app: Sphinx, what: str, name: str, code: Any, *_: Any) -> tuple[str, str] | None:
+  """Writes a module's signature without what Flax adds; types are told with the attributes."""
+  if what != "class" or not issubclass(code, nn.Module):
+    return None
+  fields = [f for f in dataclasses.fields(code) if f.init and f.name not in ("parent", "name")]
+  return f"({', '.join(map(_argument, fields))})", ""
+
+
+def _argument(field: dataclasses.Field[Any]) -> str:
+  default = field.default
+  if default is dataclasses.MISSING:
+    return field.name
+  return f"{field.name}={getattr(default, '__name__', '...') if callable(default) else default!r}"
+
+
 def setup(app: Sphinx) -> None:
-  """Connects what changes the pages' text before it is parsed."""
+  """Connects what changes pages and signatures before they are parsed."""
   app.connect("source-read", _read)
+  app.connect("autodoc-process-signature", _sign)
