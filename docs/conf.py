@@ -87,14 +87,15 @@ def _sign(app: Sphinx, what: str, name: str, code: Any, *_: Any) -> tuple[str, s
   if what != "class" or not issubclass(code, nn.Module):
     return None
   fields = [f for f in dataclasses.fields(code) if f.init and f.name not in ("parent", "name")]
-  return f"({', '.join(map(_argument, fields))})", ""
+  positional = [_argument(field) for field in fields if not field.kw_only]
+  by_name = [_argument(field) for field in fields if field.kw_only]
+  return f"({', '.join([*positional, *(['*', *by_name] if by_name else [])])})", ""
 
 
 def _argument(field: dataclasses.Field[Any]) -> str:
-  default = field.default
-  if default is dataclasses.MISSING:
+  if field.default is dataclasses.MISSING:
     return field.name
-  return f"{field.name}={getattr(default, '__name__', '...') if callable(default) else default!r}"
+  return f"{field.name}={'...' if callable(field.default) else repr(field.default)}"
 
 
 def setup(app: Sphinx) -> None:
