@@ -2,11 +2,14 @@
 
   python docs/figures.py               # all of them
   python docs/figures.py checkerboard  # docs/checkerboard.png; and patches
+  python docs/figures.py unet          # docs/networks/unet.svg; and the other networks
 
-A new picture is a function that returns a figure, and a line in the table FIGURES.
+A new picture is a function that returns a figure, and a line in the table FIGURES; a network's is
+an entry of `network_figures.DRAWINGS`.
 """
 
 import argparse
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -15,14 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from network_figures import DRAWINGS, draw
 
 from jseg import models
 from jseg.nn import conv_transpose
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "jseg"})
 
 HERE = pathlib.Path(__file__).parent
 
@@ -86,7 +91,11 @@ def patches() -> Figure:
   return figure
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"checkerboard": checkerboard, "patches": patches}
+FIGURES: dict[str, Callable[[], Figure]] = {
+  "checkerboard": checkerboard,
+  "patches": patches,
+  **{name: functools.partial(draw, drawing) for name, drawing in DRAWINGS.items()},
+}
 
 
 def main() -> None:
@@ -97,8 +106,10 @@ def main() -> None:
   if unknown := set(names) - set(FIGURES):
     parser.error(f"no figure {', '.join(sorted(unknown))}; choose from {', '.join(FIGURES)}")
   for name in names:
-    path = HERE / f"{name}.png"
-    FIGURES[name]().savefig(path, dpi=100, bbox_inches="tight")
+    path = HERE / (f"networks/{name}.svg" if name in DRAWINGS else f"{name}.png")
+    # Without a date and with text as text, drawing again changes nothing, and files stay small.
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    FIGURES[name]().savefig(path, dpi=100, bbox_inches="tight", metadata=metadata)
     print(path)
 
 

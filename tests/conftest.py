@@ -71,6 +71,7 @@ SLOW = (
   "test_doors.py",
   "test_predict.py",
   "test_inference.py",
+  "test_docs_blocks.py",
   "test_preview.py",
 )
 for name in SLOW:

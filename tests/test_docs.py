@@ -6,36 +6,89 @@ import shlex
 import tomllib
 
 import pytest
+from helpers.pages import DOCS, PAGES, ROOT, SITE, prose
 
 import jseg
 import jseg.config
-from jseg import cli, recipes
+from jseg import cli, models, recipes
 from jseg.commands.common import split_overrides
 from jseg.install import DISTRIBUTION
 
-ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 URL = PROJECT["urls"]["Repository"]
 
 
 def links(page):
   """Targets of a page's relative links and pictures."""
-  targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+  targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
   return [target for target in targets if "://" not in target]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_relative_links_lead_to_files(page):
-  missing = [link for link in links(page) if not (page.parent / link.partition("#")[0]).exists()]
+def anchors(page):
+  """Anchors that GitHub and the site give a page's headings."""
+  headings = re.findall(r"^#+ +(.+)$", prose(page), flags=re.MULTILINE)
+  plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+  return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_relative_links_lead_to_files_and_headings(page):
+  missing = []
+  for link in links(page):
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    if not target.exists() or (anchor and anchor not in anchors(target)):
+      missing.append(link)
   assert missing == []
 
 
-def test_the_readme_is_short_and_leads_to_every_page():
-  readme = PAGES[0]
-  assert len(readme.read_text().splitlines()) < 150
-  pages = {path.relative_to(ROOT).as_posix() for path in PAGES[1:]}
-  assert pages <= set(links(readme))
+def listed(page):
+  """Pages in the tables of contents of a page, in their order."""
+  blocks = re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+  found: list[pathlib.Path] = []
+  for block in blocks:
+    here: list[pathlib.Path] = []
+    for line in filter(None, block.splitlines()):
+      if not line.startswith(":"):
+        here += [p for p in sorted(page.parent.glob(f"{line}.md")) if p not in here]
+    found += here
+  return found
+
+
+def test_every_page_is_listed_once():
+  assert "docs/index.md" in links(PAGES[0])
+  found = listed(DOCS / "index.md")
+  assert sorted(found) == sorted(page for page in SITE if page != DOCS / "index.md"), (
+    "each page of docs is in one table of contents of docs/index.md"
+  )
+
+
+def test_the_readme_is_short():
+  assert len(PAGES[0].read_text().splitlines()) < 150
+
+
+def test_every_network_has_a_page_with_its_drawing_and_its_arguments():
+  pages = sorted((DOCS / "networks").glob("*.md"))
+  found = [
+    name for page in pages for name in re.findall(r"<!-- arguments: (\w+) -->", page.read_text())
+  ]
+  assert sorted(found) == sorted(models.names())
+  for page in pages:
+    assert page.with_suffix(".svg").name in links(page), page.name
+
+
+def test_what_the_site_takes_from_the_code_is_there(monkeypatch):
+  monkeypatch.syspath_prepend(DOCS)
+  import generated
+
+  for page in (DOCS / "networks/unet.md", DOCS / "reference/configuration.md"):
+    text = generated.fill(page.read_text())
+    assert not re.search(r"<!-- (arguments|keys|differences|results): ", text), page.name
+    for key in ("`model.norm`",) if page.name == "unet.md" else ("`optim.lr`", "`crf.train`"):
+      assert f"| {key} | " in text
+  assert "| `unet_isbi2012` | " in generated.fill("<!-- results: unet -->")
+  assert "| `unet_isbi2012` | " not in generated.fill("<!-- results: unet3d -->")
 
 
 def commands(path):

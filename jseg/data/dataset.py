@@ -277,7 +277,7 @@ def load(
       fields.
     root: folder of the source, where it has one.
     data_dir: where prepared data are kept; None is TFDS's default, ~/tensorflow_datasets.
-    options: other arguments of the source, such as the size of `shapes`; see the *_source
+    options: other arguments of the source, such as the size of `shapes`; see the `*_source`
       functions in `jseg.data.sources`.
     fields: for a TFDS set, which of its fields is what; see `jseg.data.sources.tfds.tfds_source`.
 
