@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jseg import json_files
+from jseg.metrics.images import LEVEL, class_iou, paired_intervals
 from jseg.models import Network
 from jseg.run import Run
 from jseg.types import InputError
 
-RESAMPLES = 1000
-LEVEL = 0.95
-_CHUNK = 50  # resamples that are drawn at a time
 _KEYS = {"semantic": "iou", "instance": "ap"}  # of a class, by task
 _KINDS = ("tp", "fp", "fn")
 
@@ -228,7 +226,7 @@ def _by_class(
 
 def _images(run: Run, split: str) -> tuple[Sequence[str], np.ndarray] | None:
   """Names of the images of a split and their counts, int64 [n 3 k], as `evaluate` wrote them."""
-  path = run.files.evaluation / f"{split}_images.csv"
+  path = run.files.image_scores(split)
   if not path.is_file():
     return None
   k = len(run.classes.names)
@@ -307,7 +305,7 @@ def _unpaired(first: Entry, other: Entry) -> str:
       return "AP isn't made of counts of single images"
     if entry.images is None:
       return f"{entry.name} has no counts of single images; evaluate it with this version"
-    iou = _iou(entry.images[1].sum(0))
+    iou = class_iou(entry.images[1].sum(0))
     told = [entry.by_class.get(name, math.nan) for name in entry.classes]
     if not np.allclose(iou, told, atol=1e-4, equal_nan=True):
       return f"the images of {entry.name} are of another evaluation; evaluate it again"
@@ -320,60 +318,6 @@ def _unpaired(first: Entry, other: Entry) -> str:
   if len(set(names[0])) < len(names[0]):
     return "some images bear the same name"
   return ""
-
-
-def _iou(counts: np.ndarray) -> np.ndarray:
-  """IoU of each class, of counts [... 3 k]; NaN where a class is neither there nor predicted."""
-  with np.errstate(invalid="ignore"):
-    return counts[..., 0, :] / counts.sum(-2)
-
-
-def paired_intervals(
-  first: np.ndarray,
-  other: np.ndarray,
-  resamples: int = RESAMPLES,
-  level: float = LEVEL,
-  seed: int = 0,
-) -> list[tuple[float, float]]:
-  """Intervals of differences of IoU, by the paired bootstrap's percentiles (Efron 1979).
-
-  Images are drawn with replacement, the same for both runs, and their counts added up anew. It
-  tells what other images of the same kind might have given; not what another training would.
-
-  Args:
-    first: int64 [n 3 k]: true positives, false positives, false negatives of n images.
-    other: of another run on the same images, in the same order.
-    resamples: how many times they are drawn.
-    level: share of the resamples that lies within.
-    seed: seed of the draws.
-
-  Returns:
-    (low, high) of each class, and of the mean IoU last; NaN where a class is absent, or of fewer
-    than two images.
-  """
-  n, _, k = first.shape
-  if n < 2:
-    return [(math.nan, math.nan)] * (k + 1)
-  rng = np.random.default_rng(seed)
-  flat = np.concatenate([first.reshape(n, -1), other.reshape(n, -1)], 1).astype(np.float64)
-  drawn = []
-  for begin in range(0, resamples, _CHUNK):
-    times = rng.multinomial(n, np.full(n, 1 / n), min(_CHUNK, resamples - begin))
-    iou = _iou((times @ flat).reshape(-1, 2, 3, k))
-    present = ~np.isnan(iou)
-    with np.errstate(invalid="ignore"):
-      mean = np.where(present, iou, 0).sum(-1, keepdims=True) / present.sum(-1, keepdims=True)
-    both = np.concatenate([iou, mean], -1)
-    drawn.append(both[:, 1] - both[:, 0])
-  tails = (1 - level) / 2
-  return [_quantiles(column[~np.isnan(column)], tails) for column in np.concatenate(drawn).T]
-
-
-def _quantiles(values: np.ndarray, tails: float) -> tuple[float, float]:
-  if not values.size:
-    return math.nan, math.nan
-  low, high = np.quantile(values, (tails, 1 - tails)).tolist()
-  return low, high
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,9 @@ from PIL import Image
 
 import jseg.config
 from jseg import cli, comparison
-from jseg.comparison import compare, count, paired_intervals
+from jseg.comparison import compare, count
 from jseg.data import ClassInfo
+from jseg.metrics.images import paired_intervals
 from jseg.models import Network
 from jseg.run import Run
 from jseg.types import InputError, Outputs

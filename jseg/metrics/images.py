@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -78,8 +78,21 @@ def outcomes(matrix: np.ndarray) -> np.ndarray:
   return np.stack([hits, matrix.sum(0) - hits, matrix.sum(1) - hits]).astype(np.int64)
 
 
+def class_iou(counts: np.ndarray) -> np.ndarray:
+  """IoU of each class; NaN where it is neither there nor predicted.
+
+  Args:
+    counts: int or float [... 3 k], as `outcomes` returns them, or sums of such.
+
+  Returns:
+    float64 [... k].
+  """
+  with np.errstate(invalid="ignore"):
+    return counts[..., 0, :] / counts.sum(-2)
+
+
 def mean_iou(counts: np.ndarray) -> np.ndarray:
-  """Mean IoU over the classes that are there, or were predicted; NaN where none is.
+  """Mean of `class_iou` over the classes that are there, or were predicted; NaN where none is.
 
   Args:
     counts: int or float [... 3 k], as `outcomes` returns them, or sums of such.
@@ -87,11 +100,10 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
   Returns:
     float64 [...].
   """
-  hits, union = counts[..., 0, :], counts.sum(-2)
-  present = union > 0
-  total = np.where(present, hits / np.maximum(union, 1), 0).sum(-1)
+  iou = class_iou(counts)
+  present = ~np.isnan(iou)
   with np.errstate(invalid="ignore"):
-    return total / present.sum(-1)
+    return np.where(present, iou, 0).sum(-1) / present.sum(-1)
 
 
 def image_scores(counts: np.ndarray) -> ImageScores:
@@ -127,14 +139,56 @@ def bootstrap_miou(
   Returns:
     (low, high), or None of fewer than two images or where nothing was counted.
   """
-  n = len(counts)
-  if n < 2 or not counts.any():
+  if len(counts) < 2 or not counts.any():
     return None
-  rng, flat = np.random.default_rng(seed), counts.reshape(n, -1).astype(np.float64)
+  drawn = np.concatenate([mean_iou(some) for some in _resampled(counts, resamples, seed)])
+  return _middle(drawn, level)
+
+
+def paired_intervals(
+  first: np.ndarray,
+  other: np.ndarray,
+  resamples: int = RESAMPLES,
+  level: float = LEVEL,
+  seed: int = 0,
+) -> list[tuple[float, float]]:
+  """Intervals of the differences of IoU between two networks, by the same bootstrap.
+
+  The same images are drawn for both, so that what makes an image hard for either cancels out.
+
+  Args:
+    first: int64 [n 3 k], `outcomes` of every image.
+    other: those of another network on the same images, in the same order.
+    resamples: how many times they are drawn.
+    level: share of the resamples that lies within.
+    seed: seed of the draws.
+
+  Returns:
+    (low, high) of each class, and of the mean IoU last; NaN where a class is absent, or of fewer
+    than two images.
+  """
+  if len(first) < 2:
+    return [(np.nan, np.nan)] * (first.shape[-1] + 1)
   drawn = []
+  for some in _resampled(np.stack([first, other], 1), resamples, seed):
+    both = np.concatenate([class_iou(some), mean_iou(some)[..., None]], -1)
+    drawn.append(both[:, 1] - both[:, 0])
+  return [_middle(column, level) for column in np.concatenate(drawn).T]
+
+
+def _resampled(counts: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+  """Sums of counts [n ...] over images drawn with replacement, some resamples [r ...] at a time."""
+  n, rng = len(counts), np.random.default_rng(seed)
+  flat = counts.reshape(n, -1).astype(np.float64)
   for first in range(0, resamples, _CHUNK):
     times = rng.multinomial(n, np.full(n, 1 / n), min(_CHUNK, resamples - first))
-    drawn.append(mean_iou((times @ flat).reshape(-1, *counts.shape[1:])))
-  tails = (1 - level) / 2
-  low, high = np.nanquantile(np.concatenate(drawn), (tails, 1 - tails)).tolist()
+    yield (times @ flat).reshape(-1, *counts.shape[1:])
+
+
+def _middle(values: np.ndarray, level: float) -> tuple[float, float]:
+  """Bounds of the middle share of the values that are numbers; NaN of none."""
+  values, tails = values[~np.isnan(values)], (1 - level) / 2
+  if not values.size:
+    return np.nan, np.nan
+  low, high = np.quantile(values, (tails, 1 - tails)).tolist()
   return low, high
