@@ -31,7 +31,8 @@ def export_run(
 
   What is written is a function of one argument, `image` uint8 [b h w c] in 0..255 at a fixed height
   and width (volumes: float32 [b d h w c], normalized as in training; scientific images: float32
-  [b h w c], as they are stored), that gives `logits` float32 [b h w k]; normalization is part of it. `jax.export.deserialize` reads it.
+  [b h w c], as they are stored), that gives `logits` float32 [b h w k]; normalization is part of
+  it. `jax.export.deserialize` reads it.
 
   Args:
     run: the run directory.

@@ -254,8 +254,8 @@ def as_channels(image: np.ndarray, channels: int, *, scaled: bool = False) -> np
     return image
   if channels not in (1, 3):
     raise InputError(
-      f"data.channels: {channels}, but the images are gray or RGB; scientific images have a scaling, "
-      "which a training on them finds (data.scaling)"
+      f"data.channels: {channels}, but the images are gray or RGB; scientific images have a "
+      "scaling, which a training on them finds (data.scaling)"
     )
   if image.ndim == 2:
     image = image[..., None]
