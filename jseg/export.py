@@ -30,8 +30,9 @@ def export_run(
   """Writes a run's network as StableHLO, with its weights, for a batch of any size.
 
   What is written is a function of one argument, `image` uint8 [b h w c] in 0..255 at a fixed height
-  and width (volumes: float32 [b d h w c], normalized as in training), that gives `logits` float32
-  [b h w k]; normalization is part of it. `jax.export.deserialize` reads it.
+  and width (volumes: float32 [b d h w c], normalized as in training; scientific images: float32
+  [b h w c], as they are stored), that gives `logits` float32 [b h w k]; normalization is part of
+  it. `jax.export.deserialize` reads it.
 
   Args:
     run: the run directory.

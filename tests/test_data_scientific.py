@@ -509,6 +509,8 @@ def test_images_that_were_not_scaled(image, message):
 def test_floats_are_still_no_colors():
   with pytest.raises(InputError, match=r"Bring other types to 0..255"):
     as_channels(np.zeros((3, 4, 3), np.float32), 3)
+  with pytest.raises(InputError, match=r"data.channels: 6, but the images are gray or RGB"):
+    as_channels(np.zeros((3, 4, 3), np.uint8), 6)
 
 
 def test_statistics_of_channels():

@@ -278,6 +278,11 @@ def as_channels(image: np.ndarray, channels: int, *, scaled: bool = False) -> np
   if scaled:
     _check_scaled(image, channels)
     return image
+  if channels not in (1, 3):
+    raise InputError(
+      f"data.channels: {channels}, but the images are gray or RGB; scientific images have a "
+      "scaling, which a training on them finds (data.scaling)"
+    )
   if image.ndim == 2:
     image = image[..., None]
   if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.dtype != np.uint8:
