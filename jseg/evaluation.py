@@ -12,6 +12,7 @@ from jseg import hosts, tasks
 from jseg.console import ERRORS, progress
 from jseg.crf import CrfParams
 from jseg.data import Dataset, Examples
+from jseg.metrics import create as create_metric
 from jseg.metrics import percent
 from jseg.models import Network
 from jseg.outputs import WriteError, try_file
@@ -84,7 +85,7 @@ def evaluate(
     protocol: how the network looks at an image, a key of
       `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
     metrics: names of further metrics that need whole images, as `jseg.metrics.create` takes them:
-      "boundary", "rand=CLASS", or your own as "package.module:Name".
+      "boundary", "rand=CLASS", of volumes "surface=MM", or your own as "package.module:Name".
     crf: parameters of a dense CRF; the metrics after it are computed too.
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}; written into the JSON file.
@@ -114,6 +115,10 @@ def evaluate(
     opened.check_classes(dataset)
     dataset = as_scaled(opened.config, dataset)
   split = split or opened.config.data.eval_split
+  for spec in metrics:  # what is impossible is told before the work
+    create_metric(spec, opened.classes.names, dataset.ndim)
+  if metrics and dataset.ndim == 3:
+    dataset.spacings(split)
   writable: list[bool] = []  # of process 0 alone
   hosts.on_first(lambda: writable.append(_is_writable(opened, split)))
   step, variables = opened.restore(checkpoint)
