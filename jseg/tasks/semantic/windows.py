@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from jseg.arithmetic import strips
+
 _SHARE = 1 / 8  # of a window is the deviation of its weights, as in nnU-Net
 
 
@@ -115,17 +117,28 @@ def blend(
   for window, scores in scored:
     first, end = window.place[0].start, window.place[0].stop
     if first > start:
-      done = first - start
-      yield slice(start, first), sums[:done] / total[:done, ..., None]
-      start, sums, total = first, sums[done:], total[done:]
-    if missing := end - start - len(total):
+      done, rest = first - start, len(total) - (first - start)
+      yield from _averaged(sums, total, start, done)
+      # In place: a row of windows is what memory holds the most of.
+      sums[:rest], total[:rest] = sums[done:], total[done:]
+      sums[rest:], total[rest:] = 0, 0
+      start = first
+    if (missing := end - start - len(total)) > 0:
       sums = _longer(sums, (missing, *shape[1:], scores.shape[-1]))
       total = _longer(total, (missing, *shape[1:]))
     place = (slice(0, end - first), *window.place[1:])
     weight = weights[window.inner]
     sums[place] += scores[window.inner] * weight[..., None]
     total[place] += weight
-  yield slice(start, shape[0]), sums / total[..., None]
+  yield from _averaged(sums, total, start, shape[0] - start)
+
+
+def _averaged(
+  sums: np.ndarray, total: np.ndarray, start: int, count: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+  """The first rows of what was added up, divided by their weights, in strips."""
+  for rows in strips((count, *total.shape[1:])):
+    yield slice(start + rows.start, start + rows.stop), sums[rows] / total[rows][..., None]
 
 
 def _longer(array: np.ndarray, more: Sequence[int]) -> np.ndarray:
