@@ -20,6 +20,7 @@ from jseg.models import Network
 from jseg.models.deeplab_v3 import FORMS, HEADS
 from jseg.models.refinenet import CHAINS
 from jseg.nn.norm import KINDS
+from jseg.nn.remat import KINDS as REMAT_KINDS
 from jseg.tasks.semantic.inference import AVERAGES, BLENDS, FLIPS, MODES, Inference
 from jseg.types import InputError
 
@@ -28,6 +29,7 @@ SECTIONS = ("", "data", "model", "augment", "loss", "aux_weights", "optim", "inf
 
 _CHOICES = {
   "dtype": tuple(configs.DTYPES),
+  "remat": REMAT_KINDS,
   "model.name": tuple(models.names()),
   "data.name": tuple(SOURCES),
   "loss.name": (*losses.PIXEL_LOSSES, *losses.REGION_LOSSES),

@@ -208,7 +208,10 @@ def test_the_loaded_model_gives_what_the_segmenter_gives(run):
   ("arguments", "match"),
   [
     (["evaluate", "RUN", "--split", "dev"], r"no split 'dev'; it has train, val, test"),
-    (["evaluate", "RUN", "--checkpoint", "5"], r"no checkpoint '5'; there is best, latest and"),
+    (
+      ["evaluate", "RUN", "--checkpoint", "5"],
+      r"no checkpoint '5'; there is best, latest, average:N",
+    ),
     (["evaluate", "NOWHERE"], r"there is no run directory"),
     (["predict", "RUN", "NOWHERE", "--out", "OUT"], r"there is no file or folder"),
     (["predict", "RUN", "EMPTY", "--out", "OUT"], r"holds no file of .*.bmp"),

@@ -18,7 +18,7 @@ from jax._src.clusters import cloud_tpu_cluster, cluster
 from jax._src.clusters.k8s_cluster import K8sCluster
 
 import jseg
-from jseg import cli, config, hosts
+from jseg import cli, config, hosts, step
 from jseg.export import export_run
 from jseg.loop import alike, train
 from jseg.run import Run, load_model
@@ -71,6 +71,7 @@ def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
   smooth(monkeypatch)
   monkeypatch.setattr(jax, "local_device_count", lambda: 2)
   monkeypatch.setattr(jax, "device_count", lambda: 2)
+  monkeypatch.setattr(step, "_devices", lambda: jax.devices()[:2])
   scores = train(several_config(data_dir), tmp_path / "one")
   one, two = (
     jax.device_get(load_model(tmp_path / name, "latest")[1]["params"]) for name in ("one", "two")

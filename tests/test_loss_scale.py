@@ -98,8 +98,9 @@ class Counting:
 
 
 def test_skipped_steps_are_counted_and_left_out_of_the_means():
-  log = MetricsAccumulator(Counting(), batch_size=2)
-  log.begin()
+  log = MetricsAccumulator(Counting(), 2, lambda step: "")
+  with log.fetching():
+    pass
   for step, (loss, skipped) in enumerate([(4.0, 0), (np.inf, 1), (2.0, 0)], 1):
     means = {"loss": loss, "losses": {"main": (loss, 1.0)}, "grad_norm": 1.0}
     log.add(step, {**means, "seen": 5, "skipped": skipped})

@@ -160,7 +160,12 @@ def test_volumes_are_predicted_as_they_were_prepared(volume_task, tmp_path):
   predictor = task.predictor()
   assert predictor.preparation.spacing == (1.5, 2.0, 1.0)
   prediction = SemanticPrediction(
-    image, example["label"], task.classes, lambda: None, image.shape[:3], predictor.preparation
+    image,
+    example["label"],
+    task.classes,
+    lambda: None,
+    image.shape[:3],
+    preparation=predictor.preparation,
   )
   saved = nibabel.load(prediction.save(tmp_path / "out", "scan", like=path)[0])
   truth = nibabel.load(tmp_path / "val" / "masks" / "scan.nii.gz")
@@ -171,6 +176,6 @@ def test_volumes_are_predicted_as_they_were_prepared(volume_task, tmp_path):
 def test_metrics_of_volumes(volume_task):
   task, dataset = volume_task(patches=True)
   with pytest.raises(InputError, match="crf: the CRF after a network is for images"):
-    task.extra_metrics({}, dataset, "val", crf=CrfParams())
+    task.measure({}, dataset, "val", crf=CrfParams())
   with pytest.raises(InputError, match="metrics: rand is not for volumes; choose from surface"):
-    task.extra_metrics({}, dataset, "val", metrics=("rand=b",))
+    task.measure({}, dataset, "val", metrics=("rand=b",))

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from jseg.cli import main
 from jseg.config import default
+from jseg.data import ClassInfo
 from jseg.data.class_lists import CITYSCAPES, VOC
 from jseg.data.published import class_info
 from jseg.images import IMAGENET_MEAN, normalize
@@ -172,7 +173,9 @@ def test_a_training_with_other_classes_takes_all_but_the_head(fcn, tmp_path, cap
   params, stats = start["params"], start["batch_stats"]
   optimizer = optax.sgd(0.1)
   state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), {})
-  new, taken = initialize(state, str(path), Run(tmp_path, default(), None))
+  new, taken = initialize(
+    state, str(path), Run(tmp_path, default("fcn_resnet", width=0.0625), ClassInfo(tuple("abcd")))
+  )
   said = " ".join(capsys.readouterr().out.split())
   assert "of another shape, so newly initialized: head/classifier/bias (21,), here (4,)" in said
   assert "in it but not in the network: aux/classifier/bias, aux/classifier/kernel" in said

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
+from jseg.arithmetic import cdiv
 from jseg.data.files import FileError, attempt, read_bytes
 from jseg.data.files.images import CanonicalImage, canonical_image
 from jseg.data.files.listing import IMAGE_SUFFIXES, list_if_there
@@ -28,6 +29,8 @@ from jseg.data.files.scientific import (
 from jseg.data.sources.base import Example, ListedSource, Values
 from jseg.data.sources.folder import Layout, read_folder
 from jseg.data.sources.pairs import SPLITS, ImagePair
+
+_LOOKED_AT = 5  # images of a folder of unknown kind
 
 
 def scientific_source(
@@ -57,14 +60,18 @@ def scientific_source(
 
 
 def matches(root: Path) -> bool:
-  """Whether the first image of a folder in this layout is one that `folder` can't take."""
+  """Whether most images of a folder in this layout are such as `folder` can't take.
+
+  A few of them, spread over the first split that has any, stand for all.
+  """
   if not (root / "classes.json").is_file():
     return False
   for split in ("", *SPLITS):
     with contextlib.suppress(FileError):
       suffixes = {*IMAGE_SUFFIXES, *SCIENTIFIC_SUFFIXES}
       if files := list_if_there(root / split / "images", suffixes).files:
-        return _is_scientific(next(iter(files.values())))
+        some = list(files.values())[:: cdiv(len(files), _LOOKED_AT)]
+        return 2 * sum(map(_is_scientific, some)) > len(some)
   return False
 
 
