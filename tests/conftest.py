@@ -103,7 +103,7 @@ THOROUGH = tuple(
     r"models\.py::test_refinenet_begins_with_small_scores",
     r"networks\.py::test_each_fcn_starts_from_the_one_before",
     r"networks\.py::test_published_unet_with_weight_map_and_region_measures",
-    r"notebooks\.py::test_notebook_runs\[tpu\]",
+    r"notebooks\.py::test_notebook_runs\[(course|tpu)\]",
     r"real_data\.py::test_a_folder_trains_evaluates_and_predicts\[isbi2012-",
     r"weights_import\.py::test_every_network_that_a_classifier_fits\w*\[(?!resnet18)",
   )

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 tools = types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "notebooks.py")))
 
 SMALL = {
+  "course.ipynb": {"SECONDS": 1000, "MAX_STEPS": 2, "IMAGES": 24},
   "quickstart.ipynb": {"STEPS": 4, "OWN_STEPS": 2, "IMAGES": 80, "WIDTHS": (4, 8)},
   "tpu.ipynb": {
     "STEPS": 4,
@@ -22,7 +23,7 @@ SMALL = {
     "MEASURED": 2,
   },
 }
-PICTURES = {"quickstart.ipynb": 7, "tpu.ipynb": 2}
+PICTURES = {"course.ipynb": 13, "quickstart.ipynb": 7, "tpu.ipynb": 2}
 each_notebook = pytest.mark.parametrize("path", tools.NOTEBOOKS, ids=lambda p: p.stem)
 
 
