@@ -57,7 +57,7 @@ class Calibration:
 
   @property
   def ece(self) -> float:
-    """Expected calibration error: the mean of |accuracy - confidence| over the pixels' bins.
+    """Expected calibration error: the mean of `abs(accuracy - confidence)` over the pixels' bins.
 
     NaN of no pixel.
     """
