@@ -12,7 +12,6 @@ one begins. Exits with 1 where they aren't.
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 import random
@@ -28,7 +27,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from helpers.chaos import Writes
-from helpers.tiny import tiny_config
+from helpers.tiny import logged, tiny_config
 
 from jseg import hosts
 from jseg.commands.common import run_or_exit
@@ -36,13 +35,6 @@ from jseg.loop import train
 from jseg.run import load_model
 
 STEPS = 12
-TIMINGS = {
-  "images_per_second",
-  "seconds",
-  "waiting_for_input",
-  "host_peak_gib",
-  "device_peak_gib",
-}
 LONGEST = 60.0
 """Seconds that the processes of a run may live on without one that was lost."""
 
@@ -136,9 +128,7 @@ def wait(processes: Sequence[int], *, together: bool = False) -> list[int]:
 
 def result(run: pathlib.Path) -> tuple[list, object]:
   """Metrics without timings, and variables; in a process of its own, to keep this one small."""
-  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-  lines = [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-  return lines, jax.device_get(load_model(run, "latest")[1])
+  return logged(run), jax.device_get(load_model(run, "latest")[1])
 
 
 def check(run: pathlib.Path, reference: pathlib.Path) -> int:

@@ -31,11 +31,7 @@ from jseg.types import Array, InputError
 
 IN_FLIGHT = 2
 """Steps that the host may be ahead of the device."""
-_OWN = (
-  "loss",
-  "losses",
-  "grad_norm",
-)  # and `norms`; others are the task's counts
+_OWN = ("loss", "losses", "grad_norm")  # and `norms`; others are the task's counts
 _STARVED = 0.25  # share of the time without input that is worth a word
 _STARVED_STEPS = 50  # and the steps over which it is measured
 
@@ -237,6 +233,7 @@ class MetricsAccumulator:
   def _fetch(self) -> None:
     step = self._pending.popleft()
     metrics = jax.device_get(step.metrics)
+    self._idle += step.idle()
     if "skipped" in metrics:  # the loss is scaled
       self._skipped = (self._skipped or 0) + int(skipped := metrics.pop("skipped"))
       if skipped:
@@ -249,7 +246,6 @@ class MetricsAccumulator:
         "kept. A lower optim.lr, optim.clip_norm=1.0 or a longer optim.warmup_steps usually helps. "
         f"{self._explain(step.number)}"
       )
-    self._idle += step.idle()
     for name, norm in _norms(metrics.pop("norms", {})).items():
       self._norms[name] = self._norms.get(name, 0.0) + norm
     self._steps.append({name: metrics.pop(name) for name in _OWN})
@@ -257,9 +253,21 @@ class MetricsAccumulator:
       self._counts[name] = self._counts.get(name, 0) + np.asarray(counts, np.int64)
 
   def _line(self) -> dict[str, float]:
-    if not self._steps or self._started is None:
+    taken = len(self._steps) + (self._skipped or 0)
+    if not taken or self._started is None:
       return self._last
     seconds = time.perf_counter() - self._started
+    self._last = {
+      **(self._means() if self._steps else {}),
+      "images_per_second": self._batch_size * taken / seconds,
+      "waiting_for_input": self._idle / seconds,
+      "seconds": seconds,
+      **({} if self._skipped is None else {"skipped_steps": float(self._skipped)}),
+    }
+    return self._last
+
+  def _means(self) -> dict[str, float]:
+    """The means over the window's steps, but for those that were skipped."""
     losses = [step["losses"] for step in self._steps]
     # A step's loss weighs as much as its largest loss has pixels.
     counts = [max(float(count) for _, count in each.values()) for each in losses]
@@ -268,18 +276,13 @@ class MetricsAccumulator:
       name: _mean([each[name][0] for each in losses], [each[name][1] for each in losses])
       for name in losses[0]
     }
-    self._last = {
+    return {
       "loss": _mean(totals, counts),
       **(parts if len(parts) > 1 else {}),
       **self._task.training_metrics(self._counts),
       "grad_norm": float(np.mean([step["grad_norm"] for step in self._steps])),
       **{name: total / len(self._steps) for name, total in self._norms.items()},
-      "images_per_second": self._batch_size * (len(self._steps) + (self._skipped or 0)) / seconds,
-      "waiting_for_input": self._idle / seconds,
-      "seconds": seconds,
-      **({} if self._skipped is None else {"skipped_steps": float(self._skipped)}),
     }
-    return self._last
 
   def flush(self) -> dict[str, float]:
     """Waits for all steps, returns the window's means and begins a new one."""
@@ -295,8 +298,9 @@ class MetricsAccumulator:
     if not line:
       return "compiling"
     metric = self._task.metric
+    loss = f"loss {line['loss']:.4f}  " if "loss" in line else "every step skipped  "
     score = f"{self._task.title} {line[metric]:.3f}  " if metric in line else ""
-    return f"loss {line['loss']:.4f}  {score}{line['images_per_second']:.1f} images/s"
+    return f"{loss}{score}{line['images_per_second']:.1f} images/s"
 
 
 def _when_ready(array: Array) -> float:

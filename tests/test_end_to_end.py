@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.chaos import Writes
-from helpers.tiny import tiny_config
+from helpers.tiny import logged, tiny_config
 from PIL import Image
 
 import jseg
@@ -27,13 +27,6 @@ from jseg.run import Run, held, load_model
 from jseg.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMINGS = {
-  "images_per_second",
-  "seconds",
-  "waiting_for_input",
-  "host_peak_gib",
-  "device_peak_gib",
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +43,18 @@ def run(tmp_path_factory, data_dir):
   return workdir
 
 
-def metrics(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
-
-
 def parameters(workdir):
   _, variables = load_model(workdir, "latest")
   return jax.device_get(variables)
 
 
 def assert_same_run(a, b):
-  assert metrics(a) == metrics(b)
+  assert logged(a) == logged(b)
   jax.tree.map(np.testing.assert_array_equal, parameters(a), parameters(b))
 
 
 def test_a_run_directory_holds_what_the_readme_says(run):
-  lines = metrics(run)
+  lines = logged(run)
   assert [line["step"] for line in lines if line["split"] == "val"] == [6, 12]
   assert [line["step"] for line in lines if line["split"] == "train"] == [2, 3, 4, 6, 8, 9, 10, 12]
   assert lines[-2]["loss"] < lines[0]["loss"]
@@ -78,10 +66,10 @@ def test_a_run_directory_holds_what_the_readme_says(run):
 
 
 def test_a_finished_run_is_not_trained_again(run, data_dir):
-  before = metrics(run), (run / "metrics.jsonl").stat().st_mtime_ns
+  before = logged(run), (run / "metrics.jsonl").stat().st_mtime_ns
   scores = train(tiny_config(data_dir), run)
   assert scores.miou == before[0][-1]["miou"]
-  assert (metrics(run), (run / "metrics.jsonl").stat().st_mtime_ns) == before
+  assert (logged(run), (run / "metrics.jsonl").stat().st_mtime_ns) == before
 
 
 def test_another_configuration_is_refused(run, data_dir):
@@ -123,7 +111,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, da
 
 def test_evaluation_agrees_with_training_and_over_batch_sizes(run):
   first = evaluate(run, checkpoint="latest")
-  assert first.scores.miou == pytest.approx(metrics(run)[-1]["miou"], abs=1e-4)
+  assert first.scores.miou == pytest.approx(logged(run)[-1]["miou"], abs=1e-4)
   for batch_size in (1, 8):
     other = evaluate(run, checkpoint="latest", batch_size=batch_size)
     assert other.scores.miou == pytest.approx(first.scores.miou, abs=1e-4)
@@ -143,7 +131,7 @@ def test_a_run_that_is_read_only_is_evaluated(run, monkeypatch, capsys):
   monkeypatch.setattr("tempfile.TemporaryFile", refuse)
   before = [(path, path.stat().st_mtime_ns) for path in run.rglob("*")]
   result = evaluate(run, checkpoint="latest")
-  assert result.scores.miou == pytest.approx(metrics(run)[-1]["miou"], abs=1e-4)
+  assert result.scores.miou == pytest.approx(logged(run)[-1]["miou"], abs=1e-4)
   assert not result.written
   assert "not written: " in capsys.readouterr().err
   assert before == [(path, path.stat().st_mtime_ns) for path in run.rglob("*")]
@@ -272,7 +260,7 @@ def test_sigterm_saves_and_returns(tmp_path, data_dir, capsys):
 
   assert train(tiny_config(data_dir), stopped, on_log=on_log) is None
   assert "saved at step 5" in capsys.readouterr().out
-  assert Run.open(stopped).restore("latest")[0] == metrics(stopped)[-1]["step"] == 5
+  assert Run.open(stopped).restore("latest")[0] == logged(stopped)[-1]["step"] == 5
 
 
 def changes(workdir):

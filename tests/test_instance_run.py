@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
+from helpers.tiny import logged, tiny_config
 from PIL import Image
 
 import jseg
@@ -17,14 +17,6 @@ from jseg.evaluation import evaluate
 from jseg.metrics import AveragePrecisionState
 from jseg.run import Run, load_model
 from jseg.types import Detections
-
-TIMINGS = {
-  "images_per_second",
-  "seconds",
-  "waiting_for_input",
-  "host_peak_gib",
-  "device_peak_gib",
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +50,9 @@ def run(config, tmp_path_factory):
   return workdir, "\n".join(printed)
 
 
-def metrics(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
-
-
 def test_a_run_directory_holds_what_the_readme_says(run):
   workdir, printed = run
-  lines = metrics(workdir)
+  lines = logged(workdir)
   train = [line for line in lines if line["split"] == "train"]
   assert [line["step"] for line in train] == [2, 4, 6, 8]
   assert train[-1]["loss"] < train[0]["loss"]
@@ -86,7 +73,7 @@ def test_a_run_resumes_bit_for_bit(run, config, tmp_path):
   lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
   (again / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
   loop.train(config, again)
-  assert metrics(again) == metrics(workdir)
+  assert logged(again) == logged(workdir)
   one, other = (load_model(path, "latest")[1] for path in (workdir, again))
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
@@ -101,7 +88,7 @@ def test_precision_does_not_depend_on_batches_and_devices(run, monkeypatch):
     scores[devices] = evaluation.scores.to_dict(evaluation.names)
   assert scores[1] == scores[4]
   assert scores[4]["box_map"] > 0
-  assert scores[4]["box_map"] == pytest.approx(metrics(workdir)[-1]["box_map"], abs=1e-9)
+  assert scores[4]["box_map"] == pytest.approx(logged(workdir)[-1]["box_map"], abs=1e-9)
   # Seven images, each counted once.
   assert sum(row["objects"] for row in scores[4]["per_class"].values()) == sum(
     len(record["objects"]) for record in map(source(workdir).__getitem__, range(7))

@@ -109,3 +109,18 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means():
   log.add(4, {**means, "loss": np.nan, "skipped": 0})
   with pytest.raises(InputError, match="the loss became nan at step 4"):
     log.flush()
+
+
+def test_a_window_of_skipped_steps_alone_is_no_other_window_again():
+  log = MetricsAccumulator(Counting(), 2, lambda step: "")
+  counts = {"seen": 5, "losses": {"main": (1.0, 1.0)}, "grad_norm": 1.0}
+  lines = []
+  for step, (loss, skipped) in enumerate([(np.inf, 1), (4.0, 0), (np.inf, 1)], 1):
+    with log.fetching():
+      pass
+    log.add(step, {**counts, "loss": loss, "skipped": skipped})
+    lines.append(log.flush())
+    assert "images/s" in log.status()
+  assert [line.get("loss") for line in lines] == [None, 4.0, None]
+  assert [line["skipped_steps"] for line in lines] == [1.0, 0.0, 1.0]
+  assert all({"seconds", "waiting_for_input", "images_per_second"} <= line.keys() for line in lines)

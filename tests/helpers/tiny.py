@@ -1,7 +1,17 @@
-"""The smallest run that goes the whole way."""
+"""The smallest run that goes the whole way, and what it logs."""
+
+import json
 
 import jseg.config
 import jseg.models
+
+TIMINGS = {
+  "images_per_second",
+  "seconds",
+  "waiting_for_input",
+  "host_peak_gib",
+  "device_peak_gib",
+}
 
 
 def tiny_config(data_dir, model="unet", knobs=None, **changes):
@@ -34,3 +44,9 @@ def tiny_config(data_dir, model="unet", knobs=None, **changes):
       target = target[part]
     target[name] = value
   return config
+
+
+def logged(run):
+  """The lines of a run's metrics.jsonl, without what differs from one start to the next."""
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
