@@ -23,8 +23,8 @@ def max_pool(
 ) -> Array:
   """Maximum over square (cubic) windows. Sizes follow PyTorch.
 
-  Where several pixels of a window hold the maximum, they share the gradient in equal parts if
-  windows do not overlap; if they overlap, each comparison of two equal values halves it.
+  The gradient goes to the pixel that holds the maximum. In a tie the first pixel wins, as in
+  PyTorch and Caffe; where windows overlap, the first of a row and then the first row.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
@@ -40,14 +40,15 @@ def max_pool(
   stride = window if stride is None else stride
   outs, edges = _windows(x.shape[1:-1], window, stride, padding, ceil)
   x = _pad(x, -jnp.inf, edges)
-  return _tiled_max(x, window) if stride == window else _slide(jnp.maximum, x, outs, window, stride)
+  if stride == window:
+    return _tiled_max_with_indices(x, window)[0]
+  return _slide(larger, x, outs, window, stride)
 
 
 def max_pool_with_indices(x: Array, window: int = 2, *, ceil: bool = False) -> tuple[Array, Array]:
   """Maximum over windows that tile the map, and where in each window it lies.
 
-  The gradient goes to that pixel alone. In a tie the first pixel wins, as in PyTorch and Caffe
-  (`max_pool` lets all of them share).
+  The gradient goes to that pixel alone. In a tie the first pixel wins, as in PyTorch and Caffe.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
@@ -129,29 +130,6 @@ def avg_pool(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _tiled_max(x: Array, window: int) -> Array:
-  """Maximum over windows that tile x exactly."""
-  rank = x.ndim - 2
-  return _tiles(x, window).max(tuple(range(2, 2 * rank + 1, 2)))
-
-
-def _tiled_max_forward(x: Array, window: int) -> tuple[Array, tuple[Array, Array]]:
-  y = _tiled_max(x, window)
-  return y, (x, y)
-
-
-def _tiled_max_backward(window: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
-  x, y = saved
-  inner = tuple(range(2, 2 * (x.ndim - 2) + 1, 2))
-  holds = _tiles(x, window) == jnp.expand_dims(y, inner)
-  share = dy / holds.sum(inner).astype(dy.dtype)
-  return (jnp.where(holds, jnp.expand_dims(share, inner), 0).reshape(x.shape),)
-
-
-_tiled_max.defvjp(_tiled_max_forward, _tiled_max_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _tiled_max_with_indices(x: Array, window: int) -> tuple[Array, Array]:
   """Maximum and its position over windows that tile x exactly."""
   first, *others = (
@@ -199,6 +177,22 @@ def _pad(x: Array, value: float, edges: Sequence[tuple[int, int]]) -> Array:
     return x
   config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in edges), (0, 0, 0)]
   return lax.pad(x, jnp.array(value, x.dtype), config)
+
+
+@jax.custom_jvp
+def larger(a: Array, b: Array) -> Array:
+  """The larger of each two values; a, and all of the gradient to it, where they are equal.
+
+  `jnp.maximum` compares its result with both in the backward pass. XLA may compute one of them
+  anew there and round it otherwise, and then the gradient goes to neither.
+  """
+  return jnp.maximum(a, b)
+
+
+@larger.defjvp
+def _larger_jvp(values: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+  a, b = values
+  return jnp.maximum(a, b), jnp.where(b > a, tangents[1], tangents[0])
 
 
 def _slide(
