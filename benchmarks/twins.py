@@ -540,6 +540,6 @@ def load(twin: Twin, arrays: Mapping[tuple[str, ...], np.ndarray]) -> None:
     if array.ndim > 1:
       first = (-2, -1) if transposed else (-1, -2)
       array = np.moveaxis(array, first, (0, 1))
-    tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    tensors[name].copy_(torch.from_numpy(np.array(array)))
     left.remove(name)
   assert not left, f"no weights for {sorted(left)}"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jseg.allocator import keep_freed_memory
 from jseg.commands.common import run_or_exit, split_overrides
 from jseg.install import versions
 
@@ -29,6 +30,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
+  keep_freed_memory()
   words = list(sys.argv[1:] if argv is None else argv)
   others, overrides = split_overrides(words)
   parser = make_parser()

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "jseg"
 RANKS = {
   "types": 0,
+  "allocator": 0,
   "arithmetic": 0,
   "install": 0,
   "console": 1,

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jseg.nn import ASPP, FCNHead, PyramidPooling, pool_to_bins, resize_bilinear
+from jseg.nn import (
+  ASPP,
+  ConvBeside,
+  FCNHead,
+  PyramidPooling,
+  conv,
+  pool_to_bins,
+  resize_bilinear,
+)
 
 
 def bins_by_loop(x, bins):
@@ -77,20 +85,46 @@ def test_aspp_sees_at_its_rates_and_the_whole_image():
   np.testing.assert_allclose(seen(3), np.ones((9, 9)))  # the mean
 
 
-def test_pyramid_pooling_keeps_the_map_and_adds_its_averages():
+def test_pyramid_pooling_gives_the_averages_of_each_level():
   x = np.random.default_rng(0).uniform(1, 2, (1, 7, 9, 4)).astype(np.float32)
   model = PyramidPooling((1, 3), norm="none")
   params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
   # Of c / 2 channels each: the level's first two.
   pick = jax.tree.map(lambda a: np.eye(*a.shape[-2:], dtype=np.float32)[None, None], params)
-  y = model.apply({"params": pick}, x)
-  assert y.shape == (1, 7, 9, 8)
-  np.testing.assert_array_equal(y[..., :4], x)
-  np.testing.assert_allclose(
-    y[..., 4:6], np.broadcast_to(x.mean((1, 2)), (1, 7, 9, 4))[..., :2], rtol=1e-5
-  )
-  expected = resize_bilinear(bins_by_loop(x, 3), (7, 9), align_corners=True)
-  np.testing.assert_allclose(y[..., 6:], expected[..., :2], rtol=1e-5)
+  whole, thirds = model.apply({"params": pick}, x)
+  np.testing.assert_allclose(whole, x.mean((1, 2), keepdims=True)[..., :2], rtol=1e-5)
+  np.testing.assert_allclose(thirds, bins_by_loop(x, 3)[..., :2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_coarse_maps_are_convolved_as_if_they_were_interpolated(kernel, dtype):
+  keys = jax.random.split(jax.random.key(0), 4)
+  shapes = [(2, 7, 9, 5), (2, 1, 1, 3), (2, 6, 6, 2), (2, 3, 2, 4)]
+  maps = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+  model = ConvBeside(features=6, kernel_size=(kernel, kernel), dtype=jnp.dtype(dtype))
+  params = model.init(jax.random.key(4), maps[0], maps[1:])["params"]
+  assert params["kernel"].shape == (kernel, kernel, 14, 6)
+
+  def plain(params, maps):
+    beside = [resize_bilinear(y, (7, 9), align_corners=True) for y in maps[1:]]
+    return conv(jnp.concatenate([maps[0], *beside], -1), params["kernel"])
+
+  def ours(params, maps):
+    y = model.apply({"params": params}, maps[0], maps[1:])
+    assert y.dtype == dtype
+    return y.astype(jnp.float32)
+
+  # 14 channels under each of the taps: numbers of size sqrt(14 taps), rounded to 2^-24 or 2^-9.
+  bound = {"float32": 1e-5, "bfloat16": 0.1}[dtype]
+  expected = plain(params, maps)
+  np.testing.assert_allclose(ours(params, maps), expected, atol=bound)
+  gradients = [
+    jax.grad(lambda p, m, f=f: jnp.sin(f(p, m)).sum(), argnums=(0, 1))(params, maps)
+    for f in (ours, plain)
+  ]
+  if dtype == "float32":
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)
 
 
 def test_dropout_of_the_head_is_of_training_only():

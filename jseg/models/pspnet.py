@@ -65,8 +65,9 @@ class PSPNet(Network, Staged):
     features = backbone(pad_to_corners(image, _STRIDE), train=train)
 
     def score(net: PSPNet, x: Array, *, reduction: int, name: str) -> Array:
+      coarse = []
       if name == "head":
-        x = net.typed(PyramidPooling)(net.bins, net.norm, name="pyramid")(x, train=train)
+        coarse = net.typed(PyramidPooling)(net.bins, net.norm, name="pyramid")(x, train=train)
       head = net.typed(FCNHead)(
         net.num_classes,
         net.dropout,
@@ -74,7 +75,7 @@ class PSPNet(Network, Staged):
         reduction=reduction,
         name=name,
       )
-      return head(x, train=train)
+      return head(x, coarse, train=train)
 
     def logits(stride: int, reduction: int, name: str) -> Array:
       run = functools.partial(score, reduction=reduction, name=name)

@@ -9,7 +9,7 @@ from jseg.nn.layer import Layer
 from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import Norm, check_norm
 from jseg.nn.pool import avg_pool, larger, max_pool, max_pool_with_indices, max_unpool
-from jseg.nn.pyramid import ASPP, FCNHead, PyramidPooling, pool_to_bins
+from jseg.nn.pyramid import ASPP, ConvBeside, FCNHead, PyramidPooling, pool_to_bins
 from jseg.nn.remat import Staged, check_remat
 from jseg.nn.resize import pad_to_multiple, resize_bilinear, resize_nearest, resize_to
 from jseg.nn.unet_sizes import center_crop, check_padding, fit_unet, unpadded_labels
@@ -25,6 +25,7 @@ from jseg.nn.upsample import (
 __all__ = [
   "ASPP",
   "Conv",
+  "ConvBeside",
   "ConvTranspose",
   "Dropout",
   "FCNHead",

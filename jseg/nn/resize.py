@@ -27,7 +27,7 @@ def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = Fals
   y = x.astype(jnp.float32)
   for axis, (n, out) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
     if n != out:
-      y = apply_axis(_linear_weights(n, out, align_corners), y, axis)
+      y = apply_axis(linear_weights(n, out, align_corners), y, axis)
   return y.astype(x.dtype)
 
 
@@ -103,8 +103,8 @@ def apply_axis(weights: Array | np.ndarray, x: Array, axis: int) -> Array:
   return y.reshape(*before, weights.shape[0], *after)
 
 
-def _linear_weights(n: int, out: int, align_corners: bool) -> np.ndarray:
-  """Weights float32 [out n] of the two nearest inputs of each output."""
+def linear_weights(n: int, out: int, align_corners: bool) -> np.ndarray:
+  """Weights float32 [out n] of the two nearest inputs of each output, as in `resize_bilinear`."""
   i = np.arange(out)
   at = i * (n - 1) / max(out - 1, 1) if align_corners else (i + 0.5) * n / out - 0.5
   at = np.clip(at, 0, n - 1)
