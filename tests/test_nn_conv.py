@@ -63,6 +63,20 @@ CASES = {
   "1-d": ((2, 9, 16), (3, 16, 4), {}),
   "3-d": ((2, 4, 5, 3, 16), (3, 3, 3, 16, 4), {}),
   "3-d stride 2": ((1, 4, 5, 6, 16), (3, 3, 3, 16, 4), {"strides": 2, "padding": 1}),
+  "3-d stride 2 of slices": (
+    (2, 4, 5, 6, 16),
+    (3, 3, 3, 16, 4),
+    {"strides": (1, 2, 2), "padding": 1},
+  ),
+  "3-d narrow": ((2, 4, 5, 6, 1), (3, 3, 3, 1, 4), {}),
+  "3-d valid": ((1, 5, 6, 5, 16), (3, 3, 3, 16, 20), {"padding": "VALID"}),
+  "3-d uneven": (
+    (1, 6, 6, 7, 16),
+    (2, 3, 3, 16, 4),
+    {"padding": [(0, 3), (2, 1), (1, 1)], "dilation": (2, 1, 1)},
+  ),
+  "3-d flat kernel": ((2, 3, 5, 6, 16), (1, 3, 3, 16, 4), {}),
+  "3-d column": ((1, 7, 2, 3, 16), (3, 1, 1, 16, 4), {"padding": [(2, 0), (0, 0), (0, 0)]}),
 }
 
 
@@ -119,6 +133,13 @@ def test_the_form_follows_shape_and_platform():
   assert products == 1
   assert lowered("cuda", wide, square, gradient=True)[1] == 0
   assert lowered("cuda", wide, square, gradient=True)[0] > convolutions
+  # Volumes on CPU: a convolution of slices per tap of the depth, and none of three dimensions.
+  volume, cube = (1, 8, 8, 8, 32), (3, 3, 3, 32, 8)
+  assert lowered("cpu", volume, cube) == (3, 0)
+  assert lowered("cpu", volume, cube, gradient=True)[1] == 1
+  for platform in ("cuda", "tpu"):
+    assert lowered(platform, volume, cube) == (1, 0)
+    assert lowered(platform, volume, cube, gradient=True)[1] == 0
   # Nine taps of which the corner ones cover a third of the map in each direction.
   assert lowered("cpu", wide, square, dilation=11) == (0, 9)
   assert lowered("cuda", wide, square, dilation=11) == (1, 0)
@@ -154,6 +175,20 @@ def test_bfloat16_gradients_are_summed_in_float32():
   # Sums of 2048 terms of size 1, so about 45: rounding the terms to 2^-9 comes to 0.1, the sum once
   # more to 2^-9 of itself. A bfloat16 sum would be off by several units.
   np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=1.0, rtol=2**-7)
+
+
+def test_bfloat16_volumes_are_rounded_once():
+  x, kernel = arrays((1, 4, 6, 6, 32), (3, 3, 3, 32, 4))
+  x, kernel = (a.astype(jnp.bfloat16) for a in (x, kernel))
+  y, pull = jax.vjp(conv, x, kernel)
+  dy = (y / 32).astype(jnp.bfloat16)
+  wide = [a.astype(jnp.float32) for a in (x, kernel)]
+  exact, exact_pull = jax.vjp(reference, *wide)
+  pairs = zip((y, *pull(dy)), (exact, *exact_pull(dy.astype(jnp.float32))), strict=True)
+  for half, full in pairs:
+    assert half.dtype == jnp.bfloat16
+    # Half a unit of the last of 8 bits. Each rounding of a partial sum would add as much.
+    np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2**-8 * 1.01, atol=2e-4)
 
 
 def test_conv_module():
