@@ -172,6 +172,8 @@ def _conv_backward(
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
     dkernel = _kernel_gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
+    if math.prod(strides) == 1:
+      return _input_gradient(x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
     return dense(x, kernel, dy)[0], dkernel
 
   if _is_sparse(x, kernel, **geometry):
@@ -198,6 +200,24 @@ def _dense(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Int
   return lax.conv_general_dilated(
     x, kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=layout
   )
+
+
+def _input_gradient(
+  shape: Sequence[int], kernel: Array, dy: Array, *, pads: Pairs, dilation: Ints
+) -> Array:
+  """Gradient of the input for strides of 1: a convolution with the mirrored kernel.
+
+  JAX's own is the same with its kernel's channels swapped by name, for which XLA has only its slow
+  form inside of loops.
+  """
+  rank = len(pads)
+  mirrored = lax.rev(kernel, range(rank)).swapaxes(-1, -2)
+  reach = [d * (k - 1) for d, k in zip(dilation, kernel.shape, strict=False)]
+  back = [
+    (r - lo, n - out + lo)
+    for r, (lo, _), n, out in zip(reach, pads, shape[1:-1], dy.shape[1:-1], strict=True)
+  ]
+  return _dense(dy, mirrored, strides=(1,) * rank, pads=tuple(back), dilation=dilation)
 
 
 def _shifted_products(

@@ -15,10 +15,10 @@ from jax import lax
 
 from jseg.arithmetic import cdiv
 from jseg.nn.detection.boxes import box_area
-from jseg.nn.detection.slots import in_chunks, pad_rows, rows
+from jseg.nn.detection.slots import fitting_chunk, in_chunks, pad_rows, rows
 from jseg.types import Array
 
-_CHUNK = 32  # regions aligned together
+_CHUNK = 32  # regions aligned together, at most
 
 
 def region_levels(boxes: Array, strides: Sequence[int]) -> Array:
@@ -124,9 +124,10 @@ def _align_backward(
   shapes = [level.shape[1:] for level in levels]
   b, c = levels[0].shape[0], dy.shape[-1]
   height, width = _canvas_size(shapes)
+  chunk = fitting_chunk(len(boxes), _CHUNK)
 
   def add_chunk(i: Array, canvas: Array) -> Array:
-    part, images, own = rows(padded, i, _CHUNK)
+    part, images, own = rows(padded, i, chunk)
     (row, wy), (column, wx) = _samples(shapes, part, size, strides, ratio, aligned)
     row += images[:, None] * height
     # Each sample adds to the 2 x 2 cells around it, in one update: the time of a scatter on CPU is
@@ -143,9 +144,9 @@ def _align_backward(
       mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
 
-  padded = pad_rows((boxes, image, dy), _CHUNK)
+  padded = pad_rows((boxes, image, dy), chunk)
   canvas = jnp.zeros((b * height, width, c), jnp.float32)
-  canvas = lax.fori_loop(0, cdiv(count, _CHUNK), add_chunk, canvas)
+  canvas = lax.fori_loop(0, cdiv(count, chunk), add_chunk, canvas)
   canvas = canvas.reshape(b, height, width, c)
   gradients = tuple(
     canvas[:, : shape[0], start : start + shape[1]].astype(level.dtype)

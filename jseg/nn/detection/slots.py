@@ -79,13 +79,20 @@ def in_chunks(
     x: float [p ...], which gets a gradient.
     extra: tree of [p ...], integers, or None.
     count: int32, number of rows to compute.
-    chunk: rows that are computed together, m.
+    chunk: highest number m of rows that are computed together.
 
   Returns:
     The results [p ...]; 0 for the chunks that begin at `count` or later.
   """
+  chunk = fitting_chunk(len(x), chunk)
   y = _chunks(compute, chunk, variables, *pad_rows((x, extra), chunk), count)
   return jax.tree.map(lambda a: a[: len(x)], y)
+
+
+def fitting_chunk(length: int, most: int) -> int:
+  """The largest divisor of `length` up to `most`, or `most` where that is less than half of it."""
+  best = max(n for n in range(1, min(length, most) + 1) if length % n == 0)
+  return best if 2 * best >= most else most
 
 
 def pad_rows(tree: Any, chunk: int) -> Any:
