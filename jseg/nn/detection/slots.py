@@ -91,7 +91,8 @@ def in_chunks(
 
 def fitting_chunk(length: int, most: int) -> int:
   """The largest divisor of `length` up to `most`, or `most` where that is less than half of it."""
-  best = max(n for n in range(1, min(length, most) + 1) if length % n == 0)
+  most = min(length, most)
+  best = max(n for n in range(1, most + 1) if length % n == 0)
   return best if 2 * best >= most else most
 
 
