@@ -1,6 +1,7 @@
 """Mask R-CNN's network in training and inference."""
 
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from helpers.variables import draw
 import jseg.config
 from jseg import models
 from jseg.losses import detection_losses as losses
+from jseg.models import mask_rcnn
 from jseg.models.mask_rcnn import MaskRCNN
 from jseg.nn.detection import iou
 from jseg.nn.devices import AXIS
@@ -87,7 +89,12 @@ def train(variables, image, given, key):
   return build()[0].apply(variables, image, train=True, targets=given, rngs={"sample": key})
 
 
+# A few regions at a time; the network itself would take so few slots at once.
+chunks = mock.patch.multiple(mask_rcnn, _BOX_CHUNK=5, _MASK_CHUNK=3)
+
+
 @jax.jit
+@chunks
 def trained(variables, image, given, key):
   """Outputs, losses by name, and the gradient of their sum."""
 
@@ -109,6 +116,7 @@ def run(given):
 
 
 @jax.jit
+@chunks
 def detect(variables, image, size):
   return build()[0].apply(variables, image, size=size)
 
@@ -248,6 +256,11 @@ def test_devices_do_not_matter():
   split = jax.tree.map(lambda a: a[:, None], (image, given))
   two = jax.pmap(train, AXIS, in_axes=(None, 0, 0, None))(variables, *split, key)
   two = jax.tree.map(lambda a: a[:, 0], two)
+  # One device works through its matches in chunks, two take all slots at once.
+  unused = ~two.mask_valid[..., None, None]
+  assert unused.any()
+  two = two.replace(mask_logits=jnp.where(unused, 0, two.mask_logits))
+  one = one.replace(mask_logits=jnp.where(unused, 0, one.mask_logits))
   drawn = ("rpn_sampled", "sampled", "classes", "mask_valid")
   chex.assert_trees_all_equal(*({name: vars(o)[name] for name in drawn} for o in (one, two)))
   chex.assert_trees_all_close(one, two, atol=1e-4)
@@ -274,6 +287,8 @@ def test_half_precision_is_close():
   bound = 16 * 2**-9 * np.sqrt(layers)
   for a, b in zip(rough, exact, strict=True):
     assert 2**-12 < abs(a - b).mean() / b.std() < bound
+  # All slots at once, or in chunks.
+  chex.assert_trees_all_close(detect(variables, image, np.array([SIZE] * 2)), full, atol=1e-4)
   # The best object, which nothing suppresses. A score follows its logits half as steeply at most.
   assert abs(half.scores[:, 0] - full.scores[:, 0]).max() < bound
 

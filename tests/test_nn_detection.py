@@ -401,8 +401,9 @@ def test_regions_of_a_batch_are_pooled_image_by_image():
   rng = np.random.default_rng(0)
   levels = [jnp.float32(rng.normal(size=(2, h, w, 3))) for h, w in ((9, 7), (5, 4))]
   boxes = jnp.float32([[[0, 0, 20, 20], [5, 5, 17, 30]], [[0, 0, 200, 200], [3, 1, 9, 9]]])
+  listed, image = boxes.reshape(4, 4), jnp.array([0, 0, 1, 1])
   for rounded, pool in ((False, roi_align), (True, roi_pool)):
-    ours = pool_regions(levels, boxes, size=2, strides=(4, 8), rounded=rounded)
+    ours = pool_regions(levels, listed, image, size=2, strides=(4, 8), rounded=rounded)
     expected = [
       pool([level[i] for level in levels], boxes[i], size=2, strides=(4, 8)) for i in range(2)
     ]

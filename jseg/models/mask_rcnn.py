@@ -22,8 +22,11 @@ from jseg.nn.detection import (
   Proposals,
   RegionTargets,
   RPNHead,
+  Slots,
   anchor_targets,
   detect,
+  in_chunks,
+  list_slots,
   make_anchors,
   pool_regions,
   propose,
@@ -34,6 +37,9 @@ from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets
 
 _STRIDES = (4, 8, 16, 32)  # of the levels that regions are pooled from
 _BOX_BINS, _MASK_BINS = 7, 14  # edges of pooled regions; masks are twice as large
+# Regions that go through a head together: the fewer, the closer time follows their number; the
+# more, the more often the box head's 50 MB of weights are used each time they are read.
+_BOX_CHUNK, _MASK_CHUNK = 256, 8
 _LEAST = {
   0: ("box_convs", "mask_convs", "keypoints", "keypoint_convs"),
   1: ("channels", "dense", "rpn_convs", "box_dense", "keypoint_channels", "samples", "detections"),
@@ -46,8 +52,8 @@ class MaskRCNN(Network, Staged):
 
   A region proposal network slides over all levels of the pyramid. For each proposal the box head
   predicts the class and a refined box, and the mask head a mask of the box for each class. All
-  shapes are static: what varies in number comes with a mask of what is valid, so that memory and
-  time do not depend on the number of objects.
+  shapes are static: what varies in number comes with a mask of what is valid, so that memory does
+  not depend on the number of objects. Time does: the heads work through what is valid, in chunks.
 
   The defaults are torchvision's `maskrcnn_resnet50_fpn`, and with `**MaskRCNN.V2` its
   `maskrcnn_resnet50_fpn_v2`; `masks=False, keypoints=17` is its `keypointrcnn_resnet50_fpn`.
@@ -225,26 +231,23 @@ class MaskRCNN(Network, Staged):
 
   def _infer(self, levels: Sequence[Array], proposals: Proposals, size: Array) -> Detections:
     """Detections of the batch, with masks and keypoints within their boxes."""
-    b = len(size)
-    logits, deltas = self._box_head()(self._pool(levels, proposals.boxes, _BOX_BINS), train=False)
+    regions = list_slots(proposals.valid)
+    pooled = self._pool(levels, proposals.boxes, regions, _BOX_BINS)
+    found = self._in_chunks(self._box_head(), pooled, None, regions, chunk=_BOX_CHUNK)
+    logits, deltas = jax.tree.map(regions.put_back, found)
     detect_objects = functools.partial(
       detect,
       min_score=self.min_score,
       threshold=self.detection_nms,
       limit=self.detections,
     )
-    detections = jax.vmap(detect_objects)(
-      logits.reshape(b, -1, self.num_classes),
-      deltas.reshape(b, -1, self.num_classes, 4),
-      proposals,
-      size,
-    )
-    pooled = self._pool(levels, detections.boxes, _MASK_BINS)
+    detections = jax.vmap(detect_objects)(logits, deltas, proposals, size)
+    objects = list_slots(detections.valid)
+    pooled = self._pool(levels, detections.boxes, objects, _MASK_BINS)
     if self.masks:
-      masks = nn.sigmoid(self._mask_head()(pooled, detections.classes.reshape(-1), train=False))
-      masks = masks.reshape(b, -1, *masks.shape[1:])
-      valid = detections.valid[..., None, None]
-      detections = dataclasses.replace(detections, masks=jnp.where(valid, masks, 0))
+      classes = objects.take(detections.classes)
+      masks = self._in_chunks(self._mask_head(), pooled, classes, objects, chunk=_MASK_CHUNK)
+      detections = dataclasses.replace(detections, masks=objects.put_back(nn.sigmoid(masks)))
     if self.keypoints:
       head = self.typed(KeypointHead)(
         self.keypoints,
@@ -252,9 +255,8 @@ class MaskRCNN(Network, Staged):
         convs=self.keypoint_convs,
         name="keypoint_head",
       )
-      points = head(pooled)
-      points = points.reshape(b, -1, *points.shape[1:])
-      detections = dataclasses.replace(detections, keypoints=points)
+      points = self._in_chunks(head, pooled, None, objects, chunk=_MASK_CHUNK)
+      detections = dataclasses.replace(detections, keypoints=objects.put_back(points))
     return detections
 
   def _train(
@@ -288,13 +290,11 @@ class MaskRCNN(Network, Staged):
     def heads(
       net: MaskRCNN, levels: Sequence[Array], regions: RegionTargets
     ) -> tuple[Array, Array, Array]:
-      logits, deltas = net._box_head()(net._pool(levels, regions.boxes, _BOX_BINS), train=True)
-      masks = net._mask_head()(
-        net._pool(levels, regions.mask_boxes, _MASK_BINS),
-        regions.mask_classes.reshape(-1),
-        train=True,
+      samples = list_slots(jnp.ones_like(regions.sampled))
+      logits, deltas = net._box_head()(
+        net._pool(levels, regions.boxes, samples, _BOX_BINS), train=True
       )
-      return logits, deltas, masks
+      return logits, deltas, net._train_masks(levels, regions)
 
     logits, deltas, masks = self.stage(heads, levels, regions)
     truth = jax.nn.one_hot(regions.classes.reshape(-1), self.num_classes)
@@ -310,10 +310,23 @@ class MaskRCNN(Network, Staged):
       classes=regions.classes,
       targets=regions.deltas,
       sampled=regions.sampled,
-      mask_logits=masks.reshape(b, -1, *masks.shape[1:]),
+      mask_logits=masks,
       masks=regions.masks,
       mask_valid=regions.mask_valid,
     )
+
+  def _train_masks(self, levels: Sequence[Array], regions: RegionTargets) -> Array:
+    """Logits [b p m m] of the masks; 0 where they don't count, unless a batch norm saw them."""
+    head, valid = self._mask_head(), regions.mask_valid
+    together = self.head_norm in ("batch", "local_batch")
+    matches = list_slots(jnp.ones_like(valid) if together else valid)
+    pooled = self._pool(levels, regions.mask_boxes, matches, _MASK_BINS)
+    classes = matches.take(regions.mask_classes)
+    if together:
+      masks = head(pooled, classes, train=True)
+    else:
+      masks = self._in_chunks(head, pooled, classes, matches, chunk=_MASK_CHUNK)
+    return matches.put_back(masks)
 
   def _pyramid(self, x: Array, *, train: bool) -> list[Array]:
     backbone = self.typed(backbones.create)(
@@ -356,13 +369,30 @@ class MaskRCNN(Network, Staged):
       name="mask_head",
     )
 
-  def _pool(self, levels: Sequence[Array], boxes: Array, bins: int) -> Array:
-    """Features of regions: [b n 4] -> [b*n bins bins c]."""
+  def _pool(self, levels: Sequence[Array], boxes: Array, slots: Slots, bins: int) -> Array:
+    """Features of the used slots' regions [b n 4], as a list [p bins bins c]."""
     return pool_regions(
       levels[: len(_STRIDES)],
-      boxes,
+      slots.take(boxes),
+      slots.image,
       size=bins,
       strides=_STRIDES,
+      count=slots.count,
       rounded=self.roi == "pool",
       aligned=self.aligned,
     )
+
+  def _in_chunks(
+    self, head: Any, x: Array, classes: Array | None, slots: Slots, *, chunk: int
+  ) -> Any:
+    """What a head without batch statistics finds in the used slots, listed as they are."""
+
+    def call(head: Any, x: Array, classes: Array | None) -> Any:
+      return head(x) if classes is None else head(x, classes)
+
+    if self.is_initializing() or len(x) <= chunk:
+      return call(head, x, classes)
+    apply = nn.apply(call, head.clone(parent=None))
+    known = head.variables
+    variables = {kind: known[kind] for kind in ("params", "batch_stats") if kind in known}
+    return in_chunks(apply, variables, x, classes, count=slots.count, chunk=chunk)

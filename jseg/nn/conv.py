@@ -22,7 +22,7 @@ JAX's error for `custom_vjp` unless the kernel is 1x1.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypedDict
 
 import chex
@@ -179,13 +179,16 @@ def _conv_backward(
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
     dkernel = _kernel_gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
+    if math.prod(strides) == 1:
+      return _input_gradient(_dense, x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
     return dense(x, kernel, dy)[0], dkernel
 
   def slices(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     dkernel = _kernel_gradient_of_slices(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
     if any(s > 1 for s in strides):
       return dense(x, kernel, dy)[0], dkernel
-    return _input_gradient(x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
+    dx = _input_gradient(_convolve_slices, x.shape, kernel, dy, pads=pads, dilation=dilation)
+    return dx, dkernel
 
   if _is_sparse(x, kernel, **geometry):
     return lax.platform_dependent(x, kernel, dy, cpu=shifted, tpu=shifted, default=dense)
@@ -252,9 +255,19 @@ def _convolve_slices(
 
 
 def _input_gradient(
-  shape: Sequence[int], kernel: Array, dy: Array, *, pads: Pairs, dilation: Ints
+  convolve: Callable[..., Array],
+  shape: Sequence[int],
+  kernel: Array,
+  dy: Array,
+  *,
+  pads: Pairs,
+  dilation: Ints,
 ) -> Array:
-  """Gradient of a volume for strides of 1: its own convolution, by the mirrored kernel."""
+  """Gradient of the input for strides of 1: a convolution by the mirrored kernel.
+
+  JAX's own is the same with its kernel's channels swapped by name, for which XLA has only its slow
+  form inside of loops.
+  """
   rank = len(pads)
   mirrored = lax.rev(kernel, range(rank)).swapaxes(-1, -2)
   edges = tuple(
@@ -263,7 +276,7 @@ def _input_gradient(
       dilation, kernel.shape[:rank], pads, shape[1:-1], dy.shape[1:-1], strict=True
     )
   )
-  return _convolve_slices(dy, mirrored, strides=(1,) * rank, pads=edges, dilation=dilation)
+  return convolve(dy, mirrored, strides=(1,) * rank, pads=edges, dilation=dilation)
 
 
 def _shifted_products(

@@ -29,6 +29,7 @@ from jseg.nn.detection.roi_align import (
   roi_pool,
 )
 from jseg.nn.detection.rpn import AnchorTargets, Proposals, RPNHead, anchor_targets, propose
+from jseg.nn.detection.slots import Slots, in_chunks, list_slots
 
 __all__ = [
   "FPN",
@@ -40,6 +41,7 @@ __all__ = [
   "Proposals",
   "RPNHead",
   "RegionTargets",
+  "Slots",
   "anchor_targets",
   "box_area",
   "clip_boxes",
@@ -49,9 +51,11 @@ __all__ = [
   "detect",
   "encode_boxes",
   "has_sides",
+  "in_chunks",
   "in_crowd",
   "intersection",
   "iou",
+  "list_slots",
   "make_anchors",
   "match_boxes",
   "nms",

@@ -1,5 +1,8 @@
 """Detections from regions, and what the heads are trained on (He et al. 2017, arXiv:1703.06870)."""
 
+import math
+import sys
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -43,12 +46,15 @@ def detect(
     threshold: IoU above which a detection is suppressed by a better one of its class.
     limit: number of slots for detections.
   """
-  regions = proposals.boxes[:, None]
-  boxes = clip_boxes(decode_boxes(deltas[:, 1:], regions, _DELTA_WEIGHTS), size)
-  scores = nn.softmax(logits)[:, 1:]
-  classes = jnp.broadcast_to(jnp.arange(1, logits.shape[-1]), scores.shape).reshape(-1)
+  # Probabilities add up to one, so that only so many classes of a region reach `min_score`: what
+  # suppression sorts is a fraction of all.
+  most = min(logits.shape[-1] - 1, math.floor(1 / min_score) if min_score > 0 else sys.maxsize)
+  scores, index = jax.lax.top_k(nn.softmax(logits)[:, 1:], most)
+  classes = (index + 1).astype(jnp.int32)
+  chosen = jnp.take_along_axis(deltas, classes[..., None], 1)
+  boxes = clip_boxes(decode_boxes(chosen, proposals.boxes[:, None], _DELTA_WEIGHTS), size)
   valid = proposals.valid[:, None] & (scores > min_score) & has_sides(boxes, 1e-2)
-  boxes, scores = boxes.reshape(-1, 4), scores.reshape(-1)
+  boxes, scores, classes = boxes.reshape(-1, 4), scores.reshape(-1), classes.reshape(-1)
   kept, found = nms(
     boxes,
     scores,

@@ -15,7 +15,10 @@ from jax import lax
 
 from jseg.arithmetic import cdiv
 from jseg.nn.detection.boxes import box_area
+from jseg.nn.detection.slots import fitting_chunk, in_chunks, pad_rows, rows
 from jseg.types import Array
+
+_CHUNK = 32  # regions aligned together, at most
 
 
 def region_levels(boxes: Array, strides: Sequence[int]) -> Array:
@@ -60,41 +63,53 @@ def roi_align(
   Returns:
     [p s s c] of the features' type; computed in float32. Samples more than a cell outside are 0.
   """
-  return _align(tuple(levels), boxes, size, tuple(strides), ratio, aligned)
+  batch = tuple(level[None] for level in levels)
+  image, count = jnp.zeros(len(boxes), jnp.int32), jnp.int32(len(boxes))
+  return _align(batch, boxes, image, count, size, tuple(strides), ratio, aligned)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _align(
   levels: tuple[Array, ...],
   boxes: Array,
+  image: Array,
+  count: Array,
   size: int,
   strides: tuple[int, ...],
   ratio: int,
   aligned: bool,
 ) -> Array:
-  shapes = [level.shape for level in levels]
-  canvas = _canvas(levels)
-  flat = canvas.reshape(-1, canvas.shape[-1])
-  (row, wy), (column, wx) = _samples(shapes, boxes, size, strides, ratio, aligned)
-  total = jnp.zeros((), jnp.float32)
-  # A sum over corners and samples, which XLA makes one loop; nothing larger than the result exists.
-  for dy, dx, i, j in itertools.product(range(2), range(2), range(ratio), range(ratio)):
-    y, x = row[:, i::ratio] + dy, column[:, j::ratio] + dx
-    weight = wy[:, i::ratio, None, dy] * wx[:, None, j::ratio, dx]
-    total += weight[..., None] * flat[y[:, :, None] * canvas.shape[1] + x[:, None]]
-  return (total / ratio**2).astype(canvas.dtype)
+  """`roi_align` of the first `count` regions of a batch: levels [b h w c], image int32 [p]."""
+  shapes = [level.shape[1:] for level in levels]
+
+  def align(canvas: Array, boxes: Array, image: Array) -> Array:
+    (row, wy), (column, wx) = _samples(shapes, boxes, size, strides, ratio, aligned)
+    row += image[:, None] * canvas.shape[1]
+    flat = canvas.reshape(-1, canvas.shape[-1])
+    total = jnp.zeros((), jnp.float32)
+    # A sum over corners and samples, which XLA makes one loop.
+    for dy, dx, i, j in itertools.product(range(2), range(2), range(ratio), range(ratio)):
+      y, x = row[:, i::ratio] + dy, column[:, j::ratio] + dx
+      weight = wy[:, i::ratio, None, dy] * wx[:, None, j::ratio, dx]
+      total += weight[..., None] * flat[y[:, :, None] * canvas.shape[2] + x[:, None]]
+    return (total / ratio**2).astype(canvas.dtype)
+
+  return in_chunks(align, _canvas(levels), boxes, image, count=count, chunk=_CHUNK)
 
 
 def _align_forward(
   levels: tuple[Array, ...],
   boxes: Array,
+  image: Array,
+  count: Array,
   size: int,
   strides: tuple[int, ...],
   ratio: int,
   aligned: bool,
-) -> tuple[Array, tuple["_Shapes", Array]]:
+) -> tuple[Array, tuple["_Shapes", Array, Array, Array]]:
   shapes = [jax.ShapeDtypeStruct(level.shape, level.dtype) for level in levels]
-  return _align(levels, boxes, size, strides, ratio, aligned), (_Shapes(shapes), boxes)
+  y = _align(levels, boxes, image, count, size, strides, ratio, aligned)
+  return y, (_Shapes(shapes), boxes, image, count)
 
 
 def _align_backward(
@@ -102,32 +117,42 @@ def _align_backward(
   strides: tuple[int, ...],
   ratio: int,
   aligned: bool,
-  saved: tuple["_Shapes", Array],
+  saved: tuple["_Shapes", Array, Array, Array],
   dy: Array,
-) -> tuple[tuple[Array, ...], Array]:
-  levels, boxes = saved[0].value, saved[1]
-  shapes = [level.shape for level in levels]
-  c = dy.shape[-1]
-  (row, wy), (column, wx) = _samples(shapes, boxes, size, strides, ratio, aligned)
-  # Each sample adds to the 2 x 2 cells around it, in one update: the time of a scatter on CPU is
-  # proportional to the number of its updates.
-  dy = dy.astype(jnp.float32) / ratio**2
-  dy = jnp.repeat(jnp.repeat(dy, ratio, 1), ratio, 2)[:, :, :, None, None]
-  updates = dy * wy[:, :, None, :, None, None] * wx[:, None, :, None, :, None]
-  where = jnp.stack(jnp.broadcast_arrays(row[:, :, None], column[:, None]), -1)
-  canvas = jnp.zeros((*_canvas_size(shapes), c), jnp.float32)
-  canvas = lax.scatter_add(
-    canvas,
-    where.reshape(-1, 2),
-    updates.reshape(-1, 2, 2, c),
-    lax.ScatterDimensionNumbers((1, 2, 3), (), (0, 1)),
-    mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-  )
+) -> tuple[tuple[Array, ...], Array, None, None]:
+  levels, boxes, image, count = saved[0].value, *saved[1:]
+  shapes = [level.shape[1:] for level in levels]
+  b, c = levels[0].shape[0], dy.shape[-1]
+  height, width = _canvas_size(shapes)
+  chunk = fitting_chunk(len(boxes), _CHUNK)
+
+  def add_chunk(i: Array, canvas: Array) -> Array:
+    part, images, own = rows(padded, i, chunk)
+    (row, wy), (column, wx) = _samples(shapes, part, size, strides, ratio, aligned)
+    row += images[:, None] * height
+    # Each sample adds to the 2 x 2 cells around it, in one update: the time of a scatter on CPU is
+    # proportional to the number of its updates.
+    own = own.astype(jnp.float32) / ratio**2
+    own = jnp.repeat(jnp.repeat(own, ratio, 1), ratio, 2)[:, :, :, None, None]
+    updates = own * wy[:, :, None, :, None, None] * wx[:, None, :, None, :, None]
+    where = jnp.stack(jnp.broadcast_arrays(row[:, :, None], column[:, None]), -1)
+    return lax.scatter_add(
+      canvas,
+      where.reshape(-1, 2),
+      updates.reshape(-1, 2, 2, c),
+      lax.ScatterDimensionNumbers((1, 2, 3), (), (0, 1)),
+      mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )
+
+  padded = pad_rows((boxes, image, dy), chunk)
+  canvas = jnp.zeros((b * height, width, c), jnp.float32)
+  canvas = lax.fori_loop(0, cdiv(count, chunk), add_chunk, canvas)
+  canvas = canvas.reshape(b, height, width, c)
   gradients = tuple(
-    canvas[: level.shape[0], start : start + level.shape[1]].astype(level.dtype)
-    for level, start in zip(levels, _starts(shapes), strict=True)
+    canvas[:, : shape[0], start : start + shape[1]].astype(level.dtype)
+    for level, shape, start in zip(levels, shapes, _starts(shapes), strict=True)
   )
-  return gradients, jnp.zeros_like(boxes)
+  return gradients, jnp.zeros_like(boxes), None, None
 
 
 _align.defvjp(_align_forward, _align_backward)
@@ -157,10 +182,11 @@ def _canvas_size(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
 
 
 def _canvas(levels: Sequence[Array]) -> Array:
-  """[h w c] of all levels side by side, with zeros between and below."""
-  height, _ = _canvas_size([level.shape for level in levels])
+  """[b h w c] of all levels [b h w c] side by side, with zeros between and below."""
+  height, _ = _canvas_size([level.shape[1:] for level in levels])
   return jnp.concatenate(
-    [jnp.pad(level, [(0, height - level.shape[0]), (0, 1), (0, 0)]) for level in levels], 1
+    [jnp.pad(level, [(0, 0), (0, height - level.shape[1]), (0, 1), (0, 0)]) for level in levels],
+    2,
   )
 
 
@@ -211,13 +237,21 @@ def roi_pool(levels: Sequence[Array], boxes: Array, *, size: int, strides: Seque
   Returns:
     [p s s c] of the features' type; 0 where a bin has no cell.
   """
+  batch = [level[None] for level in levels]
+  return _pool(batch, boxes, jnp.zeros(len(boxes), jnp.int32), size=size, strides=strides)
+
+
+def _pool(
+  levels: Sequence[Array], boxes: Array, image: Array, *, size: int, strides: Sequence[int]
+) -> Array:
+  """`roi_pool` of the regions of a batch: levels [b h w c], image int32 [p]."""
   canvas = _canvas(levels)
-  first, last = _bin_edges([x.shape for x in levels], boxes, size, strides)
+  first, last = _bin_edges([x.shape[1:] for x in levels], boxes, size, strides)
 
   @jax.checkpoint
-  def pool_region(edges: tuple[Array, Array]) -> Array:
-    first, last = edges
-    x = canvas
+  def pool_region(region: tuple[Array, Array, Array]) -> Array:
+    first, last, image = region
+    x = canvas[image]
     for axis in range(2):
       cell = jnp.arange(x.shape[axis])[None]
       in_bin = (cell >= first[:, axis, None]) & (cell < last[:, axis, None])
@@ -228,7 +262,7 @@ def roi_pool(levels: Sequence[Array], boxes: Array, *, size: int, strides: Seque
       x = jnp.moveaxis(x, 0, axis)
     return jnp.where(jnp.isfinite(x), x, 0)
 
-  return lax.map(pool_region, (first, last))
+  return lax.map(pool_region, (first, last, image))
 
 
 def _bin_edges(
@@ -255,9 +289,11 @@ def _bin_edges(
 def pool_regions(
   levels: Sequence[Array],
   boxes: Array,
+  image: Array,
   *,
   size: int,
   strides: Sequence[int],
+  count: Array | None = None,
   rounded: bool = False,
   aligned: bool = False,
 ) -> Array:
@@ -265,19 +301,21 @@ def pool_regions(
 
   Args:
     levels: feature maps [b h w c], the finest first.
-    boxes: regions [b n 4] in pixels of the image.
+    boxes: regions [p 4] in pixels of the image.
+    image: int32 [p], the image of each region.
     size: number of bins s along either axis.
     strides: strides of the levels.
+    count: int32, number of regions to pool, the first ones; None: all.
     rounded: whether to use `roi_pool` instead of `roi_align`.
     aligned: whether `roi_align` places cells exactly.
 
   Returns:
-    [b*n s s c] of the features' type.
+    [p s s c] of the features' type; from `count` on, whatever is cheapest.
   """
-  align = functools.partial(roi_align, aligned=aligned)
-  pool = functools.partial(roi_pool if rounded else align, size=size, strides=strides)
-  pooled = jax.vmap(pool)(tuple(levels), boxes)
-  return pooled.reshape(-1, *pooled.shape[2:])
+  if rounded:
+    return _pool(levels, boxes, image, size=size, strides=strides)
+  count = jnp.int32(len(boxes)) if count is None else count
+  return _align(tuple(levels), boxes, image, count, size, tuple(strides), 2, aligned)
 
 
 def crop_masks(masks: Array, frames: Array, boxes: Array, size: int) -> Array:
