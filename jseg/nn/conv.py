@@ -6,7 +6,7 @@ Networks call `Conv` and never the framework's convolution, so a faster form rea
     the map;
   * taps that see nothing but padding are cut off, on every platform: an atrous kernel whose rate
     exceeds the feature map is a 1x1;
-  * on CPU and TPU an atrous kernel that spends much of its work in padding is a sum of shifted
+  * on CPU an atrous kernel that spends much of its work in padding is a sum of shifted
     products over the part of the map that each tap really covers;
   * on CPU the kernel's gradient is a matrix product of unrolled columns, image by image, so that
     the columns stay in cache. XLA's own form runs at a third of the speed of the forward pass.
@@ -147,7 +147,7 @@ def _conv(x: Array, kernel: Array, strides: Ints, pads: Pairs, dilation: Ints) -
   if _is_sparse(x, kernel, **geometry):
     taps = functools.partial(_shifted_products, **geometry)
     dense = functools.partial(_dense, **geometry)
-    return lax.platform_dependent(x, kernel, cpu=taps, tpu=taps, default=dense)
+    return lax.platform_dependent(x, kernel, cpu=taps, default=dense)
   return _dense(x, kernel, **geometry)
 
 
@@ -175,7 +175,7 @@ def _conv_backward(
     return dense(x, kernel, dy)[0], dkernel
 
   if _is_sparse(x, kernel, **geometry):
-    return lax.platform_dependent(x, kernel, dy, cpu=shifted, tpu=shifted, default=dense)
+    return lax.platform_dependent(x, kernel, dy, cpu=shifted, default=dense)
   if x.shape[-1] >= _NARROW:
     return lax.platform_dependent(x, kernel, dy, cpu=columns, default=dense)
   return dense(x, kernel, dy)
