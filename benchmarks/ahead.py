@@ -14,7 +14,6 @@ from typing import Any, cast
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
@@ -26,7 +25,7 @@ from jseg.state import create_train_state
 from jseg.step import make_train_step
 from jseg.tasks.instance.forward import make_detect_step
 from jseg.tasks.semantic.forward import make_eval_step
-from jseg.types import Array, Outputs, Variables
+from jseg.types import Array, Variables
 
 Tree = Any
 
