@@ -111,7 +111,7 @@ THOROUGH = tuple(
     r"networks\.py::test_published_unet_with_weight_map_and_region_measures",
     r"notebooks\.py::test_notebook_runs\[(course|tpu)\]",
     r"real_data\.py::test_a_folder_trains_evaluates_and_predicts\[isbi2012-",
-    r"tpu\.py::test_it_compiles\[(?!(unet|mask_rcnn)\])",
+    r"tpu\.py::test_(training|evaluation)_compiles\[(?!unet\])",
     r"weights_import\.py::test_every_network_that_a_classifier_fits\w*\[(?!resnet18)",
   )
 )

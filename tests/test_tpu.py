@@ -1,11 +1,11 @@
-"""Every network's training step and evaluation compile for a TPU, which need not be there."""
+"""Every network compiles for a TPU, which need not be there."""
 
 import importlib.util
 import os
 
 import pytest
-
 from helpers.ahead import ahead, tiny_programs
+
 from jseg import models
 
 
@@ -19,9 +19,16 @@ def chips():
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_it_compiles(chips, name):
-  programs = tiny_programs(name, chips)
-  for lowered in (programs.training(), programs.evaluation()):
-    cost = ahead.compiled(lowered)
-    assert cost.flops > 0
-    assert 0 < cost.memory < 2**30
+def test_training_compiles(chips, name):
+  fits(ahead.compiled(tiny_programs(name, chips).training()))
+
+
+# What is more in it than in training is the task's.
+@pytest.mark.parametrize("name", ["unet", "unet3d", "mask_rcnn"])
+def test_evaluation_compiles(chips, name):
+  fits(ahead.compiled(tiny_programs(name, chips).evaluation()))
+
+
+def fits(cost):
+  assert cost.flops > 0
+  assert 0 < cost.memory < 2**30
