@@ -3,7 +3,7 @@
 Networks call `Conv` and never the framework's convolution, so a faster form reaches all of them:
 
   * a 1x1 kernel is a matrix product (a strided one slices first), and so is a kernel of the size of
-    the map;
+    the map, but for a TPU;
   * taps that see nothing but padding are cut off, on every platform: an atrous kernel whose rate
     exceeds the feature map is a 1x1;
   * on CPU an atrous kernel that spends much of its work in padding is a sum of shifted
@@ -131,7 +131,20 @@ def conv(
 
 
 def _pointwise(x: Array, kernel: Array, strides: Ints, pads: Pairs) -> Array:
-  """A kernel of one tap, as a matrix product."""
+  """A kernel of one tap, as a matrix product; on a TPU as XLA's own convolution.
+
+  A TPU lays maps out for its convolutions, and a product's [pixels channels] would be a copy.
+  """
+  geometry = _Geometry(strides=strides, pads=pads, dilation=(1,) * len(strides))
+  return lax.platform_dependent(
+    x,
+    kernel,
+    tpu=functools.partial(_dense, **geometry),
+    default=functools.partial(_product, strides=strides, pads=pads),
+  )
+
+
+def _product(x: Array, kernel: Array, *, strides: Ints, pads: Pairs) -> Array:
   if any(lo or hi for lo, hi in pads):
     edges = [(0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
