@@ -6,7 +6,7 @@
   python benchmarks/tpu.py --largest              # the largest batch at 512 x 512 that fits a chip
   python benchmarks/tpu.py --crf                  # the dense CRF as a layer, and behind a network
   python benchmarks/tpu.py --remat                # memory by what is computed again
-  python benchmarks/tpu.py --table                # the tables of docs/tpu.md, from the results
+  python benchmarks/tpu.py --table                # writes the results into docs/tpu.md
 
 Programs are those of a run: the training step with augmentation and update, evaluation, both on
 2x2 chips, and the network's pass over one image; "plain" is the training step of the same network
@@ -50,9 +50,11 @@ _AGAIN = flags.DEFINE_bool("again", False, "compile again what has a result")
 _LARGEST = flags.DEFINE_bool("largest", False, "find the largest batch at 512 x 512")
 _CRF = flags.DEFINE_bool("crf", False, "compile the dense CRF")
 _REMAT = flags.DEFINE_bool("remat", False, "compile the training step by kind of remat")
-_TABLE = flags.DEFINE_bool("table", False, "print the tables of the results that are there")
+_TABLE = flags.DEFINE_bool("table", False, "write the results that are there into docs/tpu.md")
 
 _FOLDER = pathlib.Path(__file__).parent / "results"
+_PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tpu.md"
+_BEGIN, _END = "<!-- tpu tables -->", "<!-- end -->"
 _CLASSES = 21
 _CAPACITY = 16 * 2**30  # bytes of a chip that the largest batch is for
 
@@ -256,7 +258,7 @@ def tables(results: Results) -> str:
   """The results of a chip as Markdown."""
   chip, values = CHIPS[results.chip], results.values
   versions = ", ".join(f"{name} {v}" for name, v in values.get("versions", {}).items())
-  lines = [f"**{results.chip}**, a chip of 2x2, bfloat16 ({versions})", ""]
+  lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({versions}):", ""]
   lines += ["| network | program | images a chip | TFLOP | GB | plain Flax's GB | HBM, GiB | ms |"]
   lines += ["|-|-|-|-|-|-|-|-|"]
   for name, programs in values.get("networks", {}).items():
@@ -292,11 +294,15 @@ def _row(
 def main(argv: Sequence[str]) -> None:
   """Runs what the flags ask for."""
   del argv
+  if _TABLE.value:
+    found = [results for chip in CHIPS if (results := Results(chip)).values]
+    before, rest = _PAGE.read_text().split(_BEGIN)
+    body = "\n\n".join(map(tables, found))
+    _PAGE.write_text(f"{before}{_BEGIN}\n{body}\n{_END}{rest.partition(_END)[2]}")
+    return
   for chip in _CHIPS.value:
     results = Results(chip)
-    if _TABLE.value:
-      print(tables(results), end="\n\n")
-    elif _CRF.value:
+    if _CRF.value:
       crf(results)
     else:
       do = largest if _LARGEST.value else by_remat if _REMAT.value else network
