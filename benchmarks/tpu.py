@@ -35,7 +35,6 @@ from jax import lax
 from jseg import config as configs
 from jseg import models
 from jseg.crf import CrfParams, dense_crf
-from jseg.nn import pool
 from jseg.nn.conv import per_dimension
 from jseg.nn.remat import KINDS
 from jseg.types import Array
@@ -156,9 +155,10 @@ def network(results: Results, name: str) -> None:
 
 @contextlib.contextmanager
 def plain_layers() -> Iterator[None]:
-  """What is traced inside computes as Flax's layers do: `nn.Conv`, `nn.BatchNorm`, `nn.max_pool`.
+  """What is traced inside computes as Flax's layers do: `nn.Conv` and `nn.BatchNorm`.
 
-  Pooling with indices, which Flax doesn't have, and interpolation stay.
+  Pooling and up-convolution are XLA's own on a TPU, as Flax's are; pooling with indices, which
+  Flax doesn't have, and interpolation stay.
   """
 
   def conv(
@@ -182,7 +182,6 @@ def plain_layers() -> Iterator[None]:
   with (
     mock.patch("jseg.nn.conv.conv", conv),
     mock.patch("jseg.nn.norm._center_and_scale", center_and_scale),
-    mock.patch("jseg.nn.pool._tiled_max", lambda x, window: pool._window_max(x, window, window)),
   ):
     yield
 

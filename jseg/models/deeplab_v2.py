@@ -1,5 +1,6 @@
 """DeepLab V2 (Chen et al. 2017, arXiv:1606.00915). Its CRF is another module."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image
-from jseg.nn import Conv, Dropout, Staged, check_norm, resize_bilinear
+from jseg.nn import Conv, Dropout, Staged, check_norm, larger, resize_bilinear
 from jseg.types import Array, InputError, Outputs
 
 _GAUSS = nn.initializers.normal(0.01)
@@ -104,7 +105,7 @@ class DeepLabV2(Network, Staged):
     shapes = [[max(1, int(n * scale)) for n in size] for scale in self.scales]
     scores = [self._scores(resize_bilinear(image, shape), train) for shape in shapes]
     # Scales meet at the resolution of the first one's scores.
-    fused = jnp.stack([resize_bilinear(x, scores[0].shape[1:3]) for x in scores]).max(0)
+    fused = functools.reduce(larger, [resize_bilinear(x, scores[0].shape[1:3]) for x in scores])
     every = {
       _loss_name(scale): cover_image(x, size) for scale, x in zip(self.scales, scores, strict=True)
     }

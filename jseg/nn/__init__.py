@@ -8,7 +8,7 @@ from jseg.nn.dropout import Dropout
 from jseg.nn.layer import Layer
 from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import Norm, check_norm
-from jseg.nn.pool import avg_pool, max_pool, max_pool_with_indices, max_unpool
+from jseg.nn.pool import avg_pool, larger, max_pool, max_pool_with_indices, max_unpool
 from jseg.nn.pyramid import ASPP, FCNHead, PyramidPooling, pool_to_bins
 from jseg.nn.remat import Staged, check_remat
 from jseg.nn.resize import pad_to_multiple, resize_bilinear, resize_nearest, resize_to
@@ -44,6 +44,7 @@ __all__ = [
   "conv_transpose",
   "fit_unet",
   "he_normal",
+  "larger",
   "local_response_norm",
   "max_pool",
   "max_pool_with_indices",

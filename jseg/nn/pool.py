@@ -25,9 +25,8 @@ def max_pool(
 ) -> Array:
   """Maximum over square (cubic) windows. Sizes follow PyTorch.
 
-  Where several pixels of a window hold the maximum, they share the gradient in equal parts if
-  windows do not overlap; if they overlap, each comparison of two equal values halves it, but for a
-  TPU, where the first of them gets it whole.
+  The gradient goes to the pixel that holds the maximum. In a tie the first pixel wins, as in
+  PyTorch and Caffe; where windows overlap, the first of a row and then the first row.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
@@ -43,18 +42,19 @@ def max_pool(
   stride = window if stride is None else stride
   outs, edges = _windows(x.shape[1:-1], window, stride, padding, ceil)
   x = _pad(x, -jnp.inf, edges)
-  if stride == window:
-    return _tiled_max(x, window)
-  slide = functools.partial(_slide, jnp.maximum, outs=outs, window=window, stride=stride)
   native = functools.partial(_window_max, window=window, stride=stride)
+  if stride == window:
+    return lax.platform_dependent(
+      x, tpu=native, default=lambda x: _tiled_max_with_indices(x, window)[0]
+    )
+  slide = functools.partial(_slide, larger, outs=outs, window=window, stride=stride)
   return lax.platform_dependent(x, tpu=native, default=slide)
 
 
 def max_pool_with_indices(x: Array, window: int = 2, *, ceil: bool = False) -> tuple[Array, Array]:
   """Maximum over windows that tile the map, and where in each window it lies.
 
-  The gradient goes to that pixel alone. In a tie the first pixel wins, as in PyTorch and Caffe
-  (`max_pool` lets all of them share).
+  The gradient goes to that pixel alone. In a tie the first pixel wins, as in PyTorch and Caffe.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
@@ -89,6 +89,47 @@ def max_unpool(
   chex.assert_equal_shape([x, indices])
   y = _unpool(x, indices, window)
   return _pad(y, 0, [(0, n - m) for n, m in zip(size or y.shape[1:-1], y.shape[1:-1], strict=True)])
+
+
+def _unpool(x: Array, indices: Array, window: int) -> Array:
+  """`max_unpool` to the size that the windows tile."""
+  rank = x.ndim - 2
+
+  def tiled(x: Array, indices: Array) -> Array:
+    inner = tuple(range(2, 2 * rank + 1, 2))
+    positions = np.arange(window**rank, dtype=np.uint8).reshape((1, *(1, window) * rank, 1))
+    here = jnp.expand_dims(indices, inner) == positions
+    y = jnp.where(here, jnp.expand_dims(x, inner), jnp.zeros((), x.dtype))
+    return y.reshape(x.shape[0], *(n * window for n in x.shape[1:-1]), x.shape[-1])
+
+  def windows(x: Array, indices: Array) -> Array:
+    places = [np.arange(n * window, dtype=np.int32) % window for n in x.shape[1:-1]]
+    position = functools.reduce(lambda a, b: np.add.outer(a * window, b), places)
+    here = _repeat(indices.astype(jnp.int32), window) == position[None, ..., None]
+    return jnp.where(here, _repeat(x, window), jnp.zeros((), x.dtype))
+
+  return lax.platform_dependent(x, indices, tpu=windows, default=tiled)
+
+
+def _window_max(x: Array, window: int, stride: int) -> Array:
+  """Maximum over windows by XLA's own pooling; in a tie the first pixel gets the gradient."""
+  rank = x.ndim - 2
+  size, strides = (1, *(window,) * rank, 1), (1, *(stride,) * rank, 1)
+  return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, "VALID")
+
+
+def _repeat(x: Array, window: int) -> Array:
+  """Repeats each pixel over a window: of x spread out, every window holds one value and zeros."""
+  rank = x.ndim - 2
+  return lax.reduce_window(
+    x,
+    np.zeros((), x.dtype)[()],
+    lax.add,
+    (1, *(window,) * rank, 1),
+    (1,) * x.ndim,
+    [(0, 0), *((window - 1, window - 1),) * rank, (0, 0)],
+    base_dilation=(1, *(window,) * rank, 1),
+  )
 
 
 def avg_pool(
@@ -127,84 +168,6 @@ def avg_pool(
     lengths.append(np.minimum(first + window, n + border) - np.maximum(first, -border))
   counts = functools.reduce(np.multiply.outer, lengths).astype(np.float32)
   return (y / counts[None, ..., None]).astype(x.dtype)
-
-
-def _unpool(x: Array, indices: Array, window: int) -> Array:
-  """`max_unpool` to the size that the windows tile."""
-  rank = x.ndim - 2
-
-  def tiled(x: Array, indices: Array) -> Array:
-    inner = tuple(range(2, 2 * rank + 1, 2))
-    positions = np.arange(window**rank, dtype=np.uint8).reshape((1, *(1, window) * rank, 1))
-    here = jnp.expand_dims(indices, inner) == positions
-    y = jnp.where(here, jnp.expand_dims(x, inner), jnp.zeros((), x.dtype))
-    return y.reshape(x.shape[0], *(n * window for n in x.shape[1:-1]), x.shape[-1])
-
-  def windows(x: Array, indices: Array) -> Array:
-    places = [np.arange(n * window, dtype=np.int32) % window for n in x.shape[1:-1]]
-    position = functools.reduce(lambda a, b: np.add.outer(a * window, b), places)
-    here = _repeat(indices.astype(jnp.int32), window) == position[None, ..., None]
-    return jnp.where(here, _repeat(x, window), jnp.zeros((), x.dtype))
-
-  return lax.platform_dependent(x, indices, tpu=windows, default=tiled)
-
-
-def _window_max(x: Array, window: int, stride: int) -> Array:
-  """Maximum over windows by XLA's own pooling."""
-  rank = x.ndim - 2
-  size, strides = (1, *(window,) * rank, 1), (1, *(stride,) * rank, 1)
-  return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, "VALID")
-
-
-def _repeat(x: Array, window: int) -> Array:
-  """Repeats each pixel over a window: of x spread out, every window holds one value and zeros."""
-  rank = x.ndim - 2
-  return lax.reduce_window(
-    x,
-    np.zeros((), x.dtype)[()],
-    lax.add,
-    (1, *(window,) * rank, 1),
-    (1,) * x.ndim,
-    [(0, 0), *((window - 1, window - 1),) * rank, (0, 0)],
-    base_dilation=(1, *(window,) * rank, 1),
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _tiled_max(x: Array, window: int) -> Array:
-  """Maximum over windows that tile x exactly."""
-  inner = tuple(range(2, 2 * (x.ndim - 2) + 1, 2))
-  return lax.platform_dependent(
-    x,
-    tpu=functools.partial(_window_max, window=window, stride=window),
-    default=lambda x: _tiles(x, window).max(inner),
-  )
-
-
-def _tiled_max_forward(x: Array, window: int) -> tuple[Array, tuple[Array, Array]]:
-  y = _tiled_max(x, window)
-  return y, (x, y)
-
-
-def _tiled_max_backward(window: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
-  rank = dy.ndim - 2
-
-  def tiled(x: Array, y: Array, dy: Array) -> Array:
-    inner = tuple(range(2, 2 * rank + 1, 2))
-    holds = _tiles(x, window) == jnp.expand_dims(y, inner)
-    share = dy / holds.sum(inner).astype(dy.dtype)
-    return jnp.where(holds, jnp.expand_dims(share, inner), 0).reshape(x.shape)
-
-  def windows(x: Array, y: Array, dy: Array) -> Array:
-    holds = x == _repeat(y, window)
-    size = (1, *(window,) * rank, 1)
-    count = lax.reduce_window(holds.astype(dy.dtype), 0.0, lax.add, size, size, "VALID")
-    return jnp.where(holds, _repeat(dy / count, window), 0)
-
-  return (lax.platform_dependent(*saved, dy, tpu=windows, default=tiled),)
-
-
-_tiled_max.defvjp(_tiled_max_forward, _tiled_max_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -255,6 +218,22 @@ def _pad(x: Array, value: float, edges: Sequence[tuple[int, int]]) -> Array:
     return x
   config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in edges), (0, 0, 0)]
   return lax.pad(x, jnp.array(value, x.dtype), config)
+
+
+@jax.custom_jvp
+def larger(a: Array, b: Array) -> Array:
+  """The larger of each two values; a, and all of the gradient to it, where they are equal.
+
+  `jnp.maximum` compares its result with both in the backward pass. XLA may compute one of them
+  anew there and round it otherwise, and then the gradient goes to neither.
+  """
+  return jnp.maximum(a, b)
+
+
+@larger.defjvp
+def _larger_jvp(values: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+  a, b = values
+  return jnp.maximum(a, b), jnp.where(b > a, tangents[1], tangents[0])
 
 
 def _slide(

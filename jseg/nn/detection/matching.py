@@ -50,8 +50,10 @@ def match_boxes(
   label = jnp.where(best >= high, 1, jnp.where(best < low, 0, -1))
   if best_too:
     highest = quality.max(0, keepdims=True)
-    # Every box is the best one of an object that no box touches.
-    label = jnp.where(((quality == highest) & (highest > 0)).any(1), 1, label)
+    # A box ties with the best one up to rounding, as XLA may compute either side anew. Every box is
+    # the best one of an object that no box touches.
+    ties = quality >= highest * (1 - 1e-6)
+    label = jnp.where((ties & (highest > 0)).any(1), 1, label)
   return index, label
 
 

@@ -222,7 +222,9 @@ def roi_pool(levels: Sequence[Array], boxes: Array, *, size: int, strides: Seque
       cell = jnp.arange(x.shape[axis])[None]
       in_bin = (cell >= first[:, axis, None]) & (cell < last[:, axis, None])
       x = jnp.moveaxis(x, axis, 0)[None]
-      x = jnp.where(in_bin[:, :, None, None], x, -jnp.inf).max(1)
+      x = jnp.where(in_bin[:, :, None, None], x, -jnp.inf)
+      # By position: the gradient of a maximum compares values that XLA may have rounded otherwise.
+      x = jnp.take_along_axis(x, jnp.argmax(x, 1, keepdims=True), 1)[:, 0]
       x = jnp.moveaxis(x, 0, axis)
     return jnp.where(jnp.isfinite(x), x, 0)
 
