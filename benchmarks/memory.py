@@ -1,13 +1,11 @@
 """What a training step takes in memory and time, by what it computes again (`remat`).
 
   python benchmarks/memory.py                                    # on this machine's first device
-  python benchmarks/memory.py --tpu=v5e:2x2 --dtype=bfloat16     # for a chip, ahead of time
 
 Gradients of a network's own task, augmentation included; XLA's memory analysis of the compiled
-program for one device. For a TPU, `pip install libtpu` is enough, and nothing is run.
+program for one device. For a TPU that isn't there: `benchmarks/tpu.py --remat`.
 """
 
-import os
 import time
 from typing import Any
 from unittest import mock
@@ -15,7 +13,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from jax.experimental import topologies
 
 from jseg import config as configs
 from jseg import tasks
@@ -28,7 +25,6 @@ _REMAT = flags.DEFINE_list("remat", list(KINDS), "kinds of rematerialization")
 _SIZE = flags.DEFINE_integer("size", 257, "height and width of the images")
 _BATCH = flags.DEFINE_integer("batch", 2, "images in a batch")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of the computation")
-_TPU = flags.DEFINE_string("tpu", "", "topology to compile for, as v5e:2x2; this machine if empty")
 _ROUNDS = flags.DEFINE_integer("rounds", 0, "times that the step is run, on this machine")
 
 _OBJECTS = 16  # slots of objects in an image
@@ -68,16 +64,7 @@ def measure(name: str, remat: str) -> str:
   arguments = [variables.pop("params"), variables, batch_of(model.task, config.data.size)]
   arguments.append(jax.eval_shape(lambda: jax.random.key(0)))
   step = jax.jit(jax.value_and_grad(total))
-  if _TPU.value:
-    device = topologies.get_topology_desc(platform="tpu", topology_name=_TPU.value).devices[0]
-    place = jax.sharding.SingleDeviceSharding(device)
-    arguments = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments
-    )
-    with mock.patch.object(jax, "default_backend", return_value="tpu"):
-      lowered = step.lower(*arguments)
-  else:
-    lowered = step.lower(*arguments)
+  lowered = step.lower(*arguments)
   start = time.perf_counter()
   compiled = lowered.compile()
   took = time.perf_counter() - start
@@ -98,9 +85,6 @@ def measure(name: str, remat: str) -> str:
 
 def main(_: list[str]) -> None:
   """Prints a line for each network and kind."""
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-  if _TPU.value:
-    jax.config.update("jax_platforms", "cpu")
   for name in _NETWORKS.value:
     for remat in _REMAT.value:
       print(f"{name:12} {remat:7} {measure(name, remat)}", flush=True)

@@ -26,6 +26,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
   "0" if os.environ.get("JSEG_TEST_PROGRAMS") else "0.3"
 )
 
+# Of processes that tests start, too: libtpu, which is there to compile, looks for chips otherwise.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import pytest
 
@@ -35,7 +38,7 @@ if not os.environ.get("JSEG_TEST_PROGRAMS"):
   )
 
 # Tests of data parallelism need several devices; four simulated ones cost the others nothing.
-jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -73,6 +76,8 @@ SLOW = (
   "test_inference.py",
   "test_docs_blocks.py",
   "test_preview.py",
+  "test_tpu.py",
+  "test_cuda.py",
 )
 for name in SLOW:
   assert (pathlib.Path(__file__).parent / name).is_file(), f"SLOW names {name}, which isn't there"
@@ -87,6 +92,7 @@ THOROUGH = tuple(
     r"\[(fcn16s|fcn32s|segnet_basic|deeplab_v2|fcn_resnet)-",
     r"conformance\.py::test_its_own_initial_values_are_finite"
     r"\[(?!(unet|unet3d|fcn8s|deeplab_v3)\])",
+    r"cuda\.py::test_convolutions\w*\[(?!(unet|unet3d|deeplab_v3)\])",
     r"examples\.py::test_example\[own_(loss|dataset)\]",
     r"export\.py::test_it_gives_the_same_logits_without_this_library\[pspnet\]",
     r"golden\.py::test_backbone\[(alexnet_fc|vgg16-|vgg16_timm|resnet18|resnet50-)",
@@ -105,6 +111,7 @@ THOROUGH = tuple(
     r"networks\.py::test_published_unet_with_weight_map_and_region_measures",
     r"notebooks\.py::test_notebook_runs\[(course|tpu)\]",
     r"real_data\.py::test_a_folder_trains_evaluates_and_predicts\[isbi2012-",
+    r"tpu\.py::test_(training|evaluation)_compiles\[(?!unet\])",
     r"weights_import\.py::test_every_network_that_a_classifier_fits\w*\[(?!resnet18)",
   )
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jseg.nn import avg_pool, larger, max_pool, max_pool_with_indices, max_unpool
 
@@ -269,3 +270,21 @@ def test_average_of_bfloat16_is_summed_in_float32():
   y = avg_pool(x, 32, 32)
   assert y.dtype == jnp.bfloat16
   assert y.item() == 1
+
+
+def test_on_a_tpu_the_same_in_other_forms(monkeypatch):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.integers(0, 3, (2, 6, 9, 2)), jnp.float32)  # most windows are tied
+
+  def results():
+    pools = [lambda x: max_pool(x), lambda x: max_pool(x, 3, 3)]
+    pools.append(lambda x: max_unpool(*max_pool_with_indices(x, 3), window=3))
+    pulled = [jax.vjp(pool, x) for pool in pools]
+    overlapping = max_pool(x, 3, 2, padding=1)
+    return [(y, *pull(y + 1)) for y, pull in pulled], overlapping
+
+  expected = results()
+  monkeypatch.setattr(
+    lax, "platform_dependent", lambda *args, default, **forms: forms.get("tpu", default)(*args)
+  )
+  jax.tree.map(np.testing.assert_array_equal, results(), expected)

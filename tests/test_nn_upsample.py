@@ -191,3 +191,18 @@ def test_bed_of_nails():
   np.testing.assert_array_equal(bed_of_nails(x[:, 0], 3).ravel(), [1, 0, 0, 2, 0, 0])
   dx = jax.grad(lambda x: (bed_of_nails(x) * jnp.arange(16.0).reshape(1, 4, 4, 1)).sum())(x)
   np.testing.assert_array_equal(dx.ravel(), [0, 2, 8, 10])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_tpu_the_same_in_another_form(case, monkeypatch):
+  size, kernel_size, strides = CASES[case]
+  x, kernel = (
+    jax.random.normal(jax.random.key(i), s)
+    for i, s in enumerate([(2, *size, 3), (*kernel_size, 3, 4)])
+  )
+  expected = conv_transpose(x, kernel, strides=strides)
+  monkeypatch.setattr(
+    lax, "platform_dependent", lambda *args, default, **forms: forms.get("tpu", default)(*args)
+  )
+  got = conv_transpose(x, kernel, strides=strides)
+  np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -1,7 +1,9 @@
-"""Pooling and its inverse, whose gradients are elementwise work.
+"""Pooling and its inverse, in forms chosen by platform.
 
 The gradient of XLA's own pooling is a select-and-scatter, some thirty times slower on CPU than
-the forward pass, and slow on TPU.
+the forward pass; so gradients are elementwise work there. On a TPU strided slices and dimensions
+of length 2 cost copies of whole maps, and XLA's windows none: a window over a map that is spread
+out by its stride also repeats each value over the pixels it came from.
 """
 
 import functools
@@ -40,9 +42,13 @@ def max_pool(
   stride = window if stride is None else stride
   outs, edges = _windows(x.shape[1:-1], window, stride, padding, ceil)
   x = _pad(x, -jnp.inf, edges)
+  native = functools.partial(_window_max, window=window, stride=stride)
   if stride == window:
-    return _tiled_max_with_indices(x, window)[0]
-  return _slide(larger, x, outs, window, stride)
+    return lax.platform_dependent(
+      x, tpu=native, default=lambda x: _tiled_max_with_indices(x, window)[0]
+    )
+  slide = functools.partial(_slide, larger, outs=outs, window=window, stride=stride)
+  return lax.platform_dependent(x, tpu=native, default=slide)
 
 
 def max_pool_with_indices(x: Array, window: int = 2, *, ceil: bool = False) -> tuple[Array, Array]:
@@ -81,14 +87,49 @@ def max_unpool(
     [b h' w' c].
   """
   chex.assert_equal_shape([x, indices])
+  y = _unpool(x, indices, window)
+  return _pad(y, 0, [(0, n - m) for n, m in zip(size or y.shape[1:-1], y.shape[1:-1], strict=True)])
+
+
+def _unpool(x: Array, indices: Array, window: int) -> Array:
+  """`max_unpool` to the size that the windows tile."""
   rank = x.ndim - 2
-  inner = tuple(range(2, 2 * rank + 1, 2))
-  positions = np.arange(window**rank, dtype=np.uint8).reshape((1, *(1, window) * rank, 1))
-  here = jnp.expand_dims(indices, inner) == positions
-  y = jnp.where(here, jnp.expand_dims(x, inner), jnp.zeros((), x.dtype))
-  full = [n * window for n in x.shape[1:-1]]
-  y = y.reshape(x.shape[0], *full, x.shape[-1])
-  return _pad(y, 0, [(0, n - m) for n, m in zip(size or full, full, strict=True)])
+
+  def tiled(x: Array, indices: Array) -> Array:
+    inner = tuple(range(2, 2 * rank + 1, 2))
+    positions = np.arange(window**rank, dtype=np.uint8).reshape((1, *(1, window) * rank, 1))
+    here = jnp.expand_dims(indices, inner) == positions
+    y = jnp.where(here, jnp.expand_dims(x, inner), jnp.zeros((), x.dtype))
+    return y.reshape(x.shape[0], *(n * window for n in x.shape[1:-1]), x.shape[-1])
+
+  def windows(x: Array, indices: Array) -> Array:
+    places = [np.arange(n * window, dtype=np.int32) % window for n in x.shape[1:-1]]
+    position = functools.reduce(lambda a, b: np.add.outer(a * window, b), places)
+    here = _repeat(indices.astype(jnp.int32), window) == position[None, ..., None]
+    return jnp.where(here, _repeat(x, window), jnp.zeros((), x.dtype))
+
+  return lax.platform_dependent(x, indices, tpu=windows, default=tiled)
+
+
+def _window_max(x: Array, window: int, stride: int) -> Array:
+  """Maximum over windows by XLA's own pooling; in a tie the first pixel gets the gradient."""
+  rank = x.ndim - 2
+  size, strides = (1, *(window,) * rank, 1), (1, *(stride,) * rank, 1)
+  return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, "VALID")
+
+
+def _repeat(x: Array, window: int) -> Array:
+  """Repeats each pixel over a window: of x spread out, every window holds one value and zeros."""
+  rank = x.ndim - 2
+  return lax.reduce_window(
+    x,
+    np.zeros((), x.dtype)[()],
+    lax.add,
+    (1, *(window,) * rank, 1),
+    (1,) * x.ndim,
+    [(0, 0), *((window - 1, window - 1),) * rank, (0, 0)],
+    base_dilation=(1, *(window,) * rank, 1),
+  )
 
 
 def avg_pool(

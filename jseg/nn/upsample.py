@@ -118,11 +118,12 @@ class ConvTranspose(KernelLayer):
 
 
 def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> Array:
-  """Transposed convolution as one matrix product.
+  """Transposed convolution: one matrix product, or on a TPU XLA's own convolution.
 
   The stride cuts the output into blocks of s x s pixels. A block sees ceil(k / s) inputs along each
   dimension and nothing else, so a product of those inputs with the kernel gives whole blocks: no
-  zeros are put between inputs to be multiplied, and the derivatives are products as well.
+  zeros are put between inputs to be multiplied, and the derivatives are products as well. A TPU
+  spends more on putting the blocks in their places than it saves.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
@@ -134,10 +135,30 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int]) -> 
   """
   chex.assert_rank(kernel, x.ndim)
   chex.assert_equal(kernel.shape[-2], x.shape[-1])
+  strides = per_dimension(strides, x.ndim - 2)
+  blocks = functools.partial(_product_of_blocks, strides=strides)
+  native = functools.partial(_dilated, strides=strides)
+  return lax.platform_dependent(x, kernel, tpu=native, default=blocks)
+
+
+def _dilated(x: Array, kernel: Array, *, strides: Sequence[int]) -> Array:
+  """As a convolution of the map with zeros between its pixels, which XLA skips."""
+  spatial = "DHW"[-len(strides) :]
+  size = kernel.shape[:-2]
+  return lax.conv_general_dilated(
+    x,
+    jnp.flip(kernel, range(len(size))),
+    (1,) * len(size),
+    [(k - 1, k - 1) for k in size],
+    lhs_dilation=strides,
+    dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+  )
+
+
+def _product_of_blocks(x: Array, kernel: Array, *, strides: Sequence[int]) -> Array:
   b, *size, c = x.shape
   *kernel_size, _, f = kernel.shape
   rank = len(size)
-  strides = per_dimension(strides, rank)
   reach = [cdiv(k, s) for k, s in zip(kernel_size, strides, strict=True)]
   blocks = [n + m - 1 for n, m in zip(size, reach, strict=True)]
 

@@ -1,0 +1,210 @@
+"""The programs that a run compiles, lowered from shapes for devices that need not be there.
+
+For a TPU the compiler is all that it takes: `libtpu` knows every topology, and the compiled program
+tells its floating-point operations, the bytes that it moves, and its memory.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+from unittest import mock
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from jseg import config as configs
+from jseg import images, tasks
+from jseg.data import ClassInfo
+from jseg.optim import frozen_names
+from jseg.state import create_train_state
+from jseg.step import make_train_step
+from jseg.tasks.instance.forward import make_detect_step
+from jseg.tasks.semantic.forward import make_eval_step
+from jseg.types import Array, Variables
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a compiled program takes on one device, as XLA counts it.
+
+  Attributes:
+    flops: floating-point operations. The body of a loop counts once.
+    bytes: bytes that its operations read and write, once each; of a loop as above.
+    temporaries: bytes of memory for intermediate results.
+    arguments: bytes of what it is given.
+    results: bytes of what it returns beside the memory that it was given.
+    compiling: seconds that compiling took.
+  """
+
+  flops: float
+  bytes: float
+  temporaries: int
+  arguments: int
+  results: int
+  compiling: float
+
+  @property
+  def memory(self) -> int:
+    """Bytes of a device's memory: arguments, results and temporaries."""
+    return self.temporaries + self.arguments + self.results
+
+
+def tpu(name: str) -> Sequence[jax.Device]:
+  """Returns the devices of a topology, such as "v5e:2x2", to compile for.
+
+  JAX itself must be told to stay on the CPU (`JAX_PLATFORMS=cpu`) before its first use: it would
+  look for the chips of an installed libtpu.
+  """
+  # Nobody is there to ask for the machine's place in a pod.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+
+
+def compiled(lowered: Any) -> Cost:
+  """Compiles a program."""
+  start = time.perf_counter()
+  program = lowered.compile()
+  seconds = time.perf_counter() - start
+  memory, cost = program.memory_analysis(), program.cost_analysis()
+  return Cost(
+    flops=cost.get("flops", 0.0),
+    bytes=cost.get("bytes accessed", 0.0),
+    temporaries=memory.temp_size_in_bytes,
+    arguments=memory.argument_size_in_bytes,
+    results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    compiling=seconds,
+  )
+
+
+class Programs:
+  """The programs of a run: its steps over all devices, and prediction on the first.
+
+  Args:
+    config: configuration of the run; its batch sizes are those of all devices.
+    num_classes: number of classes, background included.
+    devices: devices to compile for.
+  """
+
+  def __init__(self, config: ConfigDict, num_classes: int, devices: Sequence[jax.Device]):
+    self._config, self._devices = config, devices
+    self._model = configs.make_model(config, num_classes)
+    classes = ClassInfo(tuple(f"class {i}" for i in range(num_classes)))
+    self._task = tasks.create(config, self._model, classes)
+    self._optimizer = configs.make_optimizer(config)[0]
+    shape = (*config.data.size, config.data.channels)
+    with as_if_on(devices):
+      self._state = jax.eval_shape(
+        lambda key: create_train_state(
+          self._model, self._optimizer, key, shape, ema=config.ema > 0
+        ),
+        _key(),
+      )
+
+  def training(self) -> Any:
+    """Lowers the training step, as a run makes it: augmentation, gradient and update."""
+    config, task = self._config, self._task
+    with as_if_on(self._devices):
+      step = make_train_step(
+        self._optimizer,
+        task.forward(),
+        task.losses(mock.Mock()),  # asked only for the frequencies of a balanced loss
+        task.counts,
+        weights=task.loss_weights(),
+        ema=config.ema,
+        freeze=frozen_names(self._state.params, config.optim.freeze, config.optim.groups),
+        accumulate=config.accumulate,
+        norms=config.log_norms,
+      )
+      batch = self._batch(config.data.batch_size, self._truth())
+      return cast(Any, step).lower(self._state, batch, _key())
+
+  def evaluation(self) -> Any:
+    """Lowers the evaluation step, with labels of the size of the canvas."""
+    prepare = functools.partial(images.prepare, statistics=None)
+    size = self._config.data.size
+    batch = {"index": ((), "int32")}
+    with as_if_on(self._devices):
+      if self._model.task == "instance":
+        step: Any = make_detect_step(self._model, prepare)
+      else:
+        batch |= {"label": (tuple(size), "uint8"), "label_size": ((len(size),), "int32")}
+        step = make_eval_step(self._model, prepare)
+      given = self._batch(self._config.data.eval_batch_size, batch)
+      return step.lower(self._state.variables(), given)
+
+  def prediction(self) -> Any:
+    """Lowers the network's pass over one prepared image."""
+
+    def predict(variables: Variables, image: Array, size: Array) -> Any:
+      sizes = {"size": size} if self._model.task == "instance" else {}
+      prepared = images.prepare(image, size)
+      return self._model.apply(variables, prepared, train=False, **sizes)
+
+    batch = jax.tree.map(
+      lambda a: _shape(a.shape[1:], a.dtype), self._batch(len(self._devices), {})
+    )
+    given = on(self._devices[0], (self._state.variables(), batch["image"], batch["size"]))
+    with as_if_on(self._devices):
+      return jax.jit(predict).lower(*given)
+
+  def _truth(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of what is known of one training image, by name."""
+    data = self._config.data
+    if self._model.task == "semantic":
+      return {"label": (tuple(data.size), "uint8")}
+    n, m = data.max_objects, data.mask_size
+    return {
+      **dict.fromkeys(("boxes", "frames"), ((n, 4), "float32")),
+      **dict.fromkeys(("valid", "crowd"), ((n,), "bool")),
+      "classes": ((n,), "int32"),
+      "masks": ((n, m, m), "uint8"),
+    }
+
+  def _batch(self, size: int, fields: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Tree]:
+    """Shapes of a batch that is spread over the devices."""
+    data = self._config.data
+    dtype = "float32" if self._model.ndim == 3 else "uint8"
+    fields = {
+      "image": ((*data.size, data.channels), dtype),
+      "size": ((len(data.size),), "int32"),
+      **fields,
+    }
+    devices = len(self._devices)
+    assert size % devices == 0, f"{size} images on {devices} devices"
+    return {k: _shape((devices, size // devices, *s), d) for k, (s, d) in fields.items()}
+
+
+def on(device: jax.Device, tree: Tree) -> Tree:
+  """Returns the shapes of a tree, placed on one device."""
+  place = jax.sharding.SingleDeviceSharding(device)
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _key() -> Any:
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
+@contextlib.contextmanager
+def as_if_on(devices: Sequence[jax.Device]) -> Iterator[None]:
+  """What is made and lowered inside is so as where these devices are those that JAX finds."""
+  real = jax.pmap
+
+  def pmap(function: Callable[..., Any], **options: Any) -> Any:
+    return real(function, **{**options, "devices": devices})
+
+  with (
+    mock.patch.object(jax, "pmap", pmap),
+    mock.patch.object(jax, "default_backend", return_value=devices[0].platform),
+  ):
+    yield

@@ -1,0 +1,313 @@
+"""What a TPU would need for every network, by its compiler: nothing runs, and no TPU is needed.
+
+  pip install -e ".[tpu_compile]"
+  python benchmarks/tpu.py                        # every network, for v5e and v6e, 2x2 chips
+  python benchmarks/tpu.py --networks=unet --chips=v5e --programs=training,plain
+  python benchmarks/tpu.py --largest              # the largest batch at 512 x 512 that fits a chip
+  python benchmarks/tpu.py --crf                  # the dense CRF as a layer, and behind a network
+  python benchmarks/tpu.py --remat                # memory by what is computed again
+  python benchmarks/tpu.py --table                # writes the results into docs/tpu.md
+
+Programs are those of a run: the training step with augmentation and update, evaluation, both on
+2x2 chips, and the network's pass over one image; "plain" is the training step of the same network
+with Flax's own layers. bfloat16. Results are written after each program, and what is there is kept,
+so that the same command goes on where it was stopped: compiling takes minutes a network.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # else JAX looks for the chips of an installed libtpu
+
+import ahead
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax import lax
+
+from jseg import config as configs
+from jseg import models
+from jseg.crf import CrfParams, dense_crf
+from jseg.nn.conv import per_dimension
+from jseg.nn.remat import KINDS
+from jseg.types import Array
+
+_PROGRAMS = ("training", "plain", "evaluation", "prediction")
+_CHIPS = flags.DEFINE_list("chips", ["v5e", "v6e"], "kinds of chips")
+_NETWORKS = flags.DEFINE_list("networks", models.names(), "networks")
+_DO = flags.DEFINE_list("programs", list(_PROGRAMS), f"of {', '.join(_PROGRAMS)}")
+_SIZE = flags.DEFINE_integer("size", 256, "height and width of the images")
+_BATCH = flags.DEFINE_integer("batch", 8, "images a chip")
+_AGAIN = flags.DEFINE_bool("again", False, "compile again what has a result")
+_LARGEST = flags.DEFINE_bool("largest", False, "find the largest batch at 512 x 512")
+_CRF = flags.DEFINE_bool("crf", False, "compile the dense CRF")
+_REMAT = flags.DEFINE_bool("remat", False, "compile the training step by kind of remat")
+_TABLE = flags.DEFINE_bool("table", False, "write the results that are there into docs/tpu.md")
+
+_FOLDER = pathlib.Path(__file__).parent / "results"
+_PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tpu.md"
+_BEGIN, _END = "<!-- tpu tables -->", "<!-- end -->"
+_CLASSES = 21
+_CAPACITY = 16 * 2**30  # bytes of a chip that the largest batch is for
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A kind of chip.
+
+  Attributes:
+    flops: bfloat16 operations a second.
+    bandwidth: bytes a second of its memory.
+  """
+
+  flops: float
+  bandwidth: float
+
+  def seconds(self, cost: Mapping[str, float]) -> float:
+    """Returns the least time that the roofline leaves to a program."""
+    return max(cost["flops"] / self.flops, cost["bytes"] / self.bandwidth)
+
+
+CHIPS = {"v5e": Chip(197e12, 819e9), "v6e": Chip(918e12, 1640e9)}
+"""By name; Google's figures (cloud.google.com/tpu/docs/v5e and /v6e)."""
+
+
+class Results:
+  """The results of a chip, a JSON file that is written after each of them.
+
+  Args:
+    chip: name of the chip.
+  """
+
+  def __init__(self, chip: str):
+    self.chip, self._path = chip, _FOLDER / f"tpu_{chip}.json"
+    self.values: dict[str, Any] = {}
+    if self._path.exists():
+      self.values = json.loads(self._path.read_text())
+
+  def add(self, *keys: str, compute: Any) -> None:
+    """Computes a result, unless it is there.
+
+    Args:
+      *keys: where it belongs.
+      compute: function without arguments that returns a plain value.
+    """
+    section = self.values
+    for key in keys[:-1]:
+      section = section.setdefault(key, {})
+    if keys[-1] in section and not _AGAIN.value:
+      return
+    print(self.chip, *keys, end=": ", flush=True)
+    section[keys[-1]] = compute()
+    print(section[keys[-1]], flush=True)
+    names = ("jax", "jaxlib", "flax", "libtpu")
+    self.values["versions"] = {name: importlib.metadata.version(name) for name in names}
+    _FOLDER.mkdir(exist_ok=True)
+    self._path.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
+
+
+def configuration(name: str, batch: int, size: int, **changes: Any) -> Any:
+  """The configuration of a network, with a batch for four chips."""
+  config = configs.default(name, **changes)
+  config.dtype = "bfloat16"
+  if len(config.data.size) == 3:
+    config.data.size, config.data.channels = (size // 8, size // 4, size // 4), 1
+  else:
+    config.data.size = (size, size)
+  config.data.batch_size = config.data.eval_batch_size = 4 * batch
+  return config
+
+
+def cost(lowered: Any) -> dict[str, Any]:
+  """What a program costs, as plain values."""
+  found = ahead.compiled(lowered)
+  return {**dataclasses.asdict(found), "memory": found.memory}
+
+
+def network(results: Results, name: str) -> None:
+  """Compiles the programs of a network."""
+  devices = ahead.tpu(f"{results.chip}:2x2")
+  config = configuration(name, _BATCH.value, _SIZE.value)
+  results.add(
+    "networks",
+    name,
+    "shape",
+    compute=lambda: {"batch": _BATCH.value, "size": list(config.data.size)},
+  )
+  for program in _DO.value:
+
+    def compute(program: str = program) -> dict[str, Any]:
+      programs = ahead.Programs(config, _CLASSES, devices)
+      if program != "plain":
+        return cost(getattr(programs, program)())
+      with plain_layers():
+        return cost(programs.training())
+
+    results.add("networks", name, program, compute=compute)
+
+
+@contextlib.contextmanager
+def plain_layers() -> Iterator[None]:
+  """What is traced inside computes as Flax's layers do: `nn.Conv` and `nn.BatchNorm`.
+
+  Pooling and up-convolution are XLA's own on a TPU, as Flax's are; pooling with indices, which
+  Flax doesn't have, and interpolation stay.
+  """
+
+  def conv(
+    x: Array, kernel: Array, *, strides: Any = 1, padding: Any = "SAME", dilation: Any = 1
+  ) -> Array:
+    rank = x.ndim - 2
+    spatial = "DHW"[-rank:]
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      per_dimension(strides, rank),
+      [(padding, padding)] * rank if isinstance(padding, int) else padding,
+      rhs_dilation=per_dimension(dilation, rank),
+      dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
+
+  def center_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
+    mean, gain, bias = (a.reshape((1,) * (x.ndim - a.ndim) + a.shape) for a in (mean, gain, bias))
+    return (x - mean) * gain + bias
+
+  with (
+    mock.patch("jseg.nn.conv.conv", conv),
+    mock.patch("jseg.nn.norm._center_and_scale", center_and_scale),
+  ):
+    yield
+
+
+def largest(results: Results, name: str) -> None:
+  """Finds the largest power of two that fits as batch a chip of 512 x 512, in bfloat16."""
+  devices = ahead.tpu(f"{results.chip}:2x2")
+
+  def memory(batch: int) -> int | None:
+    try:
+      return cost(ahead.Programs(configuration(name, batch, 512), _CLASSES, devices).training())[
+        "memory"
+      ]
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return None
+
+  def search() -> dict[str, int]:
+    best = {"batch": 0, "memory": 0}
+    while (found := memory(max(2 * best["batch"], 1))) is not None and found <= _CAPACITY:
+      best = {"batch": max(2 * best["batch"], 1), "memory": found}
+    return best
+
+  results.add("largest", name, compute=search)
+
+
+def by_remat(results: Results, name: str) -> None:
+  """Compiles the training step for each kind of rematerialization."""
+  devices = ahead.tpu(f"{results.chip}:2x2")
+  for kind in KINDS:
+
+    def compute(kind: str = kind) -> dict[str, Any]:
+      config = configuration(name, _BATCH.value, _SIZE.value)
+      config.remat = kind
+      return cost(ahead.Programs(config, _CLASSES, devices).training())
+
+    results.add("remat", name, kind, compute=compute)
+
+
+def crf(results: Results) -> None:
+  """Compiles the dense CRF on one chip, and behind a network on all of them."""
+  devices = ahead.tpu(f"{results.chip}:2x2")
+  for method in ("landmarks", "exact", "lattice"):
+    params = CrfParams(iterations=10, method=method)
+    for size in ((321, 321), (375, 500), (513, 513)):
+      logits = jax.ShapeDtypeStruct((*size, _CLASSES), jnp.float32)
+      image = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
+
+      def forward(logits: Array, image: Array, params: CrfParams = params) -> Array:
+        return dense_crf(logits, image, params)
+
+      def gradient(logits: Array, image: Array, params: CrfParams = params) -> Array:
+        return jax.grad(lambda a: jnp.square(dense_crf(a, image, params)).sum())(logits)
+
+      for what, function in (("forward", forward), ("gradient", gradient)):
+
+        def compute(function: Any = function, shapes: Any = (logits, image)) -> dict[str, Any]:
+          with ahead.as_if_on(devices):
+            return cost(jax.jit(function).lower(*ahead.on(devices[0], shapes)))
+
+        results.add("crf", method, f"{size[0]}x{size[1]}", what, compute=compute)
+
+    def behind(method: str = method) -> dict[str, Any]:
+      config = configuration("deeplab_v3", 1, 257)
+      config.crf.train, config.crf.method = True, method
+      return cost(ahead.Programs(config, _CLASSES, devices).training())
+
+    results.add("crf", method, "deeplab_v3 257x257", "training", compute=behind)
+
+
+def tables(results: Results) -> str:
+  """The results of a chip as Markdown."""
+  chip, values = CHIPS[results.chip], results.values
+  versions = ", ".join(f"{name} {v}" for name, v in values.get("versions", {}).items())
+  lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({versions}):", ""]
+  lines += ["| network | program | images a chip | TFLOP | GB | plain Flax's GB | HBM, GiB | ms |"]
+  lines += ["|-|-|-|-|-|-|-|-|"]
+  for name, programs in values.get("networks", {}).items():
+    shape = programs["shape"]
+    what = f"{shape['batch']} of {'x'.join(map(str, shape['size']))}"
+    for program in ("training", "evaluation", "prediction"):
+      if program not in programs:
+        continue
+      beside = programs.get("plain", {}).get("bytes") if program == "training" else None
+      images = f"1 of {what.partition(' of ')[2]}" if program == "prediction" else what
+      plain = f"{beside / 1e9:.2f}" if beside else ""
+      lines.append(_row(name, program, images, programs[program], chip, plain))
+  for method, sizes in values.get("crf", {}).items():
+    for size, programs in sizes.items():
+      for program, found in programs.items():
+        lines.append(_row(f"CRF, {method}", program, f"1 of {size}", found, chip, ""))
+  if values.get("largest"):
+    lines += ["", "| network | largest batch a chip, 512x512 | HBM, GiB |", "|-|-|-|"]
+    for name, found in values["largest"].items():
+      lines.append(f"| {name} | {found['batch']} | {found['memory'] / 2**30:.2f} |")
+  return "\n".join(lines)
+
+
+def _row(
+  name: str, program: str, images: str, found: Mapping[str, float], chip: Chip, plain: str
+) -> str:
+  return (
+    f"| {name} | {program} | {images} | {found['flops'] / 1e12:.3f} | {found['bytes'] / 1e9:.2f} | "
+    f"{plain} | {found['memory'] / 2**30:.2f} | {1e3 * chip.seconds(found):.1f} |"
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs what the flags ask for."""
+  del argv
+  if _TABLE.value:
+    found = [results for chip in CHIPS if (results := Results(chip)).values]
+    before, rest = _PAGE.read_text().split(_BEGIN)
+    body = "\n\n".join(map(tables, found))
+    _PAGE.write_text(f"{before}{_BEGIN}\n{body}\n{_END}{rest.partition(_END)[2]}")
+    return
+  for chip in _CHIPS.value:
+    results = Results(chip)
+    if _CRF.value:
+      crf(results)
+    else:
+      do = largest if _LARGEST.value else by_remat if _REMAT.value else network
+      for name in _NETWORKS.value:
+        do(results, name)
+
+
+if __name__ == "__main__":
+  app.run(main)
