@@ -50,7 +50,9 @@ _CHECK_RATE = 1e-3  # at .01 rounding alone drives the two sides apart
 _RESULTS = pathlib.Path(__file__).parent / "results"
 _SIDES = ("pytorch", "jseg")
 
-_NAME = flags.DEFINE_string("name", "", "file of results to write, results/NAME.json; none if empty")
+_NAME = flags.DEFINE_string(
+  "name", "", "file of results to write, results/NAME.json; none if empty"
+)
 _NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "networks")
 _MODES = flags.DEFINE_list("modes", ["train", "infer"], "what is timed")
 _SIZE = flags.DEFINE_integer("size", 256, "height and width of the images")
@@ -207,9 +209,9 @@ class Process:
   def __init__(self, network: str, side: str, mode: str, cache: str = ""):
     cached = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     given = [f"--{f.name}={f.value}" for f in (_SIZE, _BATCH)]
+    given.append(f"--volume={','.join(_VOLUME.value)}")
     self._process = subprocess.Popen(
-      [sys.executable, __file__, f"--worker={network}:{side}:{mode}", *given]
-      + [f"--volume={','.join(_VOLUME.value)}"],
+      [sys.executable, __file__, f"--worker={network}:{side}:{mode}", *given],
       env=os.environ | {"JAX_PLATFORMS": "cpu"} | (cached if cache else {}),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -331,7 +333,7 @@ def compare(network: str, steps: int = 20) -> float:
     theirs.backward()
     optimizer.step()
     worst = max(worst, abs(float(loss) - theirs.item()) / theirs.item())
-  print(f"{network}: loss {theirs.item():.6f} after {steps} steps, apart by {worst:.1e}", flush=True)
+  print(f"{network}: loss {theirs.item():.6f} after {steps} steps, apart by {worst:.1e}")
   return worst
 
 

@@ -1,6 +1,6 @@
-"""Puts the results of networks.py into the documentation: a table and a plot, and README's sentence.
+"""Puts the results of networks.py into the documentation, and a sentence into README.
 
-  python benchmarks/report.py             # after python benchmarks/networks.py --name=...
+python benchmarks/report.py             # after python benchmarks/networks.py --name=...
 """
 
 import json

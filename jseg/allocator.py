@@ -40,4 +40,5 @@ def keep_freed_memory() -> bool:
     libc.gnu_get_libc_version  # noqa: B018 - other C libraries have a mallopt that does nothing
   except (AttributeError, OSError, TypeError):
     return False
-  return all([mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items()])
+  taken = [mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items()]
+  return all(taken)
