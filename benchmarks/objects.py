@@ -13,7 +13,7 @@ from jseg.losses import detection_losses as losses
 from jseg.types import Array, Targets, Variables
 
 _K = 91
-_XY = [1, 0, 3, 2]  # torchvision's boxes are (x0 y0 x1 y1)
+XY = [1, 0, 3, 2]  # torchvision's boxes are (x0 y0 x1 y1)
 
 
 def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[i
       mask[y0:y1, x0:x1] = 1
     targets.append(
       {
-        "boxes": torch.from_numpy(objects[:, _XY].copy()),
+        "boxes": torch.from_numpy(objects[:, XY].copy()),
         "labels": torch.from_numpy(labels),
         "masks": masks,
       }
