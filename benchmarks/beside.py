@@ -38,10 +38,10 @@ def sides(model: nn.Module, loss: Loss, image: Any, truth: Any) -> tuple[int, Si
 
     grads, new = jax.grad(of_params, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state)
-    return optax.apply_updates(params, updates), new["batch_stats"], opt_state, key
+    return optax.apply_updates(params, updates), new.get("batch_stats", {}), opt_state, key
 
   forward = jax.jit(model.apply)
-  params, stats = jax.tree.map(jnp.copy, (variables["params"], variables["batch_stats"]))
+  params, stats = jax.tree.map(jnp.copy, (variables["params"], variables.get("batch_stats", {})))
   state = (params, stats, optimizer.init(params), jax.random.key(1))
 
   def train() -> None:

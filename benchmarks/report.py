@@ -75,27 +75,29 @@ def table(record: Mapping[str, Any]) -> str:
         f"{gigabytes[0]}, {gigabytes[1]} GiB",
       ]
       lines.append(f"| {' | '.join(cells)} |")
-  means = [f"{MODES[mode]} {statistics.geometric_mean(ratios(record, mode)):.2f}" for mode in MODES]
+  measured = {words: ratios(record, mode) for mode, words in MODES.items()}
+  means = [f"{words} {statistics.geometric_mean(r):.2f}" for words, r in measured.items() if r]
   return "\n".join([*lines, "", f"Geometric mean of the ratios: {', '.join(means)}."])
 
 
 def section() -> str:
   """What stands in docs/performance.md."""
   parts = [f"{describe(record)}\n\n{table(record)}" for record in results().values()]
-  return "\n\n".join(parts)
+  picture = "![seconds of PyTorch over those of jseg, by network](performance.png)"
+  return "\n\n".join([*parts, picture])
 
 
 def sentence() -> str:
   """What stands in README.md."""
   parts = []
   for record in results().values():
-    train, infer = (ratios(record, mode) for mode in MODES)
-    parts.append(
-      f"a training step takes 1/{statistics.geometric_mean(train):.2f} of PyTorch's time "
-      f"({min(train):.2f} to {max(train):.2f}), inference 1/{statistics.geometric_mean(infer):.2f} "
-      f"({min(infer):.2f} to {max(infer):.2f}), on {record['machine']['cpu']}"
-    )
-  return "; ".join(parts)
+    for mode, words in MODES.items():
+      if found := ratios(record, mode):
+        parts.append(
+          f"{words} {statistics.geometric_mean(found):.2f} times ({min(found):.2f} to "
+          f"{max(found):.2f}, {len(found)} networks)"
+        )
+  return f"PyTorch's time over ours on a CPU: {', '.join(parts)}; see docs/performance.md."
 
 
 def replace(text: str, name: str, content: str) -> str:
@@ -119,8 +121,9 @@ def plot() -> None:
   )
   for axis, record in zip(axes.ravel(), records.values(), strict=True):
     shown = [name for name in NAMES if name in record["networks"]]
-    for i, (mode, words) in enumerate(MODES.items()):
-      at = [place + 0.4 * (i - 0.5) for place in range(len(shown))]
+    modes = [(mode, words) for mode, words in MODES.items() if ratios(record, mode)]
+    for i, (mode, words) in enumerate(modes):
+      at = [place + 0.4 * (i - (len(modes) - 1) / 2) for place in range(len(shown))]
       values = [record["networks"][name].get(mode, {}).get("ratio", 0) for name in shown]
       bars = axis.barh(at, values, 0.38, label=words, color=("#3566a8", "#e08a3c")[i])
       axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
@@ -131,7 +134,8 @@ def plot() -> None:
     cpu = record["machine"]
     axis.set_title(f"{cpu['cpu']}, {cpu['cores']} cores", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.margins(x=0.08)
   figure.savefig(PLOT, dpi=120)
 
 
