@@ -287,6 +287,16 @@ def machine() -> dict[str, Any]:
   }
 
 
+def earlier(path: pathlib.Path, record: dict[str, Any]) -> dict[str, Any]:
+  """What was measured before of the same file, if the machine and the settings are the same."""
+  stored = json.loads(path.read_text())
+  for kind in ("machine", "settings"):
+    for key, value in record[kind].items():
+      if key != "date" and stored[kind].get(key) != value:
+        sys.exit(f"{path} has {key} {stored[kind].get(key)}, not {value}: choose another --name")
+  return stored["networks"]
+
+
 def compare(network: str, steps: int = 20) -> float:
   """Largest relative difference of the losses of SGD from the same weights on the same batches."""
   import functools
@@ -344,7 +354,10 @@ def main(argv: Sequence[str]) -> None:
     work(*_WORKER.value.split(":"))
     return
   if _CHECK.value:
-    worst = max(compare(name) for name in _NETWORKS.value if name in _CHECKED)
+    names = [name for name in _NETWORKS.value if name in _CHECKED]
+    if not names:
+      sys.exit(f"--check is for {', '.join(_CHECKED)}")
+    worst = max(map(compare, names))
     sys.exit(f"more than 1e-4: {worst:.1e}" if worst > 1e-4 else 0)
   peak = Process("peak", "", "").start
   record: dict[str, Any] = {
@@ -355,7 +368,7 @@ def main(argv: Sequence[str]) -> None:
   }
   path = _RESULTS / f"{_NAME.value}.json"
   if _NAME.value and path.exists():
-    record["networks"] = json.loads(path.read_text())["networks"]
+    record["networks"] = earlier(path, record)
   print(f"{record['machine']}\nproduct of 2048 x 2048: {peak:.0f} GFLOP/s")
   head = f"{'':20}{'PyTorch':>9}{'jseg':>9}{'ratio':>7}{'of peak':>9}{'first':>8}{'cached':>8}"
   print(f"{head}{'PyTorch':>9}{'jseg':>9}")

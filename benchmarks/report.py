@@ -94,10 +94,13 @@ def sentence() -> str:
     for mode, words in MODES.items():
       if found := ratios(record, mode):
         parts.append(
-          f"{words} {statistics.geometric_mean(found):.2f} times ({min(found):.2f} to "
-          f"{max(found):.2f}, {len(found)} networks)"
+          f"{words} {statistics.geometric_mean(found):.2f} on average ({min(found):.2f} to "
+          f"{max(found):.2f} over {len(found)} networks)"
         )
-  return f"PyTorch's time over ours on a CPU: {', '.join(parts)}; see docs/performance.md."
+  text = f"Speed on a CPU, as plain PyTorch's time over ours: {', '.join(parts)}."
+  return (
+    f"{text}\nEach network and how it was measured: [docs/performance.md](docs/performance.md)."
+  )
 
 
 def replace(text: str, name: str, content: str) -> str:
@@ -126,7 +129,7 @@ def plot() -> None:
       at = [place + 0.4 * (i - (len(modes) - 1) / 2) for place in range(len(shown))]
       values = [record["networks"][name].get(mode, {}).get("ratio", 0) for name in shown]
       bars = axis.barh(at, values, 0.38, label=words, color=("#3566a8", "#e08a3c")[i])
-      axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+      axis.bar_label(bars, fmt="%.2f", padding=-26, fontsize=8, color="white")
     axis.axvline(1, color="black", linewidth=1)
     axis.set_yticks(range(len(shown)), [NAMES[name] for name in shown])
     axis.invert_yaxis()
