@@ -93,8 +93,8 @@ def _open(data: bytes, where: Path | str) -> Opened:
   tile = image.tile[0].args if image.format == "PPM" and image.tile else None
   large = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
   with _without_pillows_limit() if large else contextlib.nullcontext():
+    _check_frames(image, where)  # before memory is taken for one of them
     image.load()
-    _check_frames(image, where)
   upright = ImageOps.exif_transpose(image) if orientation > 1 else image
   _check_bands(image, where)
   upright.format = image.format
@@ -143,7 +143,6 @@ def _check_frames(image: Any, where: Path | str) -> None:
       smaller += bool(image.tag_v2.get(_SUBFILE, 0) & 5)  # a reduced copy, or a transparency mask
     frames -= smaller
     image.seek(0)
-    image.load()
   if frames > 1:
     noun = "page" if image.format == "TIFF" else "frame"
     fix = f"Save each {noun} as a file of its own, or the one that is meant"
