@@ -35,8 +35,8 @@ class RawMask:
       [h w 3] of colors.
     depth: bits of a number as stored.
     palette: uint8 [256 3], colors of an indexed file; else None.
-    shown: uint8 or int32 [h w], the numbers as they are shown, where 0 is white (TIFF's MinIsWhite, PBM);
-      else None.
+    shown: uint8 or int32 [h w], the numbers as they are shown, where 0 is white (TIFF's
+      MinIsWhite, PBM); else None.
     turned: an EXIF orientation was applied.
     transparent: it has an alpha channel that isn't the same everywhere; it is dropped.
   """
