@@ -79,7 +79,8 @@ def train_at(place: Place, run: pathlib.Path, data_dir: pathlib.Path) -> None:
   """Trains, as one of several processes where there are."""
   if place.count > 1:
     hosts.connect(f"localhost:{place.port}", place.count, place.index, run=run)
-  train(tiny_config(data_dir, steps=STEPS), run)
+  # Tracing is what a start costs, so the network has two levels.
+  train(tiny_config(data_dir, knobs={"widths": (4, 8)}, steps=STEPS), run)
   if place.count > 1:
     jax.distributed.shutdown()  # `os._exit` leaves out what JAX does at the end
 
@@ -207,7 +208,7 @@ def main() -> None:
   folder = pathlib.Path(tempfile.mkdtemp(prefix="jseg-chaos-")) if folder is None else folder
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   data_dir, reference = folder / "data", folder / "reference"
   assert not any(wait(start_all(reference, data_dir, count))), log_of(reference, 0).read_text()
   writes = int(reference.with_suffix(".writes").read_text())

@@ -34,3 +34,14 @@ def strips(shape: Sequence[int], pixels: int = 2**18) -> list[slice]:
   """
   step = max(1, pixels // max(1, math.prod(shape[1:])))
   return [slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
+
+
+def count_bytes(array: np.ndarray) -> np.ndarray:
+  """How often each number occurs in a uint8 image or volume: int64 [256].
+
+  NumPy's own count makes 8 bytes of each number, so it is given strips.
+  """
+  counts = np.zeros(256, np.int64)
+  for part in strips(array.shape):
+    counts += np.bincount(array[part].ravel(), minlength=256)
+  return counts

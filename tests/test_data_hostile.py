@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from helpers.fuzz import ROUNDS, damaged
 from helpers.mangled import encode, exif, write
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jseg import cli
 from jseg import config as configs
 from jseg.data import ClassInfo, check_folder, pixel_limit, read_image, read_volume
-from jseg.data.files.classes import EXAMPLE
+from jseg.data.files.classes import EXAMPLE, voc_colormap
 from jseg.data.files.images import canonical_image, decode_image
 from jseg.data.files.masks import make_label, read_mask
 from jseg.data.files.nifti import read_image_file, read_mask_file
@@ -210,6 +210,43 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
   header = content[12:16] + struct.pack(">II", 20_000, 20_000) + content[24:29]
   content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
   assert "400,000,000 pixels" in refused(read_image, tmp_path / "x.png", content)
+
+
+def on_canvas(gif, side):
+  """A GIF whose picture lies in the corner of a square canvas, which is valid."""
+  return gif[:6] + struct.pack("<HH", side, side) + gif[10:]
+
+
+COLORED = Image.fromarray(LABELS).convert("P")
+COLORED.putpalette(voc_colormap(256).tobytes())
+
+
+@pytest.mark.parametrize(
+  ("picture", "reader", "bytes_each"),
+  [
+    (COLORED, canonical_image, 3),
+    (Image.fromarray(LABELS), lambda data, path: read_as_mask(path), 2),
+    (COLORED, lambda data, path: read_as_mask(path), 4),
+  ],
+  ids=["image", "gray mask", "colored mask"],
+)
+def test_a_large_canvas_takes_few_bytes_a_pixel(picture, reader, bytes_each, tmp_path):
+  path, side = tmp_path / "x.gif", 4000
+  path.write_bytes(on_canvas(encode(picture, "GIF"), side))
+  tracemalloc.start()
+  reader(path.read_bytes(), path)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < bytes_each * side**2 + 16 * MIB  # and strips, and OpenCV's PNG
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_frames_are_counted_before_one_is_decoded(kind, tmp_path, monkeypatch):
+  first = Image.fromarray(RGB)
+  second = first.transpose(Image.Transpose.ROTATE_180)
+  content = encode(first, kind, save_all=True, append_images=[second])
+  monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # all decode by it
+  assert re.search("holds 2 (frame|page)s", refused(read_image, tmp_path / "x", content))
 
 
 def test_a_chunk_that_says_it_is_of_gigabytes_takes_none():

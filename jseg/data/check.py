@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from jseg.arithmetic import count_bytes
 from jseg.console import ERRORS, progress
 from jseg.data.check_report import Report, SplitReport
 from jseg.data.files import attempt, is_file
@@ -66,7 +65,7 @@ def _check_item(
     if found.size is not None:
       contents.sizes[found.size] += 1
     if found.label is not None:
-      contents.add_pixels(np.bincount(found.label.ids.ravel(), minlength=256))
+      contents.add_pixels(count_bytes(found.label.ids))
   if example is not None and example.values is not None:
     contents.add_values(example.values)
   if example is not None and example.objects is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jseg.arithmetic import strips
+from jseg.arithmetic import count_bytes, strips
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.opening import Opened, open_checked
@@ -31,12 +31,12 @@ class RawMask:
   """What a mask file holds.
 
   Attributes:
-    values: int32 [h w] of numbers, indices of an indexed file among them, or uint8 [h w 3] of
-      colors.
+    values: uint8 or int32 [h w] of numbers, indices of an indexed file among them, or uint8
+      [h w 3] of colors.
     depth: bits of a number as stored.
     palette: uint8 [256 3], colors of an indexed file; else None.
-    shown: int32 [h w], the numbers as they are shown, where 0 is white (TIFF's MinIsWhite, PBM);
-      else None.
+    shown: uint8 or int32 [h w], the numbers as they are shown, where 0 is white (TIFF's
+      MinIsWhite, PBM); else None.
     turned: an EXIF orientation was applied.
     transparent: it has an alpha channel that isn't the same everywhere; it is dropped.
   """
@@ -55,7 +55,8 @@ class Label:
 
   Attributes:
     ids: uint8 [h w], IGNORE where void.
-    values: int32 [h w], the numbers that were translated; of instance masks, the objects' ids.
+    values: uint8 or int32 [h w], the numbers that were translated; of instance masks, the
+      objects' ids.
     traits: what is unusual about the file, see `jseg.data.survey`.
     colors: color of each index that occurs in an indexed file which is read by its indices.
   """
@@ -89,7 +90,9 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   if deep or image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"):
     kind = f"{opened.depth} bits per channel" if deep else f"mode {image.mode}"
     raise FileError("values", where, f"{kind} cannot hold class values", "Save it as 8-bit PNG")
-  array = np.asarray(image)
+  if image.format == "GIF" and image.mode == "P":
+    return _of_gif(opened)
+  array = _stored(image)
   alpha = array[..., -1] if image.mode in ("RGBA", "LA", "PA") else None
   transparent = alpha is not None and bool((alpha != alpha.flat[0]).any())
   if image.mode in ("RGB", "RGBA", "RGBX"):
@@ -99,18 +102,43 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   values, shown = _numbers(array, opened, where)
   palette, depth = None, opened.depth if opened.maximum is None else opened.maximum.bit_length()
   if image.mode in ("P", "PA"):
-    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    depth = 1 if len(colors) == 2 else depth
-    palette = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
-    palette[: len(colors)] = colors
-  if image.format == "GIF" and palette is not None:
-    # Programs renumber the indices of a GIF by the colors that occur, and write gray in this way.
-    used = palette[np.flatnonzero(image.histogram())]
-    if (used != used[:, :1]).any():
-      return RawMask(_look_up(palette, values), turned=opened.orientation > 1)
-    values, depth = _look_up(palette[:, 0].astype(np.int32), values), 8
-    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+    palette, count = _palette(image)
+    depth = 1 if count == 2 else depth
   return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
+
+
+def _of_gif(opened: Opened) -> RawMask:
+  """An indexed GIF: programs renumber its indices by the colors that occur, gray ones too."""
+  palette, _ = _palette(opened.image)
+  used = palette[np.flatnonzero(opened.image.histogram())]
+  turned = opened.orientation > 1
+  if (used != used[:, :1]).any():
+    return RawMask(_stored(opened.image, palette), turned=turned)
+  grays = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+  return RawMask(_stored(opened.image, palette[:, 0]), 8, grays, turned=turned)
+
+
+def _palette(image: Image.Image) -> tuple[np.ndarray, int]:
+  """Colors of an indexed image, uint8 [256 3], and how many of them it has."""
+  colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+  palette = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
+  palette[: len(colors)] = colors
+  return palette, len(colors)
+
+
+def _stored(image: Image.Image, table: np.ndarray | None = None) -> np.ndarray:
+  """The array of an image, or what a table has for it, strip by strip: Pillow makes a copy."""
+  if image.mode[0] in "IF":
+    return np.asarray(image)
+  found = None
+  for part in strips((image.height, image.width)):
+    rows = np.asarray(image.crop((0, part.start, image.width, part.stop)))
+    rows = rows if table is None else table[rows]
+    if found is None:
+      found = np.empty((image.height, *rows.shape[1:]), rows.dtype)
+    found[part] = rows
+  assert found is not None
+  return found
 
 
 def _numbers(
@@ -121,13 +149,15 @@ def _numbers(
   if mode == "F":
     array = np.clip(whole_numbers(array, where), -1, 2**30)
   elif opened.maximum is not None:  # Pillow stretches PGM to 8 or 16 bits
-    array = np.rint(array * (opened.maximum / (255 if mode == "L" else 65535)))
+    white = 255 if mode == "L" else 65535
+    stored = np.rint(np.arange(white + 1) * (opened.maximum / white))
+    array = _look_up(stored.astype(np.uint8 if opened.maximum < 256 else np.int32), array)
   elif mode == "1":
     largest = 1
   elif mode == "L" and opened.depth < 8 and opened.image.format in ("PNG", "TIFF"):
     largest = 2**opened.depth - 1
-    array = array // (255 // largest)
-  values = array.astype(np.int32)
+    array //= 255 // largest
+  values = array.astype(np.uint8 if array.dtype.itemsize == 1 else np.int32, copy=False)
   if opened.image.format == "PPM" and mode == "1":
     return 1 - values, values
   if not opened.white_is_zero:
@@ -248,38 +278,44 @@ def _stretch_bit(values: np.ndarray, raw: RawMask, classes: ClassInfo) -> np.nda
     return values
   if 255 not in classes.values and len(classes.values) != 2:
     return values
-  low, high = min(classes.values), 255 if 255 in classes.values else max(classes.values)
-  white = values == 1
-  if raw.palette is not None:
-    brightness = raw.palette[:2].astype(int).sum(-1)
-    white = values == int(brightness[1] >= brightness[0])
-  return np.where(white, high, low)
+  numbers = [min(classes.values), 255 if 255 in classes.values else max(classes.values)]
+  if raw.palette is not None and raw.palette[1].sum(dtype=int) < raw.palette[0].sum(dtype=int):
+    numbers.reverse()
+  return _look_up(np.array(numbers, np.uint8 if max(numbers) < 256 else np.int32), values)
 
 
 def _unknown_values(
   raw: np.ndarray, classes: ClassInfo, table: np.ndarray, where: Path | str
 ) -> FileError:
-  outside = (raw < 0) | (raw >= table.size)
-  unknown = outside | (table[np.where(outside, 0, raw)] < 0)
-  values, counts = np.unique(raw[unknown], return_counts=True)
-  found = set(np.unique(raw).tolist())
+  found, counts = _counts(raw)
+  inside = (found >= 0) & (found < table.size)
+  unknown = ~inside | (table[np.where(inside, found, 0)] < 0)
   fix = "Add the missing class to classes.json, or give such pixels the ignore value"
   if classes.ignore_label is not None:
     fix += f" {classes.ignore_label}"
-  if found <= {0, 255} and len(classes.names) == 2:
+  if set(found.tolist()) <= {0, 255} and len(classes.names) == 2:
     fix = _BINARY_FIX
   return FileError(
     "values",
     where,
-    f"{_listing('value', values.tolist(), counts)} of no class; {_describe(classes)}",
+    f"{_listing('value', found[unknown], counts[unknown])} of no class; {_describe(classes)}",
     fix,
   )
+
+
+def _counts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers that occur, ascending, and how often each does."""
+  if values.dtype != np.uint8:
+    return np.unique(values, return_counts=True)
+  counts = count_bytes(values)
+  found = np.flatnonzero(counts)
+  return found, counts[found]
 
 
 def _colors_used(raw: RawMask) -> dict[int, Color]:
   """Color of each index that occurs."""
   assert raw.palette is not None
-  return {i: tuple(raw.palette[i].tolist()) for i in np.unique(raw.values).tolist()}
+  return {i: tuple(raw.palette[i].tolist()) for i in _counts(raw.values)[0].tolist()}
 
 
 def _ids_of_indices(raw: RawMask, classes: ClassInfo, where: Path | str) -> tuple[np.ndarray, bool]:
@@ -332,36 +368,46 @@ def check_binary(counts: np.ndarray, classes: ClassInfo, where: Path | str) -> N
 
 
 def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -> np.ndarray:
-  code = raw[..., 0].astype(np.int32)
-  for channel in (1, 2):
-    code *= 256
-    code += raw[..., channel]
-  ids = np.full(code.shape, -1, np.int16)
   colors = list(enumerate(classes.palette.tolist()))
   if classes.ignore_color is not None:
     colors.append((IGNORE, classes.ignore_color))
-  for i, (red, green, blue) in colors:
-    ids[code == (red * 65536 + green * 256 + blue)] = i
-  unknown = ids < 0
-  if unknown.any():
-    found, counts = np.unique(code[unknown], return_counts=True)
-    values = [(c >> 16, c >> 8 & 255, c & 255) for c in found.tolist()]
-    gray = (raw == raw[..., :1]).all()
+  ids, unknown = np.empty(raw.shape[:2], np.uint8), None
+  for part in strips(ids.shape):
+    code = raw[part, :, 0].astype(np.int32)
+    for channel in (1, 2):
+      code *= 256
+      code += raw[part, :, channel]
+    found = np.full(code.shape, -1, np.int16)
+    for i, (red, green, blue) in colors:
+      found[code == (red * 65536 + green * 256 + blue)] = i
+    if (found < 0).any():
+      unknown = np.zeros(2**24, np.int32) if unknown is None else unknown
+      codes, counts = np.unique(code[found < 0], return_counts=True)
+      unknown[codes] += counts
+    ids[part] = found.astype(np.uint8)
+  if unknown is not None:
+    codes = np.flatnonzero(unknown)
+    values = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
+    gray = all((raw[part] == raw[part, :, :1]).all() for part in strips(ids.shape))
     raise FileError(
       "values",
       where,
-      f"a color mask with {_listing('color', values, counts)} that the palette lacks",
+      f"a color mask with {_listing('color', values, unknown[codes])} that the palette lacks",
       "Its three channels are equal: save one of them as the mask"
       if gray
       else "Add the class and its color to classes.json, or name the color of void ignore_color",
     )
-  return ids.astype(np.uint8)
+  return ids
 
 
-def _listing(noun: str, values: list, counts: np.ndarray) -> str:
+def _listing(noun: str, values: np.ndarray, counts: np.ndarray) -> str:
   """`value 37 (12 pixels), 40 (3 pixels) and 2 more`, most frequent first."""
   order = np.argsort(-counts, kind="stable")[:4]
-  text = ", ".join(f"{values[i]} ({counts[i]} pixels)" for i in order)
+  first = zip(values[order].tolist(), counts[order].tolist(), strict=True)
+  text = ", ".join(
+    f"{tuple(value) if isinstance(value, list) else value} ({count} pixels)"
+    for value, count in first
+  )
   more = f" and {len(values) - len(order)} more" if len(values) > len(order) else ""
   return f"{noun} {text}{more}"
 

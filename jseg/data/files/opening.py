@@ -87,14 +87,15 @@ def _open(data: bytes, where: Path | str) -> Opened:
   check_pixels(pixels, size, where, 3)
   if max(image.size) > _LONGEST:
     raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
+  large = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
+  with _without_pillows_limit() if large else contextlib.nullcontext():
+    _check_frames(image, where)  # before memory is taken for one of them, as for a PNG's EXIF
   exif_damaged = _is_damaged(image.info.get("exif") or b"")
   orientation = 1 if exif_damaged else image.getexif().get(_ORIENTATION, 1)
   orientation = orientation if orientation in range(1, 9) else 1
   tile = image.tile[0].args if image.format == "PPM" and image.tile else None
-  large = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
   with _without_pillows_limit() if large else contextlib.nullcontext():
     image.load()
-    _check_frames(image, where)
   upright = ImageOps.exif_transpose(image) if orientation > 1 else image
   _check_bands(image, where)
   upright.format = image.format
@@ -143,7 +144,6 @@ def _check_frames(image: Any, where: Path | str) -> None:
       smaller += bool(image.tag_v2.get(_SUBFILE, 0) & 5)  # a reduced copy, or a transparency mask
     frames -= smaller
     image.seek(0)
-    image.load()
   if frames > 1:
     noun = "page" if image.format == "TIFF" else "frame"
     fix = f"Save each {noun} as a file of its own, or the one that is meant"

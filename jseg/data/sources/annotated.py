@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jseg.arithmetic import count_bytes
 from jseg.data.files import FileError, fingerprint, shown
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, encode_png
@@ -78,7 +79,7 @@ def make_example(
     for each in objects:
       part(pixels, each)[each.mask] = each.category
     pixels[void] = IGNORE
-    label, counts = encode_png(pixels), np.bincount(pixels.ravel(), minlength=256)
+    label, counts = encode_png(pixels), count_bytes(pixels)
   return Example(
     image=image.data,
     label=label,

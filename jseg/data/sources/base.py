@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from jseg.arithmetic import count_bytes
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.images import encode_png
@@ -111,7 +112,7 @@ class Example:
         f"label: an array of shape {label.shape} and type {label.dtype} is no label of an image of "
         f"size {size}; give uint8 of that size"
       )
-    counts = np.bincount([] if label is None else label.ravel(), minlength=256).astype(np.int64)
+    counts = np.zeros(256, np.int64) if label is None else count_bytes(label)
     if not is_image:
       return cls(image.astype(np.float16), label, size, counts, objects, spacing=spacing)
     encoded = None if label is None else encode_png(label)

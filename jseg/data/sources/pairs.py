@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from jseg.arithmetic import count_bytes
 from jseg.data.files import FileError, attempt, fingerprint, is_file, read_bytes
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, canonical_image, encode_png
@@ -276,7 +277,7 @@ def make_example(image: CanonicalImage, label: Label, classes: ClassInfo) -> Exa
     image=image.data,
     label=encode_png(ids),
     size=image.size,
-    counts=np.bincount(ids.ravel(), minlength=256),
+    counts=count_bytes(ids),
     objects=objects,
     traits=label.traits,
     colors=label.colors,

@@ -25,6 +25,7 @@ from typing import cast
 
 import numpy as np
 
+from jseg.arithmetic import count_bytes
 from jseg.data.files import FileError, masks
 from jseg.data.files.channels import distance, read_channels
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES
@@ -104,7 +105,7 @@ class VolumePair(FilePair[Volume, Volume]):
     ids = resample(label.ids, size, 0)
     lengths = zip(image.size, image.spacing, size, strict=True)
     spacing = tuple(n * step / m for n, step, m in lengths)
-    counts = np.bincount(ids.ravel(), minlength=256)
+    counts = count_bytes(ids)
     return Example(array, ids, size, counts, spacing=spacing)
 
   def read_image(self) -> Volume:
