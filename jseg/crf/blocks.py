@@ -19,7 +19,7 @@ from jseg.types import Array
 
 POINTS = 768
 """About how many points a block has."""
-MULTIPLE = 256
+MULTIPLE = 128
 """What the number of points of a block is a multiple of, as TPUs compute by tiles."""
 
 
