@@ -2,7 +2,7 @@
 
   python benchmarks/crf_exact.py FOLDER                # of FOLDER/images: shares and errors
   python benchmarks/crf_exact.py FOLDER --rows=200     # errors of some rows at full size
-  python benchmarks/crf_exact.py FOLDER --seconds      # of one product, as in an iteration
+  python benchmarks/crf_exact.py FOLDER --seconds=67,3 [--gradient]  # of one product
   python benchmarks/crf_exact.py --tpu=v5e:2x2 --method=exact --size=375,500 [--gradient]
 
 --tpu compiles for a TPU that needn't be there; `pip install libtpu` in the version that JAX's extra
@@ -11,6 +11,7 @@
 
 import os
 import pathlib
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from absl import app, flags
 from jax.experimental import topologies
 
 from jseg.crf import CrfParams, dense_crf, log_marginals
-from jseg.crf.blocks import make_blocks
+from jseg.crf.blocks import Blocks, make_blocks
 from jseg.crf.embedding import colors, positions
 from jseg.crf.exact import exact_filter
 from jseg.data import read_image
@@ -34,10 +35,10 @@ _SIZE = flags.DEFINE_list("size", ["375", "500"], "height and width of the image
 _CROP = flags.DEFINE_integer("crop", 64, "height and width of the crops that errors are taken of")
 _IMAGES = flags.DEFINE_integer("images", 3, "number of images")
 _ROWS = flags.DEFINE_integer("rows", 0, "number of rows whose errors are taken at full size")
-_SECONDS = flags.DEFINE_bool("seconds", False, "measure the time of a product")
+_SECONDS = flags.DEFINE_list("seconds", [], "bandwidths that a product is timed at")
 _TPU = flags.DEFINE_string("tpu", "", "topology to compile for")
 _METHOD = flags.DEFINE_enum("method", "exact", ["exact", "lattice", "landmarks"], "method")
-_GRADIENT = flags.DEFINE_bool("gradient", False, "also by logits and weights")
+_GRADIENT = flags.DEFINE_bool("gradient", False, "the derivatives")
 
 _BLOCKS = 20  # that the rows are of
 BANDWIDTHS = ((80.0, 13.0), (49.0, 5.0), (67.0, 3.0))
@@ -128,17 +129,28 @@ def of_rows(path: pathlib.Path) -> None:
 
 
 def seconds(path: pathlib.Path) -> None:
-  """Prints how long one product with the values of all classes takes."""
-  image = photo(path)
-  x = jnp.ones((image.shape[0] * image.shape[1], CLASSES))
-  make, filtered = jax.jit(make_blocks, static_argnums=2), jax.jit(exact_filter)
-  for xy, rgb in BANDWIDTHS:
-    points = features(image, xy, rgb)
-    blocks = make(points, jnp.ones(len(points)), 1e-5)
-    compiled = filtered.lower(x, points, blocks).compile()
-    start = time.perf_counter()
-    compiled(x, points, blocks).block_until_ready()
-    print(f"({xy:g}, {rgb:g}): {time.perf_counter() - start:.1f} s", flush=True)
+  """Prints what one product with the values of all classes takes, or its derivatives."""
+  xy, rgb = map(float, _SECONDS.value)
+  points = features(photo(path), xy, rgb)
+  x = jnp.ones((len(points), CLASSES))
+  blocks = jax.jit(make_blocks, static_argnums=2)(points, jnp.ones(len(points)), 1e-5)
+
+  def derivatives(x: Array, points: Array, blocks: Blocks) -> tuple[Array, Array]:
+    return jax.grad(lambda *a: exact_filter(*a, blocks).sum(), (0, 1))(x, points)
+
+  f: Callable[..., Any] = derivatives if _GRADIENT.value else exact_filter
+  compiled = jax.jit(f).lower(x, points, blocks).compile()
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  start, busy = time.perf_counter(), time.process_time()
+  jax.block_until_ready(compiled(x, points, blocks))
+  busy, wall = time.process_time() - busy, time.perf_counter() - start
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  print(
+    f"({xy:g}, {rgb:g}){' derivatives' * _GRADIENT.value}: {wall:.1f} s, {busy:.1f} s of all "
+    f"cores, {float(blocks.keep.mean()):.3f} of the blocks, peak {peak:.2f} GiB, before "
+    f"{before:.2f} GiB",
+    flush=True,
+  )
 
 
 def on_tpu() -> None:
