@@ -8,6 +8,7 @@
 `:whole` with one at the whole.
 """
 
+import dataclasses
 from typing import Any
 
 import jseg.config
@@ -18,6 +19,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "stride": {"steps": 40, "train": True, "stride": 8},
   "whole": {"steps": 40, "train": True, "stride": 1},
 }
+_ABOUT = jseg.config.About(data="CamVid at 180 x 240 as `jseg get-data camvid` makes it")
+_LATER = dataclasses.replace(_ABOUT, weights="the run of `crf_camvid:network`")
+ABOUT = {"network": _ABOUT, "without": _LATER, "stride": _LATER, "whole": _LATER}
 
 
 def get_config(variant="network"):
