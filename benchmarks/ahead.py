@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -40,7 +41,9 @@ class Cost:
     temporaries: bytes of memory for intermediate results.
     arguments: bytes of what it is given.
     results: bytes of what it returns beside the memory that it was given.
-    compiling: seconds that compiling took.
+    compiling: seconds of all cores that compiling took.
+    cycles: clock cycles that the TPU's compiler expects of all operations, one after the other;
+      loops as often as they run where that is a constant. Pallas kernels are not in it.
   """
 
   flops: float
@@ -49,6 +52,7 @@ class Cost:
   arguments: int
   results: int
   compiling: float
+  cycles: float
 
   @property
   def memory(self) -> int:
@@ -69,9 +73,9 @@ def tpu(name: str) -> Sequence[jax.Device]:
 
 def compiled(lowered: Any) -> Cost:
   """Compiles a program."""
-  start = time.perf_counter()
+  start = time.process_time()
   program = lowered.compile()
-  seconds = time.perf_counter() - start
+  seconds = time.process_time() - start
   memory, cost = program.memory_analysis(), program.cost_analysis()
   return Cost(
     flops=cost.get("flops", 0.0),
@@ -80,7 +84,39 @@ def compiled(lowered: Any) -> Cost:
     arguments=memory.argument_size_in_bytes,
     results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     compiling=seconds,
+    cycles=expected_cycles(program.as_text()),
   )
+
+
+def expected_cycles(text: str) -> float:
+  """Sums up the compiler's estimates in a compiled program's text; see `Cost.cycles`."""
+  parts = (re.match(r"(ENTRY )?%([\w.-]+) .*", part) for part in re.split(r"\n(?=%|ENTRY )", text))
+  named = {m[2]: m.string for m in parts if m}
+
+  @functools.cache
+  def total(name: str) -> float:
+    return sum(map(of_line, named[name].splitlines()[1:]))
+
+  def of_line(line: str) -> float:
+    if " while(" in line:
+      (condition,), (body,) = _callees(line, "condition"), _callees(line, "body")
+      ends = re.findall(r"s32\[\]\S* constant\((\d+)\)", named[condition])
+      return (int(ends[0]) if len(ends) == 1 else 1) * total(body)
+    if " conditional(" in line:
+      return max(map(total, _callees(line, "(?:true_computation|false_computation|branch_\\w+)")))
+    if " call(" in line:
+      return sum(map(total, _callees(line, "to_apply")))
+    found = re.search(r'"estimated_cycles":"(\d+)"', line)
+    return float(found[1]) if found else 0.0
+
+  entry = re.search(r"^ENTRY %([\w.-]+)", text, re.MULTILINE)
+  return total(entry[1]) if entry else 0.0
+
+
+def _callees(line: str, attribute: str) -> list[str]:
+  """Names of the computations that an attribute of an operation holds, one or a list."""
+  found = re.findall(attribute + r"=(\{[^}]*\}|%[\w.-]+)", line)
+  return re.findall(r"%([\w.-]+)", " ".join(found))
 
 
 class Programs:

@@ -3,6 +3,7 @@
   python benchmarks/crf.py FOLDER             # of FOLDER/images and FOLDER/masks
   python benchmarks/crf.py FOLDER --error --run=RUN --picture=crf.png
   python benchmarks/crf.py FOLDER --large --size=3000,4000
+  python benchmarks/crf.py FOLDER --exact --size=96,128    # the exact filter's time, too
 
 Speed: a whole call, 10 iterations, 21 classes, with everything that depends on the image; calls
 take turns and the best of each counts, as another process may hold a core. Error: how many pixels
@@ -42,6 +43,7 @@ _RUN = flags.DEFINE_string("run", "", "run whose logits are used for errors, too
 _LARGE = flags.DEFINE_bool(
   "large", False, "time one call on an image of --size, and print the peak memory"
 )
+_EXACT = flags.DEFINE_bool("exact", False, "also time the exact filter; minutes for a photo")
 _PICTURE = flags.DEFINE_string("picture", "", "PNG with a plot of errors or times")
 
 BANDWIDTHS = ((80, 13), (49, 5), (67, 3))
@@ -53,6 +55,8 @@ METHODS: dict[str, dict[str, Any]] = {
   "4 lattices": {"lattices": 4},
   "landmarks 64": {"method": "landmarks", "landmarks": 64},
   "landmarks 256": {"method": "landmarks", "landmarks": 256},
+  "exact": {"method": "exact"},
+  "exact 1e-3": {"method": "exact", "tolerance": 1e-3},
 }
 
 
@@ -132,7 +136,8 @@ def speed(images: list[pathlib.Path]) -> dict[tuple[float, float], dict[str, flo
   """Prints and returns seconds by bandwidths."""
   h, w = map(int, _SIZE.value)
   image, logits = photo(images[0], (h, w)), noise((h, w))
-  both = {name: call for name, call in sides().items() if name in TIMED}
+  timed_ones = (*TIMED, "exact", "exact 1e-3") if _EXACT.value else TIMED
+  both = {name: call for name, call in sides().items() if name in timed_ones}
   table: dict[tuple[float, float], dict[str, float]] = {}
   for xy, rgb in BANDWIDTHS:
     params = PARAMS.replace(bilateral_sigma_xy=float(xy), bilateral_sigma_rgb=float(rgb))

@@ -35,6 +35,7 @@ from jax import lax
 from jseg import config as configs
 from jseg import models
 from jseg.crf import CrfParams, dense_crf
+from jseg.crf.blocks import make_blocks
 from jseg.nn.conv import per_dimension
 from jseg.nn.remat import KINDS
 from jseg.types import Array
@@ -55,6 +56,8 @@ _FOLDER = pathlib.Path(__file__).parent / "results"
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tpu.md"
 _BEGIN, _END = "<!-- tpu tables -->", "<!-- end -->"
 _CLASSES = 21
+_ITERATIONS = 10
+_FILTERS = ("exact", "landmarks", "lattice")
 _CAPACITY = 16 * 2**30  # bytes of a chip that the largest batch is for
 
 
@@ -65,18 +68,23 @@ class Chip:
   Attributes:
     flops: bfloat16 operations a second.
     bandwidth: bytes a second of its memory.
+    clock: cycles a second.
+    pair: seconds that the exact filter of the CRF takes for a pair of pixels (docs/crf.md).
   """
 
   flops: float
   bandwidth: float
+  clock: float | None = None
+  pair: float | None = None
 
   def seconds(self, cost: Mapping[str, float]) -> float:
     """Returns the least time that the roofline leaves to a program."""
     return max(cost["flops"] / self.flops, cost["bytes"] / self.bandwidth)
 
 
-CHIPS = {"v5e": Chip(197e12, 819e9), "v6e": Chip(918e12, 1640e9)}
-"""By name; Google's figures (cloud.google.com/tpu/docs/v5e and /v6e)."""
+CHIPS = {"v5e": Chip(197e12, 819e9, 1.5e9, 4.7e-12), "v6e": Chip(918e12, 1640e9)}
+"""By name; Google's figures (cloud.google.com/tpu/docs/v5e and /v6e). The clock is what makes the
+v5e's operations of four units of 128 x 128; of v6e it isn't known."""
 
 
 class Results:
@@ -223,34 +231,53 @@ def by_remat(results: Results, name: str) -> None:
 
 
 def crf(results: Results) -> None:
-  """Compiles the dense CRF on one chip, and behind a network on all of them."""
+  """Compiles the dense CRF on one chip, and behind a small network on all of them."""
   devices = ahead.tpu(f"{results.chip}:2x2")
-  for method in ("landmarks", "exact", "lattice"):
-    params = CrfParams(iterations=10, method=method)
-    for size in ((321, 321), (375, 500), (513, 513)):
-      logits = jax.ShapeDtypeStruct((*size, _CLASSES), jnp.float32)
-      image = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
+  for size in ((375, 500), (321, 321), (513, 513)):
+    for method in _FILTERS:
+      for program in ("forward", "gradient"):
 
-      def forward(logits: Array, image: Array, params: CrfParams = params) -> Array:
-        return dense_crf(logits, image, params)
-
-      def gradient(logits: Array, image: Array, params: CrfParams = params) -> Array:
-        return jax.grad(lambda a: jnp.square(dense_crf(a, image, params)).sum())(logits)
-
-      for what, function in (("forward", forward), ("gradient", gradient)):
-
-        def compute(function: Any = function, shapes: Any = (logits, image)) -> dict[str, Any]:
+        def alone(size: Any = size, method: str = method, program: str = program) -> Any:
           with ahead.as_if_on(devices):
-            return cost(jax.jit(function).lower(*ahead.on(devices[0], shapes)))
+            found = cost(jax.jit(_crf_program(method, program)).lower(*_crf_inputs(devices, size)))
+          return found | ({"pairs": _pairs(size, program)} if method == "exact" else {})
 
-        results.add("crf", method, f"{size[0]}x{size[1]}", what, compute=compute)
+        results.add("crf", method, f"{size[0]}x{size[1]}", program, compute=alone)
+  for method in ("exact", "lattice"):
+    for program in ("training", "evaluation"):
 
-    def behind(method: str = method) -> dict[str, Any]:
-      config = configuration("deeplab_v3", 1, 257)
-      config.crf.train, config.crf.method = True, method
-      return cost(ahead.Programs(config, _CLASSES, devices).training())
+      def behind(method: str = method, program: str = program) -> dict[str, Any]:
+        config = configuration("unet", 1, 256, widths=(16, 32, 64, 128))
+        config.crf.train, config.crf.method = True, method
+        return cost(getattr(ahead.Programs(config, _CLASSES, devices), program)())
 
-    results.add("crf", method, "deeplab_v3 257x257", "training", compute=behind)
+      results.add("crf", method, "256x256 behind a U-Net", program, compute=behind)
+
+
+def _crf_program(method: str, program: str) -> Any:
+  params = CrfParams(iterations=_ITERATIONS, method=method, spatial_sigma=3.0)
+
+  def forward(logits: Array, image: Array) -> Array:
+    return dense_crf(logits, image, params)
+
+  def gradient(logits: Array, image: Array) -> Array:
+    return jax.grad(lambda a: jnp.square(forward(a, image)).sum())(logits)
+
+  return forward if program == "forward" else gradient
+
+
+def _crf_inputs(devices: Sequence[jax.Device], size: tuple[int, int]) -> Any:
+  logits, image = (jax.ShapeDtypeStruct((*size, c), jnp.float32) for c in (_CLASSES, 3))
+  return ahead.on(devices[0], (logits, image))
+
+
+def _pairs(size: tuple[int, int], program: str) -> int:
+  """Pairs of places that the exact filter's kernel goes through in a program that skips none."""
+  blocks = jax.eval_shape(
+    lambda f: make_blocks(f, jnp.ones(len(f)), 0.0), jnp.zeros((size[0] * size[1], 5))
+  )
+  # The sums of rows, each iteration, and its transpose.
+  return len(blocks.used) ** 2 * (1 + _ITERATIONS * (1 if program == "forward" else 2))
 
 
 def tables(results: Results) -> str:
@@ -270,15 +297,31 @@ def tables(results: Results) -> str:
       images = f"1 of {what.partition(' of ')[2]}" if program == "prediction" else what
       plain = f"{beside / 1e9:.2f}" if beside else ""
       lines.append(_row(name, program, images, programs[program], chip, plain))
-  for method, sizes in values.get("crf", {}).items():
-    for size, programs in sizes.items():
-      for program, found in programs.items():
-        lines.append(_row(f"CRF, {method}", program, f"1 of {size}", found, chip, ""))
   if values.get("largest"):
     lines += ["", "| network | largest batch a chip, 512x512 | HBM, GiB |", "|-|-|-|"]
     for name, found in values["largest"].items():
       lines.append(f"| {name} | {found['batch']} | {found['memory'] / 2**30:.2f} |")
+  if values.get("crf"):
+    lines += [
+      "",
+      "| CRF | size | program | compiled in, s | GB | HBM, GiB | ms |",
+      "|-|-|-|-|-|-|-|",
+    ]
+  for method, sizes in values.get("crf", {}).items():
+    for size, programs in sizes.items():
+      lines += [_crf_row(method, size, *program, chip) for program in programs.items()]
   return "\n".join(lines)
+
+
+def _crf_row(method: str, size: str, program: str, found: Mapping[str, float], chip: Chip) -> str:
+  time = ""
+  if chip.clock and chip.pair and program in ("forward", "gradient"):
+    seconds = found["cycles"] / chip.clock + found.get("pairs", 0) * chip.pair
+    time = f"{1e3 * seconds:.0f}"
+  return (
+    f"| {method} | {size} | {program} | {found['compiling']:.0f} | {found['bytes'] / 1e9:.2f} | "
+    f"{found['memory'] / 2**30:.2f} | {time} |"
+  )
 
 
 def _row(

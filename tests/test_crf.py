@@ -141,6 +141,35 @@ def test_taps_and_half_the_resolution(n, sigma, most):
   assert (abs(found - exact).sum(1) / (sigma * np.sqrt(2 * np.pi))).max() < most
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_a_traced_sigma_filters_as_a_concrete_one(half):
+  n, eye = 60, jnp.eye(60)
+
+  @jax.jit
+  def traced(sigma):
+    f = gaussian.axis_filter(n, sigma, gaussian.plan_axis(None, half=half))
+    return gaussian.grid_filter(eye, [f])
+
+  by_sigma = jax.jit(jax.jacfwd(traced))
+  # Taps and a matrix, at half the resolution from 2.5 on.
+  for sigma in (0.7, 2.4, 2.5, 30.0):
+    f = gaussian.axis_filter(n, jnp.float32(sigma), gaussian.plan_axis(sigma, half=half))
+    expected = gaussian.grid_filter(eye, [f])
+    np.testing.assert_allclose(traced(sigma), expected, atol=1e-6, err_msg=str(sigma))
+    step = 1e-2 * sigma
+    numeric = (traced(sigma + step) - traced(sigma)) / step
+    np.testing.assert_allclose(by_sigma(sigma), numeric, atol=2e-2 / sigma, err_msg=str(sigma))
+
+
+def test_traced_bandwidths_give_what_concrete_ones_give():
+  logits, image = example((9, 10))
+  params = PARAMS.replace(spatial_sigma=3.1, iterations=1, method="exact")
+  concrete = crf.dense_crf(logits, image, params)
+  sigmas = {name: jnp.float32(getattr(params, name)) for name in call.SIGMAS}
+  traced = jax.jit(lambda sigmas: crf.dense_crf(logits, image, params.replace(**sigmas)))(sigmas)
+  np.testing.assert_allclose(traced, concrete, atol=2e-6)
+
+
 def test_zero_weights_give_softmax():
   logits, image = example()
   params = PARAMS.replace(spatial_weight=0.0, bilateral_weight=0.0)
@@ -391,13 +420,19 @@ def numeric(f, x, eps=1e-5):
   return g
 
 
-@pytest.mark.parametrize("method", ["lattice", "exact", "landmarks"])
-def test_gradients_equal_finite_differences(method):
+@pytest.mark.parametrize(
+  ("method", "spatial_filter", "spatial_sigma"),
+  [("lattice", "half", 3.0), ("exact", "exact", 2.0), ("landmarks", "lattice", 1.7)],
+)
+def test_gradients_equal_finite_differences(method, spatial_filter, spatial_sigma):
   with jax.enable_x64(True):
     logits, image = (x.astype(np.float64) for x in example((3, 3), k=2))
+    image = image + 0.137  # Colors at 0 lie on the border between two simplices.
     target = np.random.default_rng(5).normal(size=logits.shape)
     start = PARAMS.replace(
       method=method,
+      spatial_filter=spatial_filter,
+      spatial_sigma=spatial_sigma,
       landmarks=4,
       lattices=2,
       spatial_weight=np.array([1.0, 2.0]),
@@ -415,13 +450,10 @@ def test_gradients_equal_finite_differences(method):
 
     def loss(values):
       params = start.replace(**{name: values[name] for name in names})
-      pixels = values.get("image", image)
-      return (crf.dense_crf(values["logits"], pixels, params) * target).sum()
+      return (crf.dense_crf(values["logits"], values["image"], params) * target).sum()
 
     values = {name: np.asarray(getattr(start, name), np.float64) for name in names}
-    values["logits"] = logits
-    if method == "exact":
-      values["image"] = image
+    values |= {"logits": logits, "image": image}
     f = jax.jit(loss)
     gradient = jax.jit(jax.grad(loss))(values)
     for name, value in values.items():

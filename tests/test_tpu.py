@@ -1,12 +1,15 @@
-"""Every network compiles for a TPU, which need not be there."""
+"""Every network and the dense CRF compile for a TPU, which need not be there."""
 
 import importlib.util
 import os
 
+import jax
+import jax.numpy as jnp
 import pytest
 from helpers.ahead import ahead, tiny_programs
 
 from jseg import models
+from jseg.crf import CrfParams, dense_crf
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,29 @@ def test_training_compiles(chips, name):
 @pytest.mark.parametrize("name", ["unet", "unet3d", "mask_rcnn"])
 def test_evaluation_compiles(chips, name):
   fits(ahead.compiled(tiny_programs(name, chips).evaluation()))
+
+
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+def test_the_crf_and_its_gradient_compile(chips, method):
+  params = CrfParams(iterations=2, method=method)
+
+  @jax.value_and_grad
+  def loss(logits, image):
+    return dense_crf(logits, image, params)[..., 0].sum()
+
+  shapes = [jax.ShapeDtypeStruct((6, 7, channels), jnp.float32) for channels in (2, 3)]
+  with ahead.as_if_on(chips):
+    lowered = jax.jit(loss).lower(*ahead.on(chips[0], shapes))
+  assert ("tpu_custom_call" in lowered.as_text()) == (method == "exact")
+  fits(ahead.compiled(lowered))
+
+
+# Behind a network in bfloat16, on all chips.
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+@pytest.mark.parametrize("program", ["training", "evaluation"])
+def test_the_crf_layer_compiles(chips, program, method):
+  programs = tiny_programs("unet", chips, size=16, crf=method)
+  fits(ahead.compiled(getattr(programs, program)()))
 
 
 def fits(cost):

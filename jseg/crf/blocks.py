@@ -19,7 +19,7 @@ from jseg.types import Array
 
 POINTS = 768
 """About how many points a block has."""
-MULTIPLE = 256
+MULTIPLE = 128
 """What the number of points of a block is a multiple of, as TPUs compute by tiles."""
 
 
@@ -57,7 +57,9 @@ def make_blocks(features: Array, valid: Array, tolerance: float) -> Blocks:
   padded = jnp.pad(features, ((0, beyond), (0, 0)), mode="edge")
   counts = jnp.pad(valid > 0, (0, beyond))
   at = _halve(padded, counts, depth, size)
-  place = jnp.zeros_like(at).at[at].set(lax.iota(jnp.int32, len(at)), unique_indices=True)[:n]
+  sequence = lax.iota(jnp.int32, len(at))
+  # Of one block it would be a scatter of places by themselves, on which the compiler for TPUs dies.
+  place = jnp.zeros_like(at).at[at].set(sequence, unique_indices=True)[:n] if depth else at[:n]
   used = counts[at]
   keep = _kept(padded[at].reshape(count, size, -1), used.reshape(count, size), tolerance)
   return Blocks(jnp.minimum(at, n - 1), place, used, keep)

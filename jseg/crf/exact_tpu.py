@@ -110,6 +110,7 @@ def _call(
   lines = jnp.swapaxes(features.astype(jnp.float32), 1, 2)
   lines = jnp.pad(lines, ((0, 0), (0, -d % 8), (0, 0)))
   some = max(min(PAIRS // count, count), 1)
+  tile = MULTIPLE * (1 + (size // MULTIPLE + 1) % 2)  # rows at a time
   bits = count.bit_length() - 1  # Mosaic divides integers only where it knows the chip.
 
   def kernel(numbers: Any, here: Any, there: Any, *values: Any) -> None:
@@ -120,8 +121,8 @@ def _call(
     def _() -> None:
       out[...] = jnp.zeros_like(out)
 
-    for start in range(0, size, MULTIPLE):
-      few = pl.ds(start, MULTIPLE)
+    for start in range(0, size, tile):
+      few = pl.ds(start, tile)
       own = [x[few] for x in inputs[: len(rows)]]
       others = [x[...] for x in inputs[len(rows) :]]
       points = here[:, few].T, there[...]

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -25,19 +25,26 @@ HALF_FROM = 2.5
 
 
 class AxisPlan(NamedTuple):
-  """How to filter along an axis whose sigma is concrete.
+  """How to filter along an axis.
 
   Attributes:
-    radius: number of taps to each side.
-    half: whether to filter at half the resolution.
+    radius: number of taps to each side; None where sigma is traced.
+    half: whether to filter at half the resolution; where sigma is traced, whether that is allowed.
   """
 
-  radius: int
+  radius: int | None
   half: bool
 
 
-def plan_axis(sigma: float, *, half: bool) -> AxisPlan:
-  """Plans the filter for a sigma in pixels, at half the resolution if allowed and accurate."""
+def plan_axis(sigma: float | None, *, half: bool) -> AxisPlan:
+  """Plans the filter for a sigma in pixels, at half the resolution if allowed and accurate.
+
+  Args:
+    sigma: standard deviation; None where it is traced.
+    half: whether half the resolution is allowed.
+  """
+  if sigma is None:
+    return AxisPlan(None, half)
   half = half and sigma >= HALF_FROM
   return AxisPlan(min(math.ceil(CUTOFF * (_half_sigma(sigma) if half else sigma)), 10**6), half)
 
@@ -79,7 +86,7 @@ class AxisFilter(NamedTuple):
   up: Stencil | None
 
 
-def axis_filter(n: int, sigma: Array, plan: AxisPlan | None = None) -> AxisFilter:
+def axis_filter(n: int, sigma: Array, plan: AxisPlan) -> AxisFilter:
   """Makes the filter exp(-(i - j)^2 / 2 sigma^2) along an axis of n elements, zero outside.
 
   At half the resolution the axis is shrunk by [1 3 3 1], and enlarged linearly, which is the
@@ -89,11 +96,20 @@ def axis_filter(n: int, sigma: Array, plan: AxisPlan | None = None) -> AxisFilte
   Args:
     n: length of the axis.
     sigma: standard deviation in elements.
-    plan: `plan_axis` of sigma; None where sigma is traced: a matrix product, which is exact, but
-      slower for small sigmas.
+    plan: `plan_axis` of sigma. Where sigma is traced, the filter is one matrix with the same
+      values, which is slower for small sigmas.
   """
-  if plan is None or not plan.half:
-    return AxisFilter(None, _gaussian(n, sigma, plan), None)
+  if plan.radius is None:
+    return AxisFilter(None, _matrix_of_traced(n, sigma, half=plan.half), None)
+  if plan.half:
+    return _half_filter(n, sigma, functools.partial(_gaussian, radius=plan.radius))
+  return AxisFilter(None, _gaussian(n, sigma, plan.radius), None)
+
+
+def _half_filter(
+  n: int, sigma: Array, gaussian: Callable[[int, Array], Stencil | Array]
+) -> AxisFilter:
+  """The filter at half the resolution; `gaussian` makes its middle by length and sigma."""
   half = _half_sigma(sigma)
   cells = np.arange(cdiv(n, 2) + 2)  # one beyond either end
   down = _stencil(2 * cells - 2, {-1: 0.25, 0: 0.75, 1: 0.75, 2: 0.25}, n)
@@ -103,14 +119,33 @@ def axis_filter(n: int, sigma: Array, plan: AxisPlan | None = None) -> AxisFilte
     np.stack([places // 2 + 1, places // 2 + 1 + side]).astype(np.int32),
     jnp.broadcast_to(jnp.array([[0.75], [0.25]]) * (sigma / half / 2), (2, n)),
   )
-  return AxisFilter(down, _gaussian(len(cells), half, plan), up)
+  return AxisFilter(down, gaussian(len(cells), half), up)
 
 
-def _gaussian(n: int, sigma: Array, plan: AxisPlan | None) -> Stencil | Array:
-  if plan is None or plan.radius > MAX_RADIUS or plan.radius >= n - 1:
+def _gaussian(n: int, sigma: Array, radius: int) -> Stencil | Array:
+  if radius > MAX_RADIUS or radius >= n - 1:
     return axis_matrix(n, sigma)
-  offsets = range(-plan.radius, plan.radius + 1)
+  offsets = range(-radius, radius + 1)
   return _stencil(np.arange(n), {i: jnp.exp(-0.5 * jnp.square(i / sigma)) for i in offsets}, n)
+
+
+def _matrix_of_traced(n: int, sigma: Array, *, half: bool) -> Array:
+  """The matrix [n n] of the filter that a concrete sigma of this value has."""
+  whole = _cut_matrix(n, sigma)
+  if not half:
+    return whole
+  wide = sigma >= HALF_FROM
+  # Where it isn't used, a narrow sigma would make it NaN, and with it the derivative.
+  shrunk = _half_filter(n, jnp.where(wide, sigma, HALF_FROM), _cut_matrix)
+  return jnp.where(wide, grid_filter(jnp.eye(n, dtype=sigma.dtype), [shrunk]), whole)
+
+
+def _cut_matrix(n: int, sigma: Array) -> Array:
+  """`axis_matrix`, cut off where `_gaussian` does so."""
+  radius = jnp.ceil(CUTOFF * lax.stop_gradient(sigma))
+  i = jnp.arange(n)
+  uncut = (radius > MAX_RADIUS) | (radius >= n - 1)
+  return jnp.where(uncut | (abs(i[:, None] - i[None]) <= radius), axis_matrix(n, sigma), 0)
 
 
 def _stencil(center: np.ndarray, taps: Mapping[int, float | Array], n: int) -> Stencil:

@@ -26,12 +26,12 @@ class Plan(NamedTuple):
   Attributes:
     spatial: whether there is a spatial kernel.
     bilateral: whether there is a bilateral kernel.
-    axes: how to filter along each spatial axis; None where `spatial_sigma` is traced.
+    axes: how the spatial kernel filters along each axis.
   """
 
   spatial: bool
   bilateral: bool
-  axes: tuple[gaussian.AxisPlan, ...] | None
+  axes: tuple[gaussian.AxisPlan, ...]
 
 
 class PreparedImage(NamedTuple):
@@ -55,11 +55,11 @@ def make_plan(params: CrfParams, ndim: int) -> Plan:
   def is_on(weight: object) -> bool:
     return is_traced(weight) or bool(np.any(np.asarray(weight)))
 
-  axes = None
+  sigmas: Sequence[float | None] = [None] * ndim
   if not is_traced(params.spatial_sigma):
-    sigmas = np.broadcast_to(np.asarray(params.spatial_sigma), (ndim,))
-    half = params.spatial_filter == "half"
-    axes = tuple(gaussian.plan_axis(float(sigma), half=half) for sigma in sigmas)
+    sigmas = np.broadcast_to(np.asarray(params.spatial_sigma), (ndim,)).tolist()
+  half = params.spatial_filter == "half"
+  axes = tuple(gaussian.plan_axis(sigma, half=half) for sigma in sigmas)
   return Plan(is_on(params.spatial_weight), is_on(params.bilateral_weight), axes)
 
 
@@ -90,7 +90,7 @@ def spatial_kernel(
   params: CrfParams,
   axes: Sequence[Array],
   embeddings: Sequence[Embedding],
-  plans: Sequence[gaussian.AxisPlan] | None,
+  plans: Sequence[gaussian.AxisPlan],
 ) -> Kernel:
   """Smoothness kernel exp(-|p_i - p_j|^2 / 2 spatial_sigma^2).
 
@@ -98,7 +98,7 @@ def spatial_kernel(
     params: the parameters.
     axes: [n] per spatial axis, 1 for pixels and 0 for padding.
     embeddings: the lattice, if it is known and there is one.
-    plans: plan of each axis; None where the bandwidth is traced.
+    plans: plan of each axis.
   """
   shape = tuple(map(len, axes))
   weight, sigma = jnp.asarray(params.spatial_weight), jnp.asarray(params.spatial_sigma)
@@ -110,7 +110,7 @@ def spatial_kernel(
   filters = []
   for axis, valid in enumerate(axes):
     # Row sums are products of those along the axes, and so are the factors.
-    along = gaussian.axis_filter(len(valid), sigmas[axis], plans[axis] if plans else None)
+    along = gaussian.axis_filter(len(valid), sigmas[axis], plans[axis])
     one_axis = functools.partial(gaussian.grid_filter, filters=[along])
     filters.append(
       gaussian.scale_filter(along, *_normalizers(one_axis, valid, params.normalization))

@@ -54,7 +54,7 @@ class CrfParams:
       lattice, but on TPUs and GPUs the exact filter for images that `EXACT_PIXELS` allows there.
     spatial_filter: static; filter of the spatial kernel: "half", which filters at half the
       resolution where sigma is at least 2.5 pixels (within 2 % of the exact kernel); "exact"; or
-      "lattice", as in pydensecrf. "half" is exact where sigma is traced.
+      "lattice", as in pydensecrf.
     lattices: static; number of lattices of different orientation whose kernels are averaged. Two
       are closer to the exact kernel and take twice the time.
     landmarks: static; number of colors that `method="landmarks"` interpolates between.
