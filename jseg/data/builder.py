@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,7 +23,7 @@ from jseg.data.sources.base import Example, Item, Source
 from jseg.data.survey import Survey
 from jseg.lock import locked
 from jseg.outputs import WriteError
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE, InputError, Json
 
 OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
 SPACINGS = "spacings"  # of the volumes of each split, in order; sets of before 0.2 have none
@@ -163,7 +162,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       disable_shuffling=True,  # keep the order of the source; training shuffles as it reads
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, dict]]]:
     return {split: self._generate_examples(split) for split in self._source.splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
@@ -241,7 +242,7 @@ class SplitStatistics:
       self._objects_per_image[len(example.objects)] += 1
       self._crowds += int(example.objects.crowd.sum())
 
-  def metadata(self, num_classes: int) -> dict[str, Any]:
+  def metadata(self, num_classes: int) -> Json:
     """Everything by its key in the metadata."""
     return {
       "max_size": self._largest.tolist(),
@@ -280,9 +281,9 @@ def _objects_feature() -> tfds.features.FeaturesDict:
   )
 
 
-def _record(example: Example, name: str) -> dict[str, Any]:
+def _record(example: Example, name: str) -> Json:
   """An example by features."""
-  record: dict[str, Any] = {"image": example.image, "name": name}
+  record: Json = {"image": example.image, "name": name}
   if example.label is not None:
     record["label"] = example.label
   if example.objects is not None:
@@ -335,12 +336,14 @@ def _write(builder: Builder) -> None:
       ) from error
 
 
-def _load_all(items: Sequence[Item], ahead: int) -> Iterator[Example]:
+def _load_all(
+  items: Sequence[Item], ahead: int, most_bytes: int = _MOST_BYTES
+) -> Iterator[Example]:
   """Loads in threads, in order, a bounded number ahead, and of large examples one at a time."""
-  start, largest = 0, _MOST_BYTES  # the first tells how large they are
+  start, largest = 0, most_bytes  # the first tells how large they are
   with ThreadPoolExecutor() as pool:
     while start < len(items):
-      some = items[start : start + max(1, min(ahead, _MOST_BYTES // largest))]
+      some = items[start : start + max(1, min(ahead, most_bytes // largest))]
       contexts = [contextvars.copy_context() for _ in some]  # the limits of what is read
       loaded = pool.map(lambda context, item: context.run(item.load), contexts, some)
       sizes = []

@@ -4,9 +4,7 @@ Reads through the same functions as preparation, so that what passes here can be
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +15,10 @@ from jseg.data.sources import recognize
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.sources.pairs import FilePair
 from jseg.data.survey import Survey
+from jseg.types import Arguments
 
 
-def check_folder(root: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Report:
+def check_folder(root: str | os.PathLike, options: Arguments | None = None) -> Report:
   """Reads every file of a data folder and reports all that is wrong.
 
   Args:

@@ -195,7 +195,7 @@ def _tiff_layout(data: bytes) -> str:
     return ""
 
 
-def _depth(image: Any, data: bytes, tile: Any) -> int:
+def _depth(image: Any, data: bytes, tile: object) -> int:
   """Bits per channel as stored."""
   match image.format:
     case "PNG":
