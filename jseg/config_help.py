@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from jseg import augment, backbones, losses, models, optim, tasks
 from jseg import config as configs
 from jseg.augment.base import settings_of
-from jseg.augment.image import IMAGE_AUGMENTATIONS, VOLUME_AUGMENTATIONS
+from jseg.augment.image import IMAGE_AUGMENTATIONS
+from jseg.augment.volume import VOLUME_AUGMENTATIONS
 from jseg.crf import CrfParams, DenseCRF
 from jseg.crf.params import METHODS, NORMALIZATIONS, SPATIAL_FILTERS
 from jseg.data.sources import SOURCES

@@ -92,7 +92,7 @@ def decayed(params: Params) -> Params:
 def scale_rates(factor: Callable[[str], float]) -> optax.GradientTransformation:
   """Multiplies each parameter's update by a factor of its name, a path with "/" between."""
 
-  def scale(path: jax.tree_util.KeyPath, update: Array) -> Array:
+  def scale(path: tuple[object, ...], update: Array) -> Array:
     return update * factor(parameter_name(path))
 
   return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))

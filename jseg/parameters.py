@@ -10,7 +10,7 @@ import numpy as np
 _Result = TypeVar("_Result")
 
 
-def parameter_name(path: jax.tree_util.KeyPath) -> str:
+def parameter_name(path: tuple[object, ...]) -> str:
   """Returns the name of a parameter, "backbone/conv1/kernel", from its path in a tree of JAX."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 

@@ -207,7 +207,7 @@ def predict_files(
 
 def _add_results(
   record: Record,
-  results: Iterable[tuple[str, Future]],
+  results: Iterable[tuple[str, Future[object]]],
   sources: Mapping[str, Json],
   outputs: Mapping[str, Sequence[str]],
   files: Mapping[str, pathlib.Path],
@@ -245,7 +245,7 @@ def _overlapped(
   files: Mapping[str, pathlib.Path],
   out: pathlib.Path,
   saving: Arguments,
-) -> Iterator[Iterator[tuple[str, Future]]]:
+) -> Iterator[Iterator[tuple[str, Future[object]]]]:
   """Predicts files one after another, while threads read the next and write the last ones.
 
   It gives (name, what the report needs of it or why it failed) in the order of the files, as soon
@@ -259,22 +259,24 @@ def _overlapped(
   """
   pool = ThreadPoolExecutor(_THREADS)
 
-  def predict(read: Future, name: str, file: pathlib.Path) -> tuple[Future, bool]:
+  def predict(
+    read: Future[np.ndarray], name: str, file: pathlib.Path
+  ) -> tuple[Future[object], bool]:
     """What is being written of an image that was read, and whether it is a large one."""
     try:
       image = read.result()
       prediction = segmenter(image)
     except Exception as error:  # as one of its own, in its turn
-      failed: Future = Future()
+      failed: Future[object] = Future()
       failed.set_exception(error)
       return failed, False
     write = functools.partial(_write, saving=saving)
     return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > _LARGE
 
-  def results() -> Iterator[tuple[str, Future]]:
+  def results() -> Iterator[tuple[str, Future[object]]]:
     unread, most = iter(files.values()), 1
-    reads: deque[Future] = deque()
-    writes: deque[tuple[str, Future]] = deque()
+    reads: deque[Future[np.ndarray]] = deque()
+    writes: deque[tuple[str, Future[object]]] = deque()
     for name, file in files.items():
       for following in itertools.islice(unread, max(0, most - len(reads))):
         reads.append(pool.submit(_read, segmenter.task, following))

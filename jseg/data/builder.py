@@ -35,7 +35,9 @@ SAMPLE = 2**21
 """Pixels of a split of scientific images that are kept for percentiles, means and deviations."""
 
 
-def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tuple["Builder", str]:
+def prepare(
+  source: Source, name: str, data_dir: str | os.PathLike[str] | None
+) -> tuple["Builder", str]:
   """Prepares a source, unless that was done before.
 
   Args:
@@ -70,7 +72,7 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
 
 
 def _open(
-  source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike | None
+  source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike[str] | None
 ) -> "Builder":
   """Opens a prepared set, or what is to become one."""
   folder = pathlib.Path(data_dir or os.path.expanduser(tfds.core.constants.DATA_DIR))
@@ -124,7 +126,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   VERSION = tfds.core.Version("1.3.0")  # of the canonical form: raise it when reading changes
 
   def __init__(
-    self, source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike | None
+    self, source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike[str] | None
   ):
     self._source = source
     self._survey = Survey(source)
@@ -164,10 +166,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict]]]:
+  ) -> dict[str, Iterator[tuple[int, Json]]]:
     return {split: self._generate_examples(split) for split in self._source.splits}
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, Json]]:
     items, classes = self._source.splits[split], self._source.classes
     statistics = SplitStatistics(self._source.ndim)
     loaded = _load_all(items, _READ_AHEAD[self._source.ndim])
@@ -199,7 +201,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     """Silenced."""
 
 
-def sample_file(folder: str | os.PathLike, split: str) -> pathlib.Path:
+def sample_file(folder: str | os.PathLike[str], split: str) -> pathlib.Path:
   """Returns where a prepared set of scientific images keeps some pixels of a split, [n c]."""
   return pathlib.Path(folder) / f"sample_{split}.npy"
 

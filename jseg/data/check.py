@@ -18,7 +18,7 @@ from jseg.data.survey import Survey
 from jseg.types import Arguments
 
 
-def check_folder(root: str | os.PathLike, options: Arguments | None = None) -> Report:
+def check_folder(root: str | os.PathLike[str], options: Arguments | None = None) -> Report:
   """Reads every file of a data folder and reports all that is wrong.
 
   Args:
@@ -32,7 +32,7 @@ def check_folder(root: str | os.PathLike, options: Arguments | None = None) -> R
   return check_source(recognize(root, options), root)
 
 
-def check_source(source: Source, root: str | os.PathLike) -> Report:
+def check_source(source: Source, root: str | os.PathLike[str]) -> Report:
   """Reads every example of a source and reports all that is wrong; `root` names it."""
   report = Report(Path(root), source.classes, {}, list(source.problems), list(source.notes))
   survey = Survey(source)

@@ -265,8 +265,8 @@ class Dataset:
 def load(
   name: str | Source,
   *,
-  root: str | os.PathLike | None = None,
-  data_dir: str | os.PathLike | None = None,
+  root: str | os.PathLike[str] | None = None,
+  data_dir: str | os.PathLike[str] | None = None,
   options: Arguments | None = None,
   fields: Arguments | None = None,
 ) -> Dataset:

@@ -25,7 +25,7 @@ _INK, _PAPER = (40, 42, 54), (250, 250, 248)
 
 
 def contact_sheet(
-  root: str | os.PathLike, path: str | os.PathLike, options: Arguments | None = None
+  root: str | os.PathLike[str], path: str | os.PathLike[str], options: Arguments | None = None
 ) -> bool:
   """Writes a PNG of up to 16 images with their masks laid over them, and a legend.
 

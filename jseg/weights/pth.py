@@ -85,7 +85,7 @@ class _Dtype:
   dtype: np.dtype
 
 
-class _Dict(dict):
+class _Dict(dict[Hashable, object]):
   """Stands for an OrderedDict."""
 
 

@@ -78,7 +78,7 @@ def transfer(
   taken, kept, reshaped, adapted = [], [], [], []
   reading = functools.cache(read_image)
 
-  def replace(path: jax.tree_util.KeyPath, old: Array) -> Array:
+  def replace(path: tuple[object, ...], old: Array) -> Array:
     name = parameter_name(path)
     new: Array | np.ndarray | None = given.pop(name, None)
     if new is None:

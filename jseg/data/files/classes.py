@@ -69,7 +69,7 @@ class ClassInfo:
   instance: bool = False
   by_color: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     names, k = self.names, len(self.names)
     if not 1 <= k <= IGNORE and not self.instance:
       raise InputError(
@@ -146,7 +146,7 @@ class ClassInfo:
 
   @classmethod
   def load(
-    cls, path: str | os.PathLike, tasks: Sequence[str] = ("semantic", "instance")
+    cls, path: str | os.PathLike[str], tasks: Sequence[str] = ("semantic", "instance")
   ) -> "ClassInfo":
     """Reads a classes.json.
 
@@ -201,7 +201,7 @@ class ClassInfo:
     content["task"] = "instance" if self.instance else "semantic"
     return json.dumps(content)
 
-  def save(self, path: str | os.PathLike) -> None:
+  def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a classes.json, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
     write_text(Path(path), self.to_json())
 

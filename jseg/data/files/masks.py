@@ -6,7 +6,7 @@ for their colors.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -358,7 +358,7 @@ def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -
   return ids.astype(np.uint8)
 
 
-def _listing(noun: str, values: list, counts: np.ndarray) -> str:
+def _listing(noun: str, values: Sequence[object], counts: np.ndarray) -> str:
   """`value 37 (12 pixels), 40 (3 pixels) and 2 more`, most frequent first."""
   order = np.argsort(-counts, kind="stable")[:4]
   text = ", ".join(f"{values[i]} ({counts[i]} pixels)" for i in order)

@@ -34,7 +34,7 @@ SOURCES = {
 def make_source(
   name: str,
   *,
-  root: str | os.PathLike | None = None,
+  root: str | os.PathLike[str] | None = None,
   options: Arguments | None = None,
 ) -> Source:
   """Makes the source of a name.
@@ -65,7 +65,7 @@ def make_source(
   return make(root, **options)
 
 
-def recognize(root: str | os.PathLike, options: Arguments | None = None) -> Source:
+def recognize(root: str | os.PathLike[str], options: Arguments | None = None) -> Source:
   """Makes the source of a folder of unknown kind: the first that matches, or else `folder`.
 
   Args:

@@ -27,7 +27,7 @@ Fields = Mapping[str, Any]
 
 
 def tfds_source(
-  name: str, fields: Fields, data_dir: str | os.PathLike | None = None
+  name: str, fields: Fields, data_dir: str | os.PathLike[str] | None = None
 ) -> ListedSource:
   """Reads a set that TFDS prepares (as array_record, without TensorFlow) or has prepared.
 
@@ -73,7 +73,9 @@ def tfds_source(
   return ListedSource(classes=classes, splits=items, make_fingerprint=lambda: digest)
 
 
-def _object_source(name: str, fields: Fields, data_dir: str | os.PathLike | None) -> ListedSource:
+def _object_source(
+  name: str, fields: Fields, data_dir: str | os.PathLike[str] | None
+) -> ListedSource:
   """Reads a set of objects; see `tfds_source`."""
   missing = [key for key in ("image", "objects", "class") if key not in fields]
   unknown = sorted(set(fields) - set(_KEYS) - set(_OBJECT_KEYS))
@@ -233,7 +235,7 @@ def _table(name: str, values: Mapping[int | str, int], k: int) -> np.ndarray:
   return table
 
 
-def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> tfds.core.DatasetBuilder:
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:

@@ -36,8 +36,8 @@ from jseg.models import Network, fitting
 from jseg.outputs import write_text
 from jseg.report import draw_objects
 from jseg.scaling import statistics
-from jseg.step import Forward, Losses, replicate
-from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
+from jseg.step import Forward, Losses, LossFn, replicate
+from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
 from jseg.tasks.instance.predict import (

@@ -36,8 +36,8 @@ from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
 from jseg.report import VOID_COLOR, colorize, save_calibration_plot, save_confusion_plot
 from jseg.scaling import statistics
-from jseg.step import Forward, replicate
-from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
+from jseg.step import Forward, LossFn, replicate
+from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
 from jseg.tasks.semantic.evaluation import count_batches, count_images, count_whole_images
