@@ -1,7 +1,7 @@
 """jseg: the classic segmentation networks on JAX."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from jseg import (
@@ -75,7 +75,7 @@ _OBJECTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
   if name in _OBJECTS:
     value = getattr(importlib.import_module(f"jseg.{_OBJECTS[name]}"), name)
   elif name in __all__:

@@ -28,7 +28,7 @@ from jseg.console import ERRORS
 from jseg.outputs import unwritable
 from jseg.parameters import parameter_name
 from jseg.state import TrainState
-from jseg.types import InputError
+from jseg.types import InputError, Json, Tree, Variables
 
 _policy = ocp.checkpoint_managers
 
@@ -86,7 +86,9 @@ class Checkpoints:
     if read_only and not self._manager.all_steps():
       raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
 
-  def _open(self, kept: Any, read_only: bool) -> ocp.CheckpointManager:
+  def _open(
+    self, kept: ocp.checkpoint_managers.PreservationPolicy, read_only: bool
+  ) -> ocp.CheckpointManager:
     directory = self._directory
     return ocp.CheckpointManager(
       directory,
@@ -162,12 +164,12 @@ class Checkpoints:
       return None
     with self._told(step):
       record = json_files.read(path, "")
-      content = record["content"]
+      content: Any = record["content"]
       if record["own"] != checksums.of_json(content):
         raise ValueError(f"{path} isn't what was saved")
       return content
 
-  def restore_average(self, count: int, template: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+  def restore_average(self, count: int, template: Variables) -> tuple[int, Variables]:
     """The means of parameters and running statistics over the last checkpoints.
 
     Averaging of weights (Izmailov et al. 2018, arXiv:1803.05407); but the means of the statistics
@@ -215,7 +217,7 @@ class Checkpoints:
     )
 
   def save(
-    self, state: TrainState, position: Mapping[str, Any], score: float | None = None
+    self, state: TrainState, position: Mapping[str, object], score: float | None = None
   ) -> None:
     """Starts to save; returns as soon as the state is copied, so that training can go on.
 
@@ -283,7 +285,7 @@ class Checkpoints:
       f"(steps: {kept}). {remedy}, then start the same command again: it resumes from the last one"
     )
 
-  def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+  def restore(self, template: TrainState) -> tuple[TrainState, Json]:
     """The latest state that isn't damaged, and the position in the data that was saved with it.
 
     Damaged checkpoints after it are told and set aside, into the folder `damaged` of the run.
@@ -309,7 +311,7 @@ class Checkpoints:
     assert damaged, "look at latest() before"
     raise InputError("\n".join([*damaged.values(), "Start anew in another --workdir"]))
 
-  def _restore_all(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+  def _restore_all(self, step: int, template: TrainState) -> tuple[TrainState, Json]:
     model = {"params": template.params, "batch_stats": template.batch_stats, "ema": template.ema}
     training = _training(template)
     items = self._restore(step, {"model": model, "training": training})
@@ -332,7 +334,7 @@ class Checkpoints:
       _tell(reason)
     _tell(f"going on from checkpoint {used}; what is damaged is now in {aside}")
 
-  def restore_model(self, step: int, template: Mapping[str, Any]) -> dict[str, Any]:
+  def restore_model(self, step: int, template: Variables) -> Variables:
     """Variables to apply the model with, from the checkpoint of one step.
 
     Args:
@@ -351,7 +353,7 @@ class Checkpoints:
       "batch_stats": model["batch_stats"],
     }
 
-  def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+  def _restore(self, step: int, items: dict[str, Tree]) -> dict[str, Tree]:
     for name, template in items.items():
       self._check(step, name, template)
     # Host arrays: every process reads the whole, whatever devices there were and are.
@@ -387,14 +389,14 @@ class Checkpoints:
         f"{others}), as jseg train does by itself"
       ) from error
 
-  def _metadata(self, step: int, item: str) -> dict[str, Any]:
+  def _metadata(self, step: int, item: str) -> Tree:
     with self._told(step):
       metadata = self._manager.item_metadata(step)[item]
       if metadata is None:
         raise ValueError(f"its {item!r} can't be read")
       return metadata.tree
 
-  def _check(self, step: int, item: str, template: Any) -> None:
+  def _check(self, step: int, item: str, template: Tree) -> None:
     saved, expected = _shapes(self._metadata(step, item)), _shapes(template)
     record = self._record(step)
     when_saved = record and {name: tuple(shape) for name, (_, shape, _) in record[item].items()}
@@ -431,7 +433,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _training(state: TrainState) -> dict[str, Any]:
+def _training(state: TrainState) -> dict[str, Tree]:
   """What a checkpoint's item `training` holds."""
   scale = {"loss_scale": state.loss_scale} if state.loss_scale else {}
   return {"opt_state": state.opt_state, "step": state.step, **scale}
@@ -451,7 +453,7 @@ def _ignore_leftovers() -> None:
   if getattr(previous, "__name__", "") == "_without_closed_loops":
     return
 
-  def _without_closed_loops(unraisable: Any) -> None:
+  def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
     if str(unraisable.exc_value) != "Event loop is closed":
       previous(unraisable)
 
@@ -464,9 +466,10 @@ def _read_metrics(path: pathlib.Path) -> dict[str, float] | None:
     return None
   remedy = "remove it: the checkpoint then counts as not evaluated"
   metrics = json_files.read(path, remedy)
-  if [type(value) for value in metrics.values()] != [float]:
+  numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+  if len(metrics) != 1 or len(numbers) != 1:
     raise InputError(f"{path} is damaged (it holds no metric); {remedy}")
-  return metrics
+  return numbers
 
 
 def _mend_metrics(path: pathlib.Path, known: dict[str, float] | None, problem: str) -> None:
@@ -486,6 +489,6 @@ def _only_value(metrics: Mapping[str, float]) -> float:
   return value
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {parameter_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -7,15 +7,15 @@ four billions, and takes a fraction of the time of writing.
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from jseg.parameters import parameter_name
+from jseg.types import Tree
 
 
-def of_arrays(tree: Any) -> dict[str, Sequence[Any]]:
+def of_arrays(tree: Tree) -> dict[str, Sequence[object]]:
   """Returns type, shape and CRC-32 of each array of a tree, by its name."""
   return {
     parameter_name(path): _of_array(np.asarray(leaf))
@@ -23,18 +23,18 @@ def of_arrays(tree: Any) -> dict[str, Sequence[Any]]:
   }
 
 
-def of_json(value: Any) -> str:
+def of_json(value: object) -> str:
   """Returns the CRC-32 of a value, as JSON hands it back."""
   text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
   return f"{zlib.crc32(text.encode()):08x}"
 
 
-def differences(saved: Mapping[str, Sequence[Any]], tree: Any) -> list[str]:
+def differences(saved: Mapping[str, Sequence[object]], tree: Tree) -> list[str]:
   """Returns the names of arrays that aren't what they were when `saved` was made of them."""
   now = of_arrays(tree)
   return sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
 
 
-def _of_array(array: np.ndarray) -> Sequence[Any]:
+def _of_array(array: np.ndarray) -> Sequence[object]:
   content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
   return [str(array.dtype), list(array.shape), zlib.crc32(content.data)]

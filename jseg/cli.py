@@ -47,7 +47,7 @@ class Version(argparse.Action):
   def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
     super().__init__(option_strings, dest, nargs=0, **kwargs)
 
-  def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+  def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
     """Prints; JAX looks for devices only now."""
     print("\n".join(f"{name:<9} {value}" for name, value in versions().items()))
     parser.exit()

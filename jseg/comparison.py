@@ -2,11 +2,11 @@
 
 import csv
 import dataclasses
+import functools
 import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jseg import json_files
 from jseg.metrics.images import LEVEL, class_iou, paired_intervals
 from jseg.models import Network
 from jseg.run import Run
-from jseg.types import InputError
+from jseg.types import Arguments, InputError, Json
 
 _KEYS = {"semantic": "iou", "instance": "ap"}  # of a class, by task
 _KINDS = ("tp", "fp", "fn")
@@ -58,10 +58,10 @@ class Entry:
   flops: float | None
   size: Sequence[int]
   images_per_second: float | None
-  lines: Sequence[Mapping[str, Any]]
+  lines: Sequence[json_files.MetricsLine]
   best: float | None
   best_step: int | None
-  scores: Mapping[str, Any]
+  scores: Arguments
   by_class: Mapping[str, float]
   images: tuple[Sequence[str], np.ndarray] | None
 
@@ -103,7 +103,7 @@ class Comparison:
   differences: Sequence[Difference]
   notes: Sequence[str]
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Json:
     """Returns plain values for JSON; None where there is no number."""
     entries = []
     for entry in self.entries:
@@ -112,7 +112,8 @@ class Comparison:
       entries.append(values)
     differences = [dataclasses.asdict(each) for each in self.differences]
     about = {"split": self.split, "level": LEVEL, "notes": list(self.notes)}
-    return _plain({**about, "runs": entries, "differences": differences})
+    every = {**about, "runs": entries, "differences": differences}
+    return {key: _plain(value) for key, value in every.items()}
 
 
 def compare(runs: Sequence[str | pathlib.Path], split: str | None = None) -> Comparison:
@@ -207,16 +208,15 @@ def count(model: Network, shape: Sequence[int]) -> tuple[int, float | None]:
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
   # A network of objects is told what the image covers.
-  covered = jnp.array([shape[:2]], jnp.int32)
-  more: dict[str, Any] = {"size": covered} if type(model).task == "instance" else {}
-  lowered = jax.jit(lambda v, x: model.apply(v, x, train=False, **more)).lower(variables, image)
-  analysis: Any = lowered.cost_analysis()
+  apply = functools.partial(model.apply, train=False)
+  if type(model).task == "instance":
+    apply = functools.partial(apply, size=jnp.array([shape[:2]], jnp.int32))
+  lowered = jax.jit(apply).lower(variables, image)
+  analysis: object = lowered.cost_analysis()
   return parameters, analysis.get("flops") if isinstance(analysis, dict) else None
 
 
-def _by_class(
-  scores: Mapping[str, Any], key: str, path: pathlib.Path, remedy: str
-) -> dict[str, float]:
+def _by_class(scores: Arguments, key: str, path: pathlib.Path, remedy: str) -> dict[str, float]:
   try:
     found = {name: each[key] for name, each in scores.get("per_class", {}).items()}
     return {name: math.nan if value is None else float(value) for name, value in found.items()}
@@ -294,7 +294,7 @@ def _difference(first: Entry, other: Entry, notes: list[str]) -> Difference:
   return Difference(means[1] - means[0], by_class, intervals)
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
   return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -320,7 +320,7 @@ def _unpaired(first: Entry, other: Entry) -> str:
   return ""
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
   if isinstance(value, Mapping):
     return {key: _plain(each) for key, each in value.items()}
   if isinstance(value, list | tuple):

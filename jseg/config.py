@@ -152,8 +152,8 @@ class DataKeys:
   name: str = "shapes"
   root: str = ""
   data_dir: str = ""
-  options: dict[str, Any] = dataclasses.field(default_factory=dict)
-  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+  options: dict[str, object] = dataclasses.field(default_factory=dict)
+  fields: dict[str, object] = dataclasses.field(default_factory=dict)
   train_split: str = "train"
   eval_split: str = "val"
   size: tuple[int, ...] = (256, 256)
@@ -194,7 +194,7 @@ RESUMABLE = {
 but for a length that is told (`jseg.length`)."""
 
 
-def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.ConfigDict:
+def default(model: str | Network = "unet", **arguments: object) -> ml_collections.ConfigDict:
   """The configuration that every file in `configs/` starts from.
 
   Args:
@@ -227,7 +227,7 @@ def default(model: str | Network = "unet", **arguments: Any) -> ml_collections.C
   return config.lock()
 
 
-def describe(model: Network) -> dict[str, Any]:
+def describe(model: Network) -> dict[str, object]:
   """Returns what a configuration records of a network that was made in Python.
 
   Returns:
@@ -238,32 +238,35 @@ def describe(model: Network) -> dict[str, Any]:
   return {"name": f"{type(model).__module__}:{type(model).__qualname__}", **plain}
 
 
-def record(config: ml_collections.ConfigDict, **objects: Any) -> ml_collections.ConfigDict:
+def record(
+  config: ml_collections.ConfigDict, *, model: Network | None = None, **objects: object
+) -> ml_collections.ConfigDict:
   """Returns a configuration that says what was given in Python.
 
   Args:
     config: a configuration.
-    **objects: objects by what they are, None where not given; the section `model` describes the
-      arguments of a `model`.
+    model: the network, or None; the section `model` describes its arguments.
+    **objects: other objects by what they are, None where not given.
   """
-  given = {what: value for what, value in objects.items() if value is not None}
+  every = {"model": model, **objects}
+  given = {what: value for what, value in every.items() if value is not None}
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.given = tuple(f"{what}={_source(value)}" for what, value in sorted(given.items()))
-    if "model" in given:
-      config.model = default(given["model"]).model
+    if model is not None:
+      config.model = default(model).model
       if config.remat == "none":
-        config.remat = getattr(given["model"], "remat", "none")
+        config.remat = getattr(model, "remat", "none")
   return config
 
 
-def _source(value: Any) -> str:
+def _source(value: object) -> str:
   """Where the code of an object is: "module:Name" of a function, or of the object's class."""
   code = value if hasattr(value, "__qualname__") else type(value)
   return f"{code.__module__}:{code.__qualname__}"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
   if isinstance(value, tuple | list):
     return all(map(_is_plain, value))
   return value is None or isinstance(value, bool | int | float | str)
@@ -406,7 +409,7 @@ def make_task(config: ml_collections.ConfigDict) -> tuple[tasks.Task, data.Datas
   return task, dataset
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Any]]:
   """Yields (dotted key, value) for every leaf."""
   for key, value in config.items():
     if isinstance(value, ml_collections.ConfigDict | dict):
@@ -470,7 +473,7 @@ def _complete(
 
 
 def change(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any], known: Iterable[str] = ()
+  config: ml_collections.ConfigDict, changes: Mapping[str, object], known: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
   """A copy with other values: what `--set KEY=VALUE` and `--config.KEY=VALUE` do.
 
@@ -498,8 +501,8 @@ def change(
 
 
 def parse_changes(
-  texts: Iterable[str], flag: str, config: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+  texts: Iterable[str], flag: str, config: Mapping[str, object] | None = None
+) -> dict[str, object]:
   """Reads "KEY=VALUE" texts; values are Python's literals, or else words.
 
   Args:
@@ -511,7 +514,7 @@ def parse_changes(
   Raises:
     InputError: one isn't KEY=VALUE.
   """
-  changes: dict[str, Any] = {}
+  changes: dict[str, object] = {}
   words = {key for key, value in flatten(config or {}) if isinstance(value, str)}
   for text in texts:
     key, equals, value = text.partition("=")
@@ -563,7 +566,7 @@ def unknown_key(key: str, known: list[str]) -> str:
   return f"unknown config key {key}; {hint}"
 
 
-def _same_kind(value: Any, reference: Any) -> bool:
+def _same_kind(value: object, reference: object) -> bool:
   if isinstance(reference, bool) or isinstance(value, bool):
     return isinstance(value, bool) and isinstance(reference, bool)
   if isinstance(reference, float):

@@ -3,14 +3,14 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from jseg import augment, backbones, losses, models, optim, tasks
 from jseg import config as configs
 from jseg.augment.base import settings_of
-from jseg.augment.image import IMAGE_AUGMENTATIONS, VOLUME_AUGMENTATIONS
+from jseg.augment.image import IMAGE_AUGMENTATIONS
+from jseg.augment.volume import VOLUME_AUGMENTATIONS
 from jseg.crf import CrfParams, DenseCRF
 from jseg.crf.params import METHODS, NORMALIZATIONS, SPATIAL_FILTERS
 from jseg.data.sources import SOURCES
@@ -73,8 +73,8 @@ class Key:
   """
 
   name: str
-  value: Any
-  default: Any
+  value: object
+  default: object
   kind: str
   choices: tuple[str, ...]
   meaning: str
@@ -178,7 +178,7 @@ def _is_accepted(config: ConfigDict, argument: str, value: str) -> bool:
   return True
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
   if isinstance(value, tuple | list):
     kinds = {_kind(each) for each in value}
     return f"list of {kinds.pop()}s" if len(kinds) == 1 else "list"
@@ -190,7 +190,7 @@ def _prefixed(section: str, meanings: Mapping[str, str]) -> dict[str, str]:
   return {f"{section}.{name}": meaning for name, meaning in meanings.items()}
 
 
-def _documented(code: Any) -> dict[str, str]:
+def _documented(code: object) -> dict[str, str]:
   """Returns what a docstring says of each argument, attribute or key, by its name."""
   lines = inspect.cleandoc(code.__doc__ or "").splitlines()
   found: dict[str, list[str]] = {}

@@ -2,20 +2,23 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from jseg.types import InputError
 
+_Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
 
 
-def defaults_of(function: Callable[..., Any], *without: str) -> dict[str, Any]:
+def defaults_of(function: Callable[..., object], *without: str) -> dict[str, object]:
   """Returns a function's arguments and their defaults, those named in `without` aside."""
   parameters = inspect.signature(function).parameters.values()
   return {p.name: p.default for p in parameters if p.name not in without}
 
 
-def build(section: str, make: Callable[..., _Made], *args: Any, **kwargs: Any) -> _Made:
+def build(
+  section: str, make: Callable[_Given, _Made], *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Made:
   """Calls `make`; an InputError that names an argument then names the section's key.
 
   Raises:

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -21,7 +20,7 @@ from jseg.report.figure import plain
 from jseg.run import Run
 from jseg.scaling import as_scaled
 from jseg.step import meet
-from jseg.types import InputError, Variables
+from jseg.types import InputError, Json, Variables
 
 WORST = 8
 """Images that are drawn unless another number is asked for."""
@@ -45,7 +44,7 @@ class Evaluation:
   step: int
   scores: tasks.Scores
   names: Sequence[str]
-  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  extra: Json = dataclasses.field(default_factory=dict)
   written: bool = True
 
   def table(self, title: str) -> RenderableType:
@@ -63,7 +62,7 @@ def evaluate(
   protocol: str | None = None,
   metrics: Sequence[str] = (),
   crf: CrfParams | None = None,
-  changes: Mapping[str, Any] | None = None,
+  changes: Mapping[str, object] | None = None,
   model: Network | None = None,
   dataset: Dataset | None = None,
   worst: int = WORST,
@@ -109,28 +108,15 @@ def evaluate(
   task = opened.task
   options = {"metrics": tuple(metrics), "crf": crf}
   tasks.refuse_options(opened.config.model.name, options, task.evaluate_options)
-  if dataset is None:
-    dataset = opened.dataset(root)
-  else:
-    opened.check_classes(dataset)
-    dataset = as_scaled(opened.config, dataset)
+  dataset = _dataset(opened, dataset, root)
   split = split or opened.config.data.eval_split
-  for spec in metrics:  # what is impossible is told before the work
-    create_metric(spec, opened.classes.names, dataset.ndim)
-  if metrics and dataset.ndim == 3:
-    dataset.spacings(split)
+  _check_metrics(metrics, dataset, split)
   writable: list[bool] = []  # of process 0 alone
   hosts.on_first(lambda: writable.append(_is_writable(opened, split)))
   step, variables = opened.restore(checkpoint)
   known = {name: options[name] for name in task.evaluate_options}
   scores, measured = task.measure(variables, dataset, split, **known)
-  extra: dict[str, Any] = {"changes": dict(changes)} if changes else {}
-  if str(checkpoint).startswith("average:"):
-    extra["checkpoint"] = checkpoint
-  if "inference" in opened.config:
-    extra["inference"] = opened.config.inference.to_dict()
-  extra |= measured
-
+  extra = {**_settings(opened, checkpoint, changes), **measured}
   source = dataset.source(split)
 
   def save() -> None:
@@ -143,6 +129,32 @@ def evaluate(
 
   hosts.on_first(save)
   return Evaluation(split, step, scores, opened.classes.names, extra, written=any(writable))
+
+
+def _dataset(run: Run, given: Dataset | None, root: str | None) -> Dataset:
+  """The data set that was given, in the run's own scaling, or the run's."""
+  if given is None:
+    return run.dataset(root)
+  run.check_classes(given)
+  return as_scaled(run.config, given)
+
+
+def _check_metrics(metrics: Sequence[str], dataset: Dataset, split: str) -> None:
+  """Raises InputError for impossible metrics, before any work."""
+  for spec in metrics:
+    create_metric(spec, dataset.classes.names, dataset.ndim)
+  if metrics and dataset.ndim == 3:
+    dataset.spacings(split)
+
+
+def _settings(run: Run, checkpoint: str | int, changes: Mapping[str, object] | None) -> Json:
+  """What the metrics depend on, for their file: where it isn't as usual."""
+  found: Json = {"changes": dict(changes)} if changes else {}
+  if str(checkpoint).startswith("average:"):
+    found["checkpoint"] = checkpoint
+  if "inference" in run.config:
+    found["inference"] = run.config.inference.to_dict()
+  return found
 
 
 def _worst(

@@ -3,7 +3,6 @@
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ def export_run(
   checkpoint: str | int = "best",
   size: Sequence[int] | None = None,
   platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-  changes: Mapping[str, Any] | None = None,
+  changes: Mapping[str, object] | None = None,
 ) -> list[pathlib.Path]:
   """Writes a run's network as StableHLO, with its weights, for a batch of any size.
 

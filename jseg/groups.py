@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -34,7 +33,7 @@ class Group:
   freeze: bool = False
 
 
-def read_groups(values: Sequence[Any]) -> tuple[Group, ...]:
+def read_groups(values: Sequence[object]) -> tuple[Group, ...]:
   """Reads the groups of a configuration.
 
   Args:
@@ -46,7 +45,7 @@ def read_groups(values: Sequence[Any]) -> tuple[Group, ...]:
   return tuple(_read(f"groups[{i}]", value) for i, value in enumerate(values))
 
 
-def _read(where: str, value: Any) -> Group:
+def _read(where: str, value: object) -> Group:
   fields = [f.name for f in dataclasses.fields(Group)]
   if not isinstance(value, Mapping) or not isinstance(value.get("match"), str):
     raise InputError(
@@ -73,7 +72,7 @@ def _read(where: str, value: Any) -> Group:
   return group
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -153,7 +153,7 @@ def everywhere(condition: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(condition)).all())
 
 
-def agree(facts: Mapping[str, Any]) -> None:
+def agree(facts: Mapping[str, object]) -> None:
   """Checks that all processes were started alike.
 
   Args:
@@ -262,5 +262,5 @@ def _bytes(text: str) -> np.ndarray:
   return np.frombuffer(encoded, np.uint8)
 
 
-def _text(sent: Any) -> str:
+def _text(sent: object) -> str:
   return np.asarray(sent).tobytes().rstrip(b"\0").decode(errors="replace")

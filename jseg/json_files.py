@@ -1,4 +1,4 @@
-"""Files of JSON: an object each, or an object a line of files that grow; any fault is told."""
+"""Files of JSON: one object each, or one per line where files grow; any fault is told."""
 
 import json
 import pathlib
@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jseg.outputs import GO_ON, unwritable, write_text
-from jseg.types import InputError
+from jseg.types import InputError, Json
+
+MetricsLine = dict[str, Any]
+"""A line of `metrics.jsonl`: `step`, `split`, and numbers or None by name."""
 
 _MOST_STEPS = 2**31
 
 
-def read(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+def read(path: pathlib.Path, remedy: str) -> Json:
   """The object that a file holds.
 
   Args:
@@ -24,12 +27,12 @@ def read(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   return _parse(_content(path, remedy), str(path), remedy)
 
 
-def write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+def write(path: pathlib.Path, value: Mapping[str, object]) -> None:
   """Writes an object, as a whole or not at all. Raises WriteError."""
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_lines(path: pathlib.Path, remedy: str) -> list[dict[str, Any]]:
+def read_lines(path: pathlib.Path, remedy: str) -> list[Json]:
   """The objects of a file, none where there is no file.
 
   A last line without its end is left out: it was being written when the process was killed.
@@ -47,8 +50,8 @@ def read_lines(path: pathlib.Path, remedy: str) -> list[dict[str, Any]]:
   return [_parse(line, f"{path}, line {number}", remedy) for number, line in enumerate(lines, 1)]
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a run's `metrics.jsonl`: each has `step`, `split`, and numbers or None by name.
+def read_metrics(path: pathlib.Path) -> list[MetricsLine]:
+  """The lines of a run's `metrics.jsonl`.
 
   Args:
     path: the file; it need not be there.
@@ -64,10 +67,11 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
   return lines
 
 
-def _problem_of_metrics(line: Mapping[str, Any]) -> str:
+def _problem_of_metrics(line: Mapping[str, object]) -> str:
   if not isinstance(line.get("split"), str):
     return "'split' is no name"
-  if type(line.get("step")) is not int or not 0 <= line["step"] < _MOST_STEPS:
+  step = line.get("step")
+  if type(step) is not int or not 0 <= step < _MOST_STEPS:
     return "'step' is no number of steps"
   for key, value in line.items():
     # Integers of JSON have no bound.
@@ -84,7 +88,7 @@ def _content(path: pathlib.Path, remedy: str) -> bytes:
     raise InputError(f"{path} can't be read ({error.strerror}); {remedy}") from None
 
 
-def _parse(text: bytes, where: str, remedy: str) -> dict[str, Any]:
+def _parse(text: bytes, where: str, remedy: str) -> Json:
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as error:
@@ -94,12 +98,12 @@ def _parse(text: bytes, where: str, remedy: str) -> dict[str, Any]:
   return value
 
 
-def line(value: Mapping[str, Any]) -> str:
+def line(value: Mapping[str, object]) -> str:
   """An object as a line of such a file."""
   return json.dumps(value) + "\n"
 
 
-def append(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+def append(path: pathlib.Path, value: Mapping[str, object]) -> None:
   """Appends a line to a file. Raises WriteError."""
   try:
     with path.open("a", encoding="utf-8") as file:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from jseg import config as configs
 from jseg.arithmetic import cdiv
+from jseg.types import Arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Progress:
   since: int = 0
 
   @classmethod
-  def read(cls, position: Mapping[str, Any]) -> "Progress":
+  def read(cls, position: Arguments) -> "Progress":
     """Reads what was saved with a checkpoint, a new one if that is older than this."""
     return cls(**position.get("progress", {}))
 

@@ -18,17 +18,19 @@ from jseg.console import ERRORS
 from jseg.owner import Owner
 from jseg.types import InputError
 
-BEAT_SECONDS = 10.0
-"""Seconds between two signs of life of a holder."""
-
-SILENT_SECONDS = 35.0
-"""Seconds without a sign after which a holder on another machine counts as gone."""
-
 _LONG_AGO = 600.0  # seconds that no two clocks differ by
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, what: str, remedy: str, *, wait: bool = False) -> Iterator[None]:
+def locked(
+  path: pathlib.Path,
+  what: str,
+  remedy: str,
+  *,
+  wait: bool = False,
+  beat: float = 10.0,
+  silent: float = 35.0,
+) -> Iterator[None]:
   """Holds a lock, whose file says by whom it is held; it is removed at the end.
 
   The system releases the lock when the process ends, however it ends. Where it can't tell, because
@@ -40,37 +42,40 @@ def locked(path: pathlib.Path, what: str, remedy: str, *, wait: bool = False) ->
     what: what is locked, for the message.
     remedy: what the user is to do meanwhile.
     wait: waits until it is released, instead of refusing.
+    beat: seconds between two signs of life.
+    silent: seconds without a sign of life after which a holder on another machine counts as gone;
+      several times the `beat` of whoever may hold it.
 
   Raises:
     InputError: another process holds it.
     OSError: it can't be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  file, holder = _acquire(path)
+  file, holder = _acquire(path, silent)
   if wait and holder is not None:
     ERRORS.print(f"{what} is in use by {holder}: waiting for it", soft_wrap=True)
   while wait and holder is not None:
     time.sleep(0.5)
-    file, holder = _acquire(path)
+    file, holder = _acquire(path, silent)
   if holder is not None:
     raise InputError(
       f"{what} is in use by {holder}; {remedy}. If that process is gone for certain, remove {path}"
     )
   ended = threading.Event()
-  beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
-  beat.start()
+  signs = threading.Thread(target=_beat, args=(path, ended, beat), daemon=True)
+  signs.start()
   try:
     yield
   finally:
     ended.set()
-    beat.join()
+    signs.join()
     # Removed while it is held: whoever has opened it meanwhile sees that it is another file.
     with contextlib.suppress(OSError):
       path.unlink()
     os.close(file)
 
 
-def _acquire(path: pathlib.Path) -> tuple[int, Owner | None]:
+def _acquire(path: pathlib.Path, silent: float) -> tuple[int, Owner | None]:
   """Returns (the open file, None), or (-1, the process that holds it)."""
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -80,7 +85,7 @@ def _acquire(path: pathlib.Path) -> tuple[int, Owner | None]:
         os.close(file)
         continue
       holder = _read(file)
-      if holder is None or _may_replace(holder, path, sure=taken is not None):
+      if holder is None or _may_replace(holder, path, silent, sure=taken is not None):
         text = json.dumps(dataclasses.asdict(Owner.here())).encode()
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
@@ -123,12 +128,13 @@ def _read(file: int) -> Owner | None:
     return None
 
 
-def _may_replace(holder: Owner, path: pathlib.Path, *, sure: bool) -> bool:
+def _may_replace(holder: Owner, path: pathlib.Path, silent: float, *, sure: bool) -> bool:
   """Whether a holder that has left its name in the file is gone.
 
   Args:
     holder: the process.
     path: the file.
+    silent: seconds without a sign of life after which it counts as gone.
     sure: whether the lock is ours, so that no process of this machine holds it.
   """
   if holder.is_near and (sure or holder.is_gone()):
@@ -136,9 +142,9 @@ def _may_replace(holder: Owner, path: pathlib.Path, *, sure: bool) -> bool:
   touched = path.stat().st_mtime
   if time.time() - touched < _LONG_AGO:
     ERRORS.print(f"{path} was left by {holder}; waiting for a sign of life", soft_wrap=True)
-    until = time.monotonic() + SILENT_SECONDS
+    until = time.monotonic() + silent
     while time.monotonic() < until:
-      time.sleep(min(1.0, SILENT_SECONDS / 10))
+      time.sleep(min(1.0, silent / 10))
       try:
         if path.stat().st_mtime != touched:
           return False
@@ -148,7 +154,7 @@ def _may_replace(holder: Owner, path: pathlib.Path, *, sure: bool) -> bool:
   return True
 
 
-def _beat(path: pathlib.Path, ended: threading.Event) -> None:
-  while not ended.wait(BEAT_SECONDS):
+def _beat(path: pathlib.Path, ended: threading.Event, seconds: float) -> None:
+  while not ended.wait(seconds):
     with contextlib.suppress(OSError):
       os.utime(path)

@@ -9,7 +9,7 @@ import pathlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from types import TracebackType
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from jseg.console import CONSOLE
 from jseg.outputs import GO_ON, unwritable, write_text
 from jseg.run import Files, Run
 from jseg.tasks import Task
-from jseg.types import Array, InputError
+from jseg.types import Array, InputError, Metrics
 
 IN_FLIGHT = 2
 """Steps that the host may be ahead of the device."""
@@ -81,14 +81,19 @@ class TrainingLog:
     )
     return self
 
-  def __exit__(self, *error: Any) -> None:
-    self._stack.__exit__(*error)
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._stack.__exit__(kind, error, trace)
 
   def fetching(self) -> contextlib.AbstractContextManager[None]:
     """Takes the time that a step's batch is waited for; the clock of a window starts with it."""
     return self._window.fetching()
 
-  def add(self, step: int, metrics: dict[str, Any]) -> None:
+  def add(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a step that may still be running, and moves the progress bar."""
     self._window.add(step, metrics)
     self._bar.update(self._line, completed=step, status=self._window.status())
@@ -166,7 +171,7 @@ class _Step:
   """
 
   number: int
-  metrics: dict[str, Any]
+  metrics: Metrics
   fetched: tuple[float, float]
   before: concurrent.futures.Future[float] | None
 
@@ -200,7 +205,7 @@ class MetricsAccumulator:
     self._reset()
 
   def _reset(self) -> None:
-    self._steps: list[dict[str, Any]] = []
+    self._steps: list[Metrics] = []
     self._counts: dict[str, np.ndarray] = {}
     self._skipped: int | None = None
     self._started: float | None = None
@@ -219,7 +224,7 @@ class MetricsAccumulator:
     yield
     self._fetched = asked, time.perf_counter()
 
-  def add(self, step: int, metrics: dict[str, Any]) -> None:
+  def add(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a step that may still be running."""
     self._pending.append(_Step(step, metrics, self._fetched, self._ready))
     self._ready = self._watch.submit(_when_ready, metrics["loss"])

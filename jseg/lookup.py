@@ -10,7 +10,7 @@ from jseg.types import InputError
 Base = TypeVar("Base")
 
 
-def lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+def lookup(kind: str, name: str, table: Mapping[str, object]) -> Any:
   """Returns what a name stands for.
 
   Args:
@@ -36,7 +36,7 @@ def lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
   )
 
 
-def lookup_class(kind: str, name: str, table: Mapping[str, Any], base: type[Base]) -> type[Base]:
+def lookup_class(kind: str, name: str, table: Mapping[str, object], base: type[Base]) -> type[Base]:
   """Returns the class that a name stands for.
 
   Args:

@@ -9,11 +9,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 from rich.text import Text
@@ -40,14 +40,21 @@ from jseg.run import Files, Run, held
 from jseg.scaling import about_scaling, as_scaled, fit_scaling
 from jseg.sessions import Session
 from jseg.state import TrainState, create_train_state, parameter_order, run_keys
-from jseg.step import make_moments_step, make_train_step, meet, replicate, shard
+from jseg.step import (
+  LossFn,
+  TrainStep,
+  make_moments_step,
+  make_train_step,
+  meet,
+  replicate,
+  shard,
+)
 from jseg.suspects import Suspects
-from jseg.tasks.base import LossFn
 from jseg.types import Array, InputError, Variables
 from jseg.weights import find_network, image_kernels, source_variables, transfer
 from jseg.weights.class_order import match_classes, reorder_classes
 
-Pictures = Sequence[Sequence[Any]]
+Pictures = Sequence[Sequence[np.ndarray]]
 """Rows of image, truth and prediction, each uint8 [h w 3]."""
 
 
@@ -95,20 +102,9 @@ def train(
       finite, or a checkpoint can't be written. What was saved before is kept.
   """
   config = configs.record(config, model=model, dataset=dataset, optimizer=optimizer, losses=losses)
-  hosts.agree(alike(config))
-  meet()
-  configs.validate(config, model)
-  at_least({"profile": profile}, 0)
-  check_devices(config)
+  check(config, model, profile)
   use_compilation_cache(config)
-
-  # Data and network.
-  config, dataset = fit_scaling(config, _as_dataset(dataset, config))
-  config = in_steps(config, len(dataset.source(config.data.train_split)))
-  network = model or configs.make_model(config, len(dataset.classes.names))
-  task = tasks.create(config, network, dataset.classes)
-  task.check_data(dataset)
-  hosts.agree({"the data set's fingerprint": dataset.fingerprint})
+  config, dataset, task = prepare(config, model, dataset)
   batches = task.batches(dataset, config.seed)
   init_key, key = run_keys(config.seed)
 
@@ -116,67 +112,172 @@ def train(
     hosts.on_first(lambda: stack.enter_context(held(workdir)))
     before = _planned_steps(workdir, config, model)
     run = Run.start(workdir, config, dataset.classes, model)
-
-    # State: a new one, or the last checkpoint's.
     checkpoints = stack.enter_context(contextlib.closing(run.checkpoints(read_only=False)))
-    make_optimizer = _optimizer_maker(run, optimizer)
-    state, taken, progress = restore(
-      run, checkpoints, batches, dataset, make_optimizer([]), init_key
-    )
-    state, first = replicate(hosts.from_first(state)), int(state.step)
-    announce(run, dataset, state)
-    if first >= config.steps or progress.is_over(config.patience):
-      early = f", {_without_best(progress, run)}" if first < config.steps else ""
-      CONSOLE.print(
-        f"already trained for {first} steps{early}; to train anew, name another --workdir; to go "
-        f"on, raise --config.{'patience' if early else 'epochs' if config.epochs else 'steps'}"
-      )
-      return task.evaluator(dataset, config.data.eval_split)(state.variables())
-    CONSOLE.print(f"{f'resuming at step {first}' if first else 'starting'} in {run.path}")
-    if first and before != config.steps:
-      CONSOLE.print(about_other_length(config, before, first), highlight=False)
+    job = Job(run, task, dataset, batches, checkpoints, key)
+    start = restore(job, _optimizer_maker(run, optimizer), init_key)
+    announce(run, dataset, start.state)
+    if start.first >= config.steps or start.progress.is_over(config.patience):
+      CONSOLE.print(_already_trained(run, start))
+      return task.evaluator(dataset, config.data.eval_split)(start.state.variables())
+    announce_start(run, start, before)
 
-    # Steps and log.
-    train_step = make_train_step(
-      make_optimizer(taken),
-      task.forward(),
-      losses or task.losses(dataset),
-      task.counts,
-      weights={} if losses else task.loss_weights(),
-      ema=config.ema,
-      freeze=frozen_names(state.params, config.optim.freeze, config.optim.groups),
-      accumulate=config.accumulate,
-      norms=config.log_norms,
-    )
-    schedule = configs.make_optimizer(config)[1]
+    train_step = make_step(job, start, losses)
     suspects = Suspects(run, task, dataset.source(config.data.train_split), key, IN_FLIGHT + 1)
-    explain = suspects.explain
-    log = stack.enter_context(TrainingLog(run, task, first, schedule, on_log, explain))
-    validate = Validation(run, task, dataset, key, log, on_evaluate)
+    schedule = configs.make_optimizer(config)[1]
+    log = TrainingLog(run, task, start.first, schedule, on_log, suspects.explain)
+    validate = Validation(job, stack.enter_context(log), on_evaluate)
+    last = train_steps(job, start, train_step, suspects, log, validate, profile)
+    if last is None:
+      return None
+    best = checkpoints.best()
+
+  validate.show()
+  CONSOLE.print(f"checkpoints: step {last} is the latest, step {best} the best")
+  CONSOLE.print(f"pictures: {run.path / 'samples'}, curves: {run.files.curves}")
+  return validate.scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What is trained, on what, and where it is kept.
+
+  Attributes:
+    run: the run.
+    task: task of the run.
+    dataset: data set of the run.
+    batches: the training batches, an iterator that knows its position.
+    checkpoints: checkpoints of the run.
+    key: random key of the steps.
+  """
+
+  run: Run
+  task: tasks.Task
+  dataset: Dataset
+  batches: grain.DatasetIterator
+  checkpoints: Checkpoints
+  key: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a session begins.
+
+  Attributes:
+    state: a new state, or the latest checkpoint's, on all devices.
+    first: number of finished steps.
+    progress: progress of the metric that selects the best checkpoint.
+    optimizer: the optimizer, which knows what parameters are pretrained.
+  """
+
+  state: TrainState
+  first: int
+  progress: Progress
+  optimizer: optax.GradientTransformation
+
+
+def check(config: ConfigDict, model: Network | None, profile: int) -> None:
+  """Checks what can be checked before the data are read, in all processes.
+
+  Args:
+    config: the configuration.
+    model: the network, where it was given in Python.
+    profile: number of steps to trace.
+
+  Raises:
+    InputError: processes or devices don't go with the configuration, or a value is impossible.
+  """
+  hosts.agree(alike(config))
+  meet()
+  configs.validate(config, model)
+  at_least({"profile": profile}, 0)
+  check_devices(config)
+
+
+def prepare(
+  config: ConfigDict, model: Network | None, given: Dataset | Source | None
+) -> tuple[ConfigDict, Dataset, tasks.Task]:
+  """Reads or prepares the data, and makes the task.
+
+  Args:
+    config: a valid configuration.
+    model: the network, where it was given in Python.
+    given: the data set or source, where it was given in Python.
+
+  Returns:
+    (the configuration with what depends on the data: scaling and number of steps, the data set,
+    the task).
+
+  Raises:
+    InputError: the data can't be read, don't go with the network, or differ between processes.
+  """
+  config, dataset = fit_scaling(config, _as_dataset(given, config))
+  config = in_steps(config, len(dataset.source(config.data.train_split)))
+  network = model or configs.make_model(config, len(dataset.classes.names))
+  task = tasks.create(config, network, dataset.classes)
+  task.check_data(dataset)
+  hosts.agree({"the data set's fingerprint": dataset.fingerprint})
+  return config, dataset, task
+
+
+def make_step(job: Job, start: Start, losses: LossFn | None) -> TrainStep:
+  """Makes the training step.
+
+  Args:
+    job: what is trained.
+    start: where it begins.
+    losses: losses that were given in Python; those of the configuration if None.
+  """
+  config = job.run.config
+  return make_train_step(
+    start.optimizer,
+    job.task.forward(),
+    losses or job.task.losses(job.dataset),
+    job.task.counts,
+    weights={} if losses else job.task.loss_weights(),
+    ema=config.ema,
+    freeze=frozen_names(start.state.params, config.optim.freeze, config.optim.groups),
+    accumulate=config.accumulate,
+    norms=config.log_norms,
+  )
+
+
+def train_steps(
+  job: Job,
+  start: Start,
+  train_step: TrainStep,
+  suspects: Suspects,
+  log: TrainingLog,
+  validate: "Validation",
+  profile: int,
+) -> int | None:
+  """Trains up to the last step, or until it is told to stop; evaluates and saves on the way.
+
+  Args:
+    job: what is trained.
+    start: where it begins.
+    train_step: the training step.
+    suspects: keeps the last batches.
+    log: the log.
+    validate: evaluates a state.
+    profile: number of steps to trace.
+
+  Returns:
+    The last step; None if it was stopped before.
+  """
+  run, config, checkpoints = job.run, job.run.config, job.checkpoints
+  state, progress = start.state, start.progress
+  with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_signal())
     stack.enter_context(hosts.lost_processes())
     stack.enter_context(out_of_memory(config))
-
-    # Train.
-    if hosts.stopped_before(first):
-      CONSOLE.print(f"stopped at step {first}. The same command goes on from there")
+    if hosts.stopped_before(start.first):
+      CONSOLE.print(f"stopped at step {start.first}. The same command goes on from there")
       return None
-    session = stack.enter_context(Session(run, dataset.fingerprint, first))
-    trace = stack.enter_context(Trace(run.files.profile, first, profile))
-    for step in range(first + 1, config.steps + 1):
-      with trace.step(step):
-        with log.fetching():
-          batch = next(batches)
-        suspects.add(step, batch)
-        with session.compiling(step):
-          shared = shard(batch, jax.local_device_count())
-          if step == first + 1 and jax.process_count() == 1:
-            train_step, sizes = compile_step(train_step, state, shared, key)
-            CONSOLE.print(f"  {sizes}", highlight=False)
-          state, metrics = train_step(state, shared, key)
-        trace.ends(step, metrics)
-      log.add(step, metrics)
-
+    session = stack.enter_context(Session(run, job.dataset.fingerprint, start.first))
+    trace = stack.enter_context(Trace(run.files.profile, start.first, profile))
+    advance = Stepper(job, start.first, train_step, suspects, log, session, trace)
+    for step in range(start.first + 1, config.steps + 1):
+      state = advance(state, step)
       last = step == config.steps
       stopping = (stopped.is_set() or checkpoints.preempted(step)) and not last
       evaluating = step % config.eval_every == 0 or last
@@ -190,14 +291,7 @@ def train(
           state, score = validate(state, step)
         progress = progress.after(score)
       if saving:
-        position = {
-          "iterator": batches.get_state(),
-          "fingerprint": dataset.fingerprint,
-          "progress": dataclasses.asdict(progress),
-        }
-        with session.timing("save"):
-          checkpoints.save(state, position, score)
-        session.save(step)
+        save(job, session, state, step, progress, score)
       if stopping:
         checkpoints.wait()
         session.end("stopped")
@@ -209,12 +303,81 @@ def train(
         break
     with session.timing("save"):
       checkpoints.wait()
-    best = checkpoints.best()
+  return step
 
-  validate.show()
-  CONSOLE.print(f"checkpoints: step {step} is the latest, step {best} the best")
-  CONSOLE.print(f"pictures: {run.path / 'samples'}, curves: {run.files.curves}")
-  return validate.scores
+
+class Stepper:
+  """Takes training steps one after another: fetches a batch, computes, and logs.
+
+  Args:
+    job: what is trained.
+    first: number of finished steps.
+    train_step: the training step; compiled, and its memory told, before it is first taken.
+    suspects: keeps the last batches.
+    log: the log.
+    session: the session, which takes the time of compiling.
+    trace: the trace.
+  """
+
+  def __init__(
+    self,
+    job: Job,
+    first: int,
+    train_step: TrainStep,
+    suspects: Suspects,
+    log: TrainingLog,
+    session: Session,
+    trace: Trace,
+  ):
+    self._job, self._first, self._step = job, first, train_step
+    self._suspects, self._log, self._session, self._trace = suspects, log, session, trace
+
+  def __call__(self, state: TrainState, step: int) -> TrainState:
+    """Returns the state after a step; the state before is used up."""
+    with self._trace.step(step):
+      with self._log.fetching():
+        batch = next(self._job.batches)
+      self._suspects.add(step, batch)
+      with self._session.compiling(step):
+        shared = shard(batch, jax.local_device_count())
+        if step == self._first + 1 and jax.process_count() == 1:
+          self._step, sizes = compile_step(self._step, state, shared, self._job.key)
+          CONSOLE.print(f"  {sizes}", highlight=False)
+        state, metrics = self._step(state, shared, self._job.key)
+      self._trace.ends(step, metrics)
+    self._log.add(step, metrics)
+    return state
+
+
+def save(
+  job: Job,
+  session: Session,
+  state: TrainState,
+  step: int,
+  progress: Progress,
+  score: float | None,
+) -> None:
+  """Begins to save a checkpoint.
+
+  Args:
+    job: what is trained.
+    session: the session, which takes the time.
+    state: the state.
+    step: its number of finished steps.
+    progress: progress of the metric that selects the best checkpoint.
+    score: that metric at this step; None if it wasn't evaluated.
+
+  Raises:
+    InputError: this checkpoint, or the one before, can't be written.
+  """
+  position = {
+    "iterator": job.batches.get_state(),
+    "fingerprint": job.dataset.fingerprint,
+    "progress": dataclasses.asdict(progress),
+  }
+  with session.timing("save"):
+    job.checkpoints.save(state, position, score)
+  session.save(step)
 
 
 def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
@@ -225,7 +388,7 @@ def _as_dataset(given: Dataset | Source | None, config: ConfigDict) -> Dataset:
   return hosts.first_then_others(lambda: configs.load_dataset(config, given))
 
 
-def alike(config: ConfigDict) -> dict[str, Any]:
+def alike(config: ConfigDict) -> dict[str, object]:
   """What must be the same in all processes of a run: the versions and the configuration.
 
   Places of files may differ, and whatever doesn't change when a process comes to wait for others.
@@ -234,7 +397,7 @@ def alike(config: ConfigDict) -> dict[str, Any]:
   names = ("jseg", "jax", "jaxlib", "flax", "optax")
   found = versions()
   # Of our own version, not where it lies.
-  facts: dict[str, Any] = {name: found[name].partition(",")[0] for name in names}
+  facts: dict[str, object] = {name: found[name].partition(",")[0] for name in names}
   return facts | {k: v for k, v in sorted(configs.flatten(config)) if k not in own}
 
 
@@ -287,46 +450,39 @@ def _optimizer_maker(
 
 
 def restore(
-  run: Run,
-  checkpoints: Checkpoints,
-  batches: grain.DatasetIterator,
-  dataset: Dataset,
-  optimizer: optax.GradientTransformation,
+  job: Job,
+  make_optimizer: Callable[[Sequence[str]], optax.GradientTransformation],
   key: Array,
-) -> tuple[TrainState, Sequence[str], Progress]:
-  """The state to begin with: the latest checkpoint's, or a new one.
+) -> Start:
+  """Restores the latest checkpoint, or makes a new state where there is none.
 
   Args:
-    run: the run.
-    checkpoints: the run's checkpoints.
-    batches: the training batches; put where the checkpoint was in the data.
-    dataset: the data set, which must be what it was.
-    optimizer: the optimizer.
+    job: what is trained; its batches are put where the checkpoint was in the data.
+    make_optimizer: makes the optimizer, given the names of pretrained parameters.
     key: random key of the initialization.
-
-  Returns:
-    (state, names of the parameters that `init_from` filled, progress of the best metric).
 
   Raises:
     InputError: the data set has changed, or a checkpoint or `init_from` can't be used.
   """
-  config = run.config
+  run, config, progress = job.run, job.run.config, Progress()
   shape = (*config.data.size, config.data.channels)
-  state = create_train_state(run.model, optimizer, key, shape, ema=config.ema > 0)
-  if checkpoints.latest() is None:
-    taken: Sequence[str] = []
+  state = create_train_state(run.model, make_optimizer([]), key, shape, ema=config.ema > 0)
+  taken: Sequence[str] = []
+  if job.checkpoints.latest() is None:
     if config.init_from:
       state, taken = initialize(state, config.init_from, run)
-    return state, taken, Progress()
-  state, position = checkpoints.restore(state)
-  if position["fingerprint"] != dataset.fingerprint:
-    raise InputError(
-      f"the data set has changed since the run in {run.path} began; name another --workdir to "
-      "train on what it is now, or put back what it was to resume"
-    )
-  batches.set_state(position["iterator"])
-  taken = run.pretrained() if config.init_from else []
-  return state, taken, Progress.read(position)
+  else:
+    state, position = job.checkpoints.restore(state)
+    if position["fingerprint"] != job.dataset.fingerprint:
+      raise InputError(
+        f"the data set has changed since the run in {run.path} began; name another --workdir to "
+        "train on what it is now, or put back what it was to resume"
+      )
+    job.batches.set_state(position["iterator"])
+    taken = run.pretrained() if config.init_from else []
+    progress = Progress.read(position)
+  state = hosts.from_first(state)
+  return Start(replicate(state), int(state.step), progress, make_optimizer(taken))
 
 
 def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequence[str]]:
@@ -421,6 +577,30 @@ def _caveats(run: Run) -> str:
   return f"; {' and '.join(per_part)} are those of a part, not of the batch" if per_part else ""
 
 
+def announce_start(run: Run, start: Start, before: int) -> None:
+  """Prints where a session begins, and what another number of steps changes.
+
+  Args:
+    run: the run.
+    start: where it begins.
+    before: number of steps that the run was to have so far.
+  """
+  first, config = start.first, run.config
+  CONSOLE.print(f"{f'resuming at step {first}' if first else 'starting'} in {run.path}")
+  if first and before != config.steps:
+    CONSOLE.print(about_other_length(config, before, first), highlight=False)
+
+
+def _already_trained(run: Run, start: Start) -> str:
+  config, early = run.config, start.first < run.config.steps
+  why = f", {_without_best(start.progress, run)}" if early else ""
+  key = "patience" if early else "epochs" if config.epochs else "steps"
+  return (
+    f"already trained for {start.first} steps{why}; to train anew, name another --workdir; to go "
+    f"on, raise --config.{key}"
+  )
+
+
 class Validation:
   """Evaluates during training: metrics, files, and sample pictures.
 
@@ -428,31 +608,20 @@ class Validation:
     scores: metrics of the last evaluation.
 
   Args:
-    run: the run.
-    task: task of the run.
-    dataset: data set of the run.
-    key: the run's random key, for the batches of recomputed statistics.
+    job: what is trained.
     log: the log.
     on_evaluate: called with (step, validation metrics) after each evaluation.
   """
 
-  def __init__(
-    self,
-    run: Run,
-    task: tasks.Task,
-    dataset: Dataset,
-    key: Array,
-    log: TrainingLog,
-    on_evaluate: LogFn | None,
-  ):
+  def __init__(self, job: Job, log: TrainingLog, on_evaluate: LogFn | None):
     self.scores: tasks.Scores | None = None
     self._step = 0
-    self._run, self._task, self._dataset, self._key = run, task, dataset, key
+    self._run, self._task, self._dataset, self._key = job.run, job.task, job.dataset, job.key
     self._log, self._on_evaluate = log, on_evaluate
-    self._split = run.config.data.eval_split
-    self._evaluate = task.evaluator(dataset, self._split)
-    self._predict = task.predictor()
-    self._moments = make_moments_step(task.forward(), run.config.accumulate)
+    self._split = job.run.config.data.eval_split
+    self._evaluate = job.task.evaluator(job.dataset, self._split)
+    self._predict = job.task.predictor()
+    self._moments = make_moments_step(job.task.forward(), job.run.config.accumulate)
     self._pictures: Pictures = ()
 
   def __call__(self, state: TrainState, step: int) -> tuple[TrainState, float]:

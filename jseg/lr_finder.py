@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jseg import config as configs
 from jseg import json_files, tasks
 from jseg.console import progress
+from jseg.data import Dataset
 from jseg.loop import check_devices, initialize
 from jseg.optim import frozen_names
 from jseg.outputs import try_folder
@@ -121,7 +122,7 @@ def find_lr(
 
 
 def _losses(
-  run: Run, task: tasks.Task, dataset: configs.data.Dataset, rate: optax.Schedule, steps: int
+  run: Run, task: tasks.Task, dataset: Dataset, rate: optax.Schedule, steps: int
 ) -> list[float]:
   """The loss of each step, up to the first that isn't finite."""
   config = run.config

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import jax
 import optax
@@ -11,23 +10,23 @@ import optax
 from jseg.groups import Group, depth_factors, find, members, read_groups
 from jseg.lookup import lookup
 from jseg.parameters import parameter_name
-from jseg.types import Array, InputError, Params
+from jseg.types import Arguments, Array, InputError, Params, Tree
 
 
-def _poly(lr: float, steps: int, power: float, **_: Any) -> optax.Schedule:
+def _poly(lr: float, steps: int, power: float, **_: object) -> optax.Schedule:
   return optax.polynomial_schedule(lr, 0.0, power, steps)
 
 
-def _cosine(lr: float, steps: int, **_: Any) -> optax.Schedule:
+def _cosine(lr: float, steps: int, **_: object) -> optax.Schedule:
   return optax.cosine_decay_schedule(lr, steps)
 
 
-def _constant(lr: float, **_: Any) -> optax.Schedule:
+def _constant(lr: float, **_: object) -> optax.Schedule:
   return optax.constant_schedule(lr)
 
 
 def _step(
-  lr: float, steps: int, milestones: Sequence[float], decay: float, **_: Any
+  lr: float, steps: int, milestones: Sequence[float], decay: float, **_: object
 ) -> optax.Schedule:
   boundaries: dict[int, float] = {}
   for milestone in milestones:
@@ -93,7 +92,7 @@ def decayed(params: Params) -> Params:
 def scale_rates(factor: Callable[[str], float]) -> optax.GradientTransformation:
   """Multiplies each parameter's update by a factor of its name, a path with "/" between."""
 
-  def scale(path: Any, update: Array) -> Array:
+  def scale(path: tuple[object, ...], update: Array) -> Array:
     return update * factor(parameter_name(path))
 
   return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
@@ -131,7 +130,7 @@ def frozen(params: Params, prefixes: Sequence[str], groups: Sequence[Group] = ()
   return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
-def frozen_names(params: Params, prefixes: Sequence[str], groups: Sequence[Any]) -> list[str]:
+def frozen_names(params: Params, prefixes: Sequence[str], groups: Sequence[object]) -> list[str]:
   """Returns the names of the `frozen` parameters, given `groups` as in a configuration."""
   marks = jax.tree_util.tree_leaves_with_path(frozen(params, prefixes, read_groups(groups)))
   return [parameter_name(path) for path, mark in marks if mark]
@@ -142,7 +141,7 @@ def _freeze(
 ) -> optax.GradientTransformation:
   """Leaves what is `frozen` as it is; the other parameters are all that `optimizer` sees."""
 
-  def labels(params: Params) -> Any:
+  def labels(params: Params) -> Params:
     marks = frozen(params, prefixes, groups)
     return jax.tree.map(lambda f: "frozen" if f else "trained", marks)
 
@@ -165,7 +164,7 @@ def _sgd(
 # name: a function in optax's manner, `(learning_rate, ...) -> transformation`, or one `(schedule=,
 # weight_decay=, momentum=, nesterov=) -> transformations`, applied in order; one of the user's own
 # may be either, and return a single transformation.
-OPTIMIZERS: dict[str, Any] = {
+OPTIMIZERS: dict[str, str | Callable[..., Sequence[optax.GradientTransformation]]] = {
   "sgd": _sgd,
   "adamw": "optax:adamw",
   "adabelief": "optax:adabelief",
@@ -193,7 +192,7 @@ _Rule = Callable[[float], Sequence[optax.GradientTransformation]]
 
 
 def _make_rule(
-  name: str, schedule: optax.Schedule, momentum: float, nesterov: bool, options: Mapping[str, Any]
+  name: str, schedule: optax.Schedule, momentum: float, nesterov: bool, options: Arguments
 ) -> _Rule:
   """Looks up an optimizer by name.
 
@@ -210,8 +209,8 @@ def _make_rule(
 
   def rule(weight_decay: float) -> Sequence[optax.GradientTransformation]:
     if not optaxs:
-      knobs = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
-      made = make(schedule=schedule, **knobs, **options)
+      arguments = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+      made = make(schedule=schedule, **arguments, **options)
       return (made,) if isinstance(made, optax.GradientTransformation) else made
     if mask and "weight_decay" in parameters:
       return (make(schedule, weight_decay=weight_decay, **{mask: decayed}, **options),)
@@ -224,7 +223,7 @@ def _make_rule(
 
 
 def _check_options(
-  name: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], optaxs: bool
+  name: str, options: Arguments, parameters: Mapping[str, inspect.Parameter], optaxs: bool
 ) -> None:
   """Raises InputError for options that an optimizer doesn't have, or that are keys of their own."""
   reserved = {*_GIVEN[:3], *_MASKS} if optaxs else set(_GIVEN)
@@ -243,11 +242,11 @@ def _check_options(
       raise InputError(f"options.{key}: {name!r} has no such argument; {hint}")
 
 
-def _try(rule: _Rule, name: str, options: Mapping[str, Any]) -> None:
+def _try(rule: _Rule, name: str, options: Arguments) -> None:
   """Raises what an optimizer raises for its options, without computing anything."""
   params = {"kernel": jax.ShapeDtypeStruct((2, 2), "float32")}
 
-  def update(params: Params) -> Any:
+  def update(params: Params) -> Tree:
     made = optax.chain(*rule(0.0))
     return made.update(params, made.init(params), params)
 
@@ -268,7 +267,7 @@ def _by_decay(
     own = None if group is None else group.weight_decay
     return str(float(weight_decay if own is None else own))
 
-  def labels(params: Params) -> Any:
+  def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: of(parameter_name(path)), params)
 
   own = {float(group.weight_decay) for group in groups if group.weight_decay is not None}
@@ -314,7 +313,7 @@ def make_optimizer(
   optimizer: str | optax.GradientTransformation = "sgd",
   momentum: float = 0.9,
   nesterov: bool = False,
-  options: Mapping[str, Any] | None = None,
+  options: Arguments | None = None,
   weight_decay: float = 1e-4,
   clip_norm: float = 0.0,
   clip_value: float = 0.0,
@@ -322,7 +321,7 @@ def make_optimizer(
   head_lr: float = 1.0,
   bias_lr: float = 1.0,
   layer_decay: float = 1.0,
-  groups: Sequence[Any] = (),
+  groups: Sequence[object] = (),
   freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """Makes the optimizer of a run, which turns gradients into updates.
@@ -399,7 +398,7 @@ def make_optimizer(
   return _freeze(chain, freeze, parts) if freeze or parts else chain
 
 
-def _check_given(groups: Sequence[Group], options: Mapping[str, Any] | None) -> None:
+def _check_given(groups: Sequence[Group], options: Arguments | None) -> None:
   """Raises InputError for what a transformation that was given in Python can't be told."""
   if options:
     raise InputError("options: a transformation given in Python has its arguments; leave them out")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -10,12 +10,12 @@ import numpy as np
 _Result = TypeVar("_Result")
 
 
-def parameter_name(path: Any) -> str:
+def parameter_name(path: tuple[object, ...]) -> str:
   """Returns the name of a parameter, "backbone/conv1/kernel", from its path in a tree of JAX."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def digest(tree: Any) -> str:
+def digest(tree: object) -> str:
   """Computes 16 hexadecimal digits that differ for trees of other names or values."""
   result = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -11,7 +11,7 @@ import shutil
 import threading
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +28,7 @@ from jseg.outputs import GO_ON, WriteError, try_folder, unwritable
 from jseg.parameters import digest
 from jseg.record import Entry, Record
 from jseg.run import Run
-from jseg.types import InputError, Variables
+from jseg.types import Arguments, InputError, Json, Variables
 
 _PARTIAL = ".jseg-partial"  # hidden: not an input, and not a result
 _THREADS = max(2, min(8, os.cpu_count() or 1))  # that read images ahead and write results
@@ -69,7 +69,7 @@ class Segmenter:
     cls,
     run: str | pathlib.Path | Run,
     checkpoint: str | int = "best",
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, object] | None = None,
     *,
     protocol: str | None = None,
     model: Network | None = None,
@@ -136,7 +136,7 @@ def predict_files(
   out: str | pathlib.Path,
   *,
   checkpoint: str | int = "best",
-  changes: Mapping[str, Any] | None = None,
+  changes: Mapping[str, object] | None = None,
   protocol: str | None = None,
   overwrite: bool = False,
   write: Sequence[str] = (),
@@ -182,13 +182,9 @@ def predict_files(
   if "confidence" in write:
     options["confident"] = True
   segmenter = Segmenter(task, variables, **options)
-  settings = {
-    "step": step,
-    "weights": digest(variables),
-    **_plain({"protocol": protocol, **(changes or {})}),
-    **_plain(options),
-    **_plain({**saving, "write": " ".join(write) or None}),
-  }
+  asked = {"protocol": protocol, **(changes or {}), **options}
+  asked |= {**saving, "write": " ".join(write) or None}
+  settings: Json = {"step": step, "weights": digest(variables), **_plain(asked)}
   failed = dict(inputs.broken)
   todo = record.missing(inputs.files, settings, failed, overwrite=overwrite)
   try_folder(out, "name another --out")
@@ -197,14 +193,8 @@ def predict_files(
     with _overlapped(
       segmenter, {name: inputs.files[name] for name in todo}, out, saving
     ) as results:
-      for name, future in progress(results, "predicting", len(todo)):
-        try:
-          record.add(name, Entry(todo[name], plan[name], future.result()))
-        except Exception as error:
-          if (reason := _reason(inputs.files[name], error)) is None:
-            raise
-          failed[name] = reason
-          record.add_failure(name, reason)
+      shown = progress(results, "predicting", len(todo))
+      failed |= _add_results(record, shown, todo, plan, inputs.files)
     table = task.report(record.results(), out)
   except OSError as error:
     raise unwritable(out, error, GO_ON) from None
@@ -215,7 +205,27 @@ def predict_files(
   return Predicted(inputs, done, before, failed, table)
 
 
-def _check_saving(task: tasks.Task, write: Sequence[str], source_ids: bool) -> dict[str, Any]:
+def _add_results(
+  record: Record,
+  results: Iterable[tuple[str, Future[object]]],
+  sources: Mapping[str, Json],
+  outputs: Mapping[str, Sequence[str]],
+  files: Mapping[str, pathlib.Path],
+) -> dict[str, str]:
+  """Adds results to a record as they come, and returns why files failed, by name."""
+  failed = {}
+  for name, future in results:
+    try:
+      record.add(name, Entry(sources[name], outputs[name], future.result()))
+    except Exception as error:
+      if (reason := _reason(files[name], error)) is None:
+        raise
+      failed[name] = reason
+      record.add_failure(name, reason)
+  return failed
+
+
+def _check_saving(task: tasks.Task, write: Sequence[str], source_ids: bool) -> Arguments:
   """Arguments of `save` of a prediction. Raises InputError if the task has no such."""
   if unknown := [kind for kind in write if kind not in task.kinds]:
     raise InputError(f"write: {unknown[0]!r} is unknown; choose from {', '.join(task.kinds)}")
@@ -234,8 +244,8 @@ def _overlapped(
   segmenter: Segmenter,
   files: Mapping[str, pathlib.Path],
   out: pathlib.Path,
-  saving: Mapping[str, Any],
-) -> Iterator[Iterator[tuple[str, Future]]]:
+  saving: Arguments,
+) -> Iterator[Iterator[tuple[str, Future[object]]]]:
   """Predicts files one after another, while threads read the next and write the last ones.
 
   It gives (name, what the report needs of it or why it failed) in the order of the files, as soon
@@ -249,22 +259,24 @@ def _overlapped(
   """
   pool = ThreadPoolExecutor(_THREADS)
 
-  def predict(read: Future, name: str, file: pathlib.Path) -> tuple[Future, bool]:
+  def predict(
+    read: Future[np.ndarray], name: str, file: pathlib.Path
+  ) -> tuple[Future[object], bool]:
     """What is being written of an image that was read, and whether it is a large one."""
     try:
       image = read.result()
       prediction = segmenter(image)
     except Exception as error:  # as one of its own, in its turn
-      failed: Future = Future()
+      failed: Future[object] = Future()
       failed.set_exception(error)
       return failed, False
     write = functools.partial(_write, saving=saving)
     return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > _LARGE
 
-  def results() -> Iterator[tuple[str, Future]]:
+  def results() -> Iterator[tuple[str, Future[object]]]:
     unread, most = iter(files.values()), 1
-    reads: deque[Future] = deque()
-    writes: deque[tuple[str, Future]] = deque()
+    reads: deque[Future[np.ndarray]] = deque()
+    writes: deque[tuple[str, Future[object]]] = deque()
     for name, file in files.items():
       for following in itertools.islice(unread, max(0, most - len(reads))):
         reads.append(pool.submit(_read, segmenter.task, following))
@@ -294,8 +306,8 @@ def _write(
   file: pathlib.Path,
   out: pathlib.Path,
   *,
-  saving: Mapping[str, Any],
-) -> Any:
+  saving: Arguments,
+) -> object:
   """Puts the results of one file in place, and returns what the report needs of it."""
   folder, _, leaf = name.rpartition("/")
   partial = out / _PARTIAL / str(threading.get_ident())
@@ -323,7 +335,7 @@ def _reason(file: pathlib.Path, error: Exception) -> str | None:
   return None
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
   """Settings that aren't off, as plain values."""
   given = {key: value for key, value in values.items() if value is not None and value is not False}
   return {

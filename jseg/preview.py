@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +14,10 @@ from jseg.outputs import try_file
 from jseg.report import save_previews
 from jseg.state import run_keys
 from jseg.step import parallel, shard
-from jseg.types import Array, Batch, InputError
+from jseg.types import Array, Batch, InputError, Tree
+
+Pair = tuple[np.ndarray, Tree]
+"""Images and targets of a batch, as a network is trained on them."""
 
 _MOST = 64  # pictures on a page
 
@@ -54,7 +56,7 @@ def preview(config: ConfigDict, out: str | pathlib.Path, batches: int = 1) -> in
 
 def _batches(
   config: ConfigDict, task: tasks.Task, iterator: Iterator[Batch], count: int
-) -> Iterator[Any]:
+) -> Iterator[Pair]:
   """(images, targets) of the first batches, as arrays of the host."""
   augmented, key = make_augmented(task), run_keys(config.seed)[1]
   for number in range(count):
@@ -62,7 +64,7 @@ def _batches(
     yield augmented(batch, jax.random.fold_in(key, number))
 
 
-def make_augmented(task: tasks.Task) -> Callable[[Batch, Array], Any]:
+def make_augmented(task: tasks.Task) -> Callable[[Batch, Array], Pair]:
   """Makes `augmented(batch, key) -> (images, targets)`: what a network is trained on.
 
   Args:
@@ -74,7 +76,7 @@ def make_augmented(task: tasks.Task) -> Callable[[Batch, Array], Any]:
   """
   forward = task.forward(without_network=True)
 
-  def step(batch: Batch, key: Array) -> Any:
+  def step(batch: Batch, key: Array) -> Pair:
     images, targets, _ = forward({}, batch, key, [])
     return jax.lax.all_gather((images, targets), AXIS, tiled=True)
 

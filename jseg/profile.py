@@ -4,13 +4,13 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 import jax
 
 from jseg import hosts
 from jseg.console import CONSOLE
 from jseg.outputs import GO_ON, unwritable
+from jseg.types import Tree
 
 STEPS = 5
 """Steps that are traced unless another number is asked for."""
@@ -64,7 +64,7 @@ class Trace:
     with jax.profiler.StepTraceAnnotation("train", step_num=number):
       yield
 
-  def ends(self, number: int, results: Any) -> None:
+  def ends(self, number: int, results: Tree) -> None:
     """Ends the trace where a step is the last: waits for its results, and says where it is."""
     if self._running and number == self._steps[-1]:
       jax.block_until_ready(results)

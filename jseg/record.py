@@ -10,12 +10,11 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from jseg import json_files
 from jseg.data.files.channels import numbered_files
 from jseg.outputs import write_text
-from jseg.types import InputError
+from jseg.types import Arguments, InputError, Json
 
 RECORD = "predict.jsonl"
 
@@ -30,16 +29,16 @@ class Entry:
     result: what reports need of it, as plain values.
   """
 
-  source: Mapping[str, Any]
+  source: Mapping[str, object]
   outputs: Sequence[str]
-  result: Any
+  result: object
 
-  def is_of(self, source: Mapping[str, Any]) -> bool:
+  def is_of(self, source: Mapping[str, object]) -> bool:
     """Whether a file is still the same; it may have moved."""
     return all(self.source[key] == source[key] for key in ("size", "changed"))
 
 
-def describe_source(path: pathlib.Path) -> dict[str, Any]:
+def describe_source(path: pathlib.Path) -> Json:
   """Returns what a file is recognized by, NAME_0000 with its channels beside it. Raises OSError."""
   every = [each.stat() for each in numbered_files(path).values()]
   return {
@@ -61,7 +60,7 @@ class Record:
   """
 
   folder: pathlib.Path
-  settings: dict[str, Any] | None = None
+  settings: Json | None = None
   owned: set[str] = dataclasses.field(default_factory=set)
   done: dict[str, Entry] = dataclasses.field(default_factory=dict)
 
@@ -83,19 +82,22 @@ class Record:
     remedy = "remove it, or name another --out"
     try:
       head, *rest = json_files.read_lines(record.path, remedy)
-      record.settings, files = dict(head["settings"]), head["files"]
-      # Names were once as macOS decomposes them; their files still are.
-      record.owned = {*files, *map(_composed, files)}
-      for line in rest:
-        if "result" in line:
-          record.done[_composed(line["name"])] = Entry(
-            line["source"], line["outputs"], line["result"]
-          )
+      record._fill(head, rest)
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(
         f"{record.path} is no record of jseg predict, or damaged ({error}); {remedy}"
       ) from None
     return record
+
+  def _fill(self, head: Arguments, rest: Iterable[Arguments]) -> None:
+    """Takes the lines of a file. Raises KeyError or TypeError if they are others."""
+    self.settings, files = dict(head["settings"]), head["files"]
+    # Names were once as macOS decomposes them; their files still are.
+    self.owned = {*files, *map(_composed, files)}
+    for line in rest:
+      if "result" in line:
+        entry = Entry(line["source"], line["outputs"], line["result"])
+        self.done[_composed(line["name"])] = entry
 
   def refuse_strangers(self, files: Iterable[str]) -> None:
     """Raises InputError if one of these files is there and isn't known to be a result."""
@@ -110,11 +112,11 @@ class Record:
   def missing(
     self,
     files: Mapping[str, pathlib.Path],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     failed: dict[str, str],
     *,
     overwrite: bool,
-  ) -> dict[str, dict[str, Any]]:
+  ) -> dict[str, Json]:
     """Which files are to be predicted, because their results aren't there or aren't of them.
 
     Entries that don't count any more are taken out of `done`.
@@ -161,7 +163,7 @@ class Record:
         "name another --out"
       )
 
-  def _differences(self, settings: Mapping[str, Any]) -> list[str]:
+  def _differences(self, settings: Mapping[str, object]) -> list[str]:
     """Says which settings differ from those of the results; where a run lies doesn't matter."""
     if self.settings is None or not self.done:
       return []
@@ -172,7 +174,7 @@ class Record:
       if before.get(key) != settings.get(key)
     ]
 
-  def begin(self, settings: Mapping[str, Any], files: Iterable[str]) -> None:
+  def begin(self, settings: Mapping[str, object], files: Iterable[str]) -> None:
     """Writes the record as a whole: what is done, and what is going to be written.
 
     Args:
@@ -196,7 +198,7 @@ class Record:
     """Adds why a file failed, for whoever reads the record. Raises WriteError."""
     json_files.append(self.path, {"name": name, "failed": reason})
 
-  def is_done(self, name: str, source: Mapping[str, Any]) -> bool:
+  def is_done(self, name: str, source: Mapping[str, object]) -> bool:
     """Whether the results of a file are there and are of what it is now."""
     entry = self.done.get(name)
     return (
@@ -205,7 +207,7 @@ class Record:
       and all((self.folder / output).is_file() for output in entry.outputs)
     )
 
-  def results(self) -> dict[str, Any]:
+  def results(self) -> Json:
     """Returns what reports need of each file, by name, in the order of the names."""
     return {name: self.done[name].result for name in sorted(self.done)}
 

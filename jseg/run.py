@@ -21,7 +21,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -166,7 +165,7 @@ class Run:
   def open(
     cls,
     path: "str | pathlib.Path | Run",
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, object] | None = None,
     *,
     protocol: str | None = None,
     model: Network | None = None,
@@ -357,7 +356,7 @@ class Run:
     dataset: Dataset,
     split: str,
     step: int,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
   ) -> None:
     """Writes `evaluation/SPLIT.json`, and beside it plots and a table of the images.
 
@@ -416,7 +415,7 @@ def held(path: str | pathlib.Path) -> Iterator[None]:
 def load_model(
   run: str | pathlib.Path | Run,
   checkpoint: str | int = "best",
-  changes: Mapping[str, Any] | None = None,
+  changes: Mapping[str, object] | None = None,
 ) -> tuple[nn.Module, Variables]:
   """The network of a run and its trained variables.
 

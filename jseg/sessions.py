@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 import jax
 
@@ -18,7 +17,7 @@ from jseg import hosts, json_files
 from jseg.install import versions
 from jseg.outputs import WriteError
 from jseg.run import Run
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 RUNNING = "running"
 """Outcome of a session that goes on, or was killed."""
@@ -111,7 +110,7 @@ class Session:
     json_files.write(self._path, {"sessions": [*self._before, session]})
 
 
-def _earlier(run: Run) -> list[dict[str, Any]]:
+def _earlier(run: Run) -> list[Json]:
   """The sessions before this one; what didn't end was killed."""
   path = run.files.sessions
   if not path.exists():
@@ -124,7 +123,7 @@ def _earlier(run: Run) -> list[dict[str, Any]]:
   ]
 
 
-def _devices() -> dict[str, Any]:
+def _devices() -> Json:
   first = jax.devices()[0]
   return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
 
@@ -133,7 +132,7 @@ def _now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def revision(folder: pathlib.Path) -> dict[str, Any] | None:
+def revision(folder: pathlib.Path) -> Json | None:
   """Returns the git `revision` of a working folder, and whether tracked files differ (`dirty`).
 
   None where there is no git, no repository or no commit.

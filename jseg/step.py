@@ -7,8 +7,9 @@ what comes out is device 0's value, so everything returned has been reduced befo
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,16 +21,22 @@ from jseg.arithmetic import cdiv
 from jseg.nn.devices import AXIS, part_of_batch
 from jseg.optim import frozen
 from jseg.state import TrainState
-from jseg.types import Array, Batch, Variables
+from jseg.types import Array, Batch, Metrics, Params, Tree, Variables
 
 Losses = dict[str, tuple[Array, Array]]
 """Losses by name, each as (sum, count): float32 scalars of one device's part of the batch."""
 Counts = dict[str, Array]
 """Integers by name that add up over devices and batches, such as a confusion matrix."""
-TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Any]]]
+LossFn = Callable[[Tree, Tree], Losses]
+"""`(outputs, targets) -> {name: (sum, count)}`, of one device's part of a batch."""
+CountFn = Callable[[Tree, Tree], Counts]
+"""`(outputs, targets) -> {name: integers}`, of one device's part of a batch."""
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 """`(state, batch, key) -> (state, metrics)`."""
 
 _Tree = TypeVar("_Tree")
+_Carry = TypeVar("_Carry")
+_Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 
@@ -38,7 +45,7 @@ class Forward(Protocol):
 
   def __call__(
     self, variables: Variables, batch: Batch, key: Array, mutable: Sequence[str]
-  ) -> tuple[Any, Any, Variables]:
+  ) -> tuple[Tree, Tree, Variables]:
     """Returns (outputs, targets, updated collections), the first two for `losses` and `counts`."""
 
 
@@ -63,8 +70,8 @@ def _devices() -> list[jax.Device]:
 
 
 def parallel(
-  step: Callable[..., Any], in_axes: tuple[int | None, ...], *, donate: bool = False
-) -> Callable[..., Any]:
+  step: Callable[..., _Result], in_axes: tuple[int | None, ...], *, donate: bool = False
+) -> Callable[..., _Result]:
   """Maps a step over the devices.
 
   Args:
@@ -96,8 +103,8 @@ class LocalDevices:
     self._count = mesh.size
     self._batch = self.round_up(batch_size)
     self._same, self._split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
-    self._given: Any = None
-    self._copies: Any = None
+    self._given: Tree = None
+    self._copies: Tree = None
 
   def round_up(self, count: int) -> int:
     """Returns the smallest number of items, at least `count`, that the devices can share."""
@@ -133,8 +140,8 @@ def meet() -> None:
 def make_train_step(
   optimizer: optax.GradientTransformation,
   forward: Forward,
-  losses: Callable[[Any, Any], Losses],
-  counts: Callable[[Any, Any], Counts] = lambda outputs, targets: {},
+  losses: LossFn,
+  counts: CountFn = lambda outputs, targets: {},
   *,
   weights: Mapping[str, float] | None = None,
   ema: float = 0.0,
@@ -168,96 +175,150 @@ def make_train_step(
     parameters) and the counts; of a state with a scale of the loss also `skipped`, 1 if the
     gradient overflowed, so that only the scale changed. The input state is donated.
   """
-  factors: Mapping[str, float] = weights or {}
+  backward = _Backward(forward, losses, counts, weights or {}, freeze)
 
-  def gradients(
-    state: TrainState, batch: Batch, key: Array, totals: dict[str, Array] | None = None
-  ) -> Any:
-    """((loss, (means, totals, statistics, counts)), gradient), not summed over devices.
-
-    The gradient is that of the loss times its scale.
-    """
-    fixed = frozen(state.params, freeze)
-
-    def total_loss(params: Any) -> tuple[Array, Any]:
-      # Stop the gradient here: zeroing updates in the optimizer would still pay for the backward
-      # pass.
-      params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, fixed)
-      variables = {"params": params, "batch_stats": state.batch_stats}
-      outputs, targets, updated = forward(variables, batch, key, ["batch_stats"])
-      parts = losses(outputs, targets)
-      divisors = _totals(parts) if totals is None else totals
-      # A loss of no pixel has gradient 0, not 0 / 0.
-      means = {n: s / jnp.where(divisors[n] > 0, divisors[n], 1.0) for n, (s, _) in parts.items()}
-      total = jnp.float32(0)
-      for name, mean in means.items():
-        total += factors.get(name, 1.0) * mean
-      rest = means, divisors, updated.get("batch_stats", {}), counts(outputs, targets)
-      return loss_scale.scaled(total, state.loss_scale), (total, rest)
-
-    (_, found), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-    return found, grads
-
-  def gradients_in_parts(state: TrainState, batch: Batch, key: Array) -> Any:
-    """As `gradients`, part by part."""
-
-    def count(_: None, part: Batch) -> tuple[None, dict[str, Array]]:
-      # Of what the counts don't depend on, such as the network where they are pixels with a label,
-      # XLA keeps nothing.
-      variables = {"params": state.params, "batch_stats": state.batch_stats}
-      parts = losses(*forward(variables, part, key, ["batch_stats"])[:2])
-      return None, {name: count for name, (_, count) in parts.items()}
-
-    counted = _scan(count, None, batch, accumulate)[1]
-    totals = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counted), AXIS)
-
-    def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
-      batch_stats, sums = carry
-      current = dataclasses.replace(state, batch_stats=batch_stats)
-      (loss, (means, _, batch_stats, seen)), grads = gradients(current, part, key, totals)
-      return (batch_stats, jax.tree.map(jnp.add, sums, grads)), (loss, means, seen)
-
-    start = state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
-    (batch_stats, grads), logged = _scan(add, start, batch, accumulate)
-    loss, means, seen = jax.tree.map(lambda x: x.sum(0), logged)
-    return (loss, (means, totals, batch_stats, seen)), grads
-
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Any]]:
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    whole = gradients if accumulate == 1 else gradients_in_parts
-    (loss, (means, totals, batch_stats, counted)), grads = whole(state, batch, key)
-    loss, means, counted, grads = jax.lax.psum((loss, means, counted, grads), AXIS)
+    if accumulate == 1:
+      found = backward(state, batch, key)
+    else:
+      found = backward.in_parts(state, batch, key, accumulate)
+    loss, means, counted, grads = jax.lax.psum(
+      (found.loss, found.means, found.counts, found.grads), AXIS
+    )
     grads = loss_scale.unscaled(grads, state.loss_scale)
-    before = state
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = dataclasses.replace(
+    after = dataclasses.replace(
       state,
       step=state.step + 1,
       params=params,
-      batch_stats=batch_stats,
+      batch_stats=found.batch_stats,
       opt_state=opt_state,
       ema=_average(params, state, ema) if ema else state.ema,
     )
-    if before.loss_scale:
-      state, loss, skipped = _unless_overflow(before, state, loss, grads)
+    if state.loss_scale:
+      after, loss, skipped = _unless_overflow(state, after, loss, grads)
       counted = {**counted, "skipped": skipped}
     metrics = {
       "loss": loss,
-      "losses": {name: (mean, totals[name]) for name, mean in means.items()},
+      "losses": {name: (mean, found.totals[name]) for name, mean in means.items()},
       "grad_norm": optax.tree.norm(grads),
       **counted,
     }
     if norms:
       pairs = {name: (grads[name], updates[name]) for name in grads}
       metrics["norms"] = {n: jnp.stack([*map(optax.tree.norm, p)]) for n, p in pairs.items()}
-    return state, metrics
+    return after, metrics
 
   return parallel(step, in_axes=(None, 0, None), donate=True)
 
 
+@flax.struct.dataclass
+class _Gradient:
+  """Gradient of the loss on one device; nothing but `totals` is summed over the devices.
+
+  Attributes:
+    grads: gradient of the loss times its scale, a tree as the parameters.
+    loss: the device's share of the loss.
+    means: the device's share of each loss by name, without its weight.
+    totals: count of each loss by name, over the global batch.
+    batch_stats: updated running statistics of the norms.
+    counts: integers to log, by name.
+  """
+
+  grads: Params
+  loss: Array
+  means: dict[str, Array]
+  totals: dict[str, Array]
+  batch_stats: Variables
+  counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backward:
+  """The pass over a device's share of a batch, forward and backward.
+
+  Attributes:
+    forward: as for `make_train_step`.
+    losses: as for `make_train_step`.
+    counts: as for `make_train_step`.
+    weights: as for `make_train_step`.
+    freeze: as for `make_train_step`.
+  """
+
+  forward: Forward
+  losses: LossFn
+  counts: CountFn
+  weights: Mapping[str, float]
+  freeze: Sequence[str]
+
+  def __call__(
+    self, state: TrainState, batch: Batch, key: Array, totals: dict[str, Array] | None = None
+  ) -> _Gradient:
+    """Computes the gradient at once; losses are divided by `totals`, or else the batch's own."""
+    fixed = frozen(state.params, self.freeze)
+
+    def total_loss(params: Params) -> tuple[Array, _Gradient]:
+      # Stop the gradient here: zeroing updates in the optimizer would still pay for the backward
+      # pass.
+      params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, fixed)
+      variables = {"params": params, "batch_stats": state.batch_stats}
+      outputs, targets, updated = self.forward(variables, batch, key, ["batch_stats"])
+      parts = self.losses(outputs, targets)
+      divisors = _totals(parts) if totals is None else totals
+      # A loss of no pixel has gradient 0, not 0 / 0.
+      means = {n: s / jnp.where(divisors[n] > 0, divisors[n], 1.0) for n, (s, _) in parts.items()}
+      total = jnp.float32(0)
+      for name, mean in means.items():
+        total += self.weights.get(name, 1.0) * mean
+      found = _Gradient(
+        grads={},  # what is differentiated can't know it
+        loss=total,
+        means=means,
+        totals=divisors,
+        batch_stats=updated.get("batch_stats", {}),
+        counts=self.counts(outputs, targets),
+      )
+      return loss_scale.scaled(total, state.loss_scale), found
+
+    (_, found), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    return dataclasses.replace(found, grads=grads)
+
+  def in_parts(self, state: TrainState, batch: Batch, key: Array, parts: int) -> _Gradient:
+    """Computes the same gradient, but for batch norm, from equal parts one after another."""
+
+    def count(_: None, part: Batch) -> tuple[None, dict[str, Array]]:
+      # Of what the counts don't depend on, such as the network where they are pixels with a label,
+      # XLA keeps nothing.
+      variables = {"params": state.params, "batch_stats": state.batch_stats}
+      found = self.losses(*self.forward(variables, part, key, ["batch_stats"])[:2])
+      return None, {name: count for name, (_, count) in found.items()}
+
+    counted = _scan(count, None, batch, parts)[1]
+    totals = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counted), AXIS)
+
+    def add(carry: tuple[Variables, Params], part: Batch) -> tuple[tuple[Variables, Params], Tree]:
+      batch_stats, sums = carry
+      found = self(dataclasses.replace(state, batch_stats=batch_stats), part, key, totals)
+      sums = jax.tree.map(jnp.add, sums, found.grads)
+      return (found.batch_stats, sums), (found.loss, found.means, found.counts)
+
+    start = state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
+    (batch_stats, grads), logged = _scan(add, start, batch, parts)
+    loss, means, counts = jax.tree.map(lambda x: x.sum(0), logged)
+    return _Gradient(
+      grads=grads,
+      loss=loss,
+      means=means,
+      totals=totals,
+      batch_stats=batch_stats,
+      counts=counts,
+    )
+
+
 def _unless_overflow(
-  before: TrainState, after: TrainState, loss: Array, grads: Any
+  before: TrainState, after: TrainState, loss: Array, grads: Params
 ) -> tuple[TrainState, Array, Array]:
   """(state, loss, 1 if it was skipped) after a step.
 
@@ -289,11 +350,14 @@ def _totals(parts: Losses) -> dict[str, Array]:
 
 
 def _scan(
-  function: Callable[[Any, Batch], tuple[Any, Any]], carry: Any, batch: Batch, parts: int
-) -> tuple[Any, Any]:
+  function: Callable[[_Carry, Batch], tuple[_Carry, _Result]],
+  carry: _Carry,
+  batch: Batch,
+  parts: int,
+) -> tuple[_Carry, _Result]:
   """`lax.scan` over equal parts of this device's share of a batch, which know which they are."""
 
-  def one(carry: Any, numbered: tuple[Array, Batch]) -> tuple[Any, Any]:
+  def one(carry: _Carry, numbered: tuple[Array, Batch]) -> tuple[_Carry, _Result]:
     index, part = numbered
     with part_of_batch(index, parts):
       return function(carry, part)
@@ -302,7 +366,7 @@ def _scan(
   return jax.lax.scan(one, carry, (jnp.arange(parts), split))
 
 
-def _average(params: Any, state: TrainState, decay: float) -> Any:
+def _average(params: Params, state: TrainState, decay: float) -> Params:
   """The moving average of the parameters after one more step."""
   # As in TensorFlow's moving average: early steps count for more, so that the average is not held
   # back by the initial values.
@@ -312,7 +376,7 @@ def _average(params: Any, state: TrainState, decay: float) -> Any:
 
 def make_moments_step(
   forward: Forward, accumulate: int = 1
-) -> Callable[[TrainState, Batch, Array], Any]:
+) -> Callable[[TrainState, Batch, Array], Variables]:
   """Makes `step(state, batch, key) -> moments`: what each norm sees in a training batch.
 
   Args:
@@ -324,8 +388,8 @@ def make_moments_step(
     The step, mapped over the devices; its results go into `jseg.nn.norm.average_moments`.
   """
 
-  def step(state: TrainState, batch: Batch, key: Array) -> Any:
-    def moments(_: None, part: Batch) -> tuple[None, Any]:
+  def step(state: TrainState, batch: Batch, key: Array) -> Variables:
+    def moments(_: None, part: Batch) -> tuple[None, Variables]:
       updated = forward(state.variables(), part, key, ["batch_stats", "moments"])[-1]
       return None, updated["moments"]
 

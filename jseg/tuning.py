@@ -3,8 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -63,7 +62,7 @@ def tune_crf(
   images: int = 20,
   ranges: str = "v2",
   base: CrfParams | None = None,
-  changes: Mapping[str, Any] | None = None,
+  changes: Mapping[str, object] | None = None,
   protocol: str | None = None,
 ) -> Tuning:
   """Searches on images from all over a split, and writes the run's `crf.json`.
@@ -135,7 +134,7 @@ def search(
   base = CrfParams() if base is None else base
   num_classes = len(examples[0][0].classes.names)
 
-  def measure(masks: Any) -> float:
+  def measure(masks: Iterable[np.ndarray]) -> float:
     state = ConfusionState.empty(num_classes)
     for mask, (_, label) in zip(masks, examples, strict=True):
       state = state.update(host_confusion(mask, label, num_classes))

@@ -19,12 +19,23 @@ Array = jax.Array
 Batch = dict[str, Any]
 """Arrays of one step: `image` [b h w c], `label` [b h w], and what a task adds to them."""
 
-
 Params = Any
 """Parameters of a network: nested dicts of arrays, or a tree of the same structure."""
 
 Variables = Mapping[str, Any]
 """Flax collections by name: `params` and, of networks with batch norm, `batch_stats`."""
+
+Tree = Any
+"""A pytree: an array, or containers of trees, of a structure that differs from case to case."""
+
+Metrics = dict[str, Tree]
+"""What a training step returns for the log, by name: arrays, and trees of them."""
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments by name, as a preset, a configuration or a command gives them."""
+
+Json = dict[str, object]
+"""A JSON object: plain values by name, as read from a file (not yet checked) or to be written."""
 
 
 _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))

@@ -447,7 +447,7 @@ def test_each_name_of_the_room_resolves():
     _ = data.lod
 
 
-def test_large_examples_are_loaded_one_at_a_time(monkeypatch):
+def test_large_examples_are_loaded_one_at_a_time():
   loading, most, lock = 0, 0, threading.Lock()
 
   class Item:
@@ -462,8 +462,7 @@ def test_large_examples_are_loaded_one_at_a_time(monkeypatch):
       return Example.from_arrays(np.zeros((2, 2, 2, 1)), np.zeros((2, 2, 2), np.uint8))
 
   for limit, together in ((31, 1), (1 << 20, 4)):  # each has 8 voxels of 2 bytes
-    monkeypatch.setattr(builder, "_MOST_BYTES", limit)
     most = 0
-    assert len(list(builder._load_all([Item() for _ in range(9)], 4))) == 9
+    assert len(list(builder._load_all([Item() for _ in range(9)], 4, limit))) == 9
     assert (most == 1) == (together == 1)
     assert most <= together

@@ -524,7 +524,7 @@ def test_the_same_preparation_is_the_same_set(root):
     ({"percentiles": (99, 1)}, r"percentiles: \(99, 1\) must be \(low, high\) in ascending order"),
     ({"percentiles": (0, 101)}, "percentiles"),
     ({"window": (0, 1), "percentiles": (0, 99)}, "window and percentiles both clip"),
-    ({"spacing": (1.0, 1.0)}, r"spacing: \(1.0, 1.0\) must be three numbers above 0, millimetres"),
+    ({"spacing": (1.0, 1.0)}, r"spacing: \(1.0, 1.0\) must be three numbers above 0, millimeters"),
     ({"spacing": (1, 0, 1)}, "spacing"),
     ({"spacing": ("1", 1, 1)}, "spacing"),
     ({"interpolation": "spline"}, "interpolation: 'spline' is unknown; choose from linear, cubic"),

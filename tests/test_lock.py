@@ -1,5 +1,6 @@
 """Two processes never write one folder, and a dead one doesn't keep it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -55,41 +56,50 @@ def left_by(path, **changes):
   path.write_text(json.dumps({"host": "node7", "pid": 12, "since": "2026-11-01", **changes}))
 
 
-@pytest.fixture
-def quick(monkeypatch):
-  monkeypatch.setattr(lock, "SILENT_SECONDS", 0.3)
-  monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+QUICK = {"beat": 0.02, "silent": 0.3}
 
 
-def test_a_holder_on_another_machine_that_is_silent_is_told_and_replaced(tmp_path, quick, capsys):
+@contextlib.contextmanager
+def living(path):
+  """Somebody else who touches the file."""
+  ended = threading.Event()
+
+  def touch():
+    while not ended.wait(0.02):
+      os.utime(path)
+
+  other = threading.Thread(target=touch)
+  other.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    other.join()
+
+
+def test_a_holder_on_another_machine_that_is_silent_is_told_and_replaced(tmp_path, capsys):
   path = tmp_path / "lock"
   left_by(path)
-  with locked(path, "it", "wait"):
+  with locked(path, "it", "wait", **QUICK):
     assert json.loads(path.read_text())["host"] == Owner.here().host
   told = " ".join(capsys.readouterr().err.split())
   assert "process 12 on node7 since 2026-11-01 gives no sign of life" in told
 
 
-def test_a_holder_on_another_machine_that_lives_is_not_replaced(tmp_path, quick):
+def test_a_holder_on_another_machine_that_lives_is_not_replaced(tmp_path):
   path = tmp_path / "lock"
   left_by(path)
-  ended = threading.Event()
-  other = threading.Thread(target=lock._beat, args=(path, ended))
-  other.start()
-  try:
-    with (
-      pytest.raises(InputError, match=r"it is in use by process 12 on node7 .*gone.*remove .*lock"),
-      locked(path, "it", "wait"),
-    ):
-      pass
-  finally:
-    ended.set()
-    other.join()
+  with (
+    living(path),
+    pytest.raises(InputError, match=r"it is in use by process 12 on node7 .*gone.*remove .*lock"),
+    locked(path, "it", "wait", **QUICK),
+  ):
+    pass
   assert json.loads(path.read_text())["host"] == "node7"
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_file_systems_without_locks(tmp_path, quick, monkeypatch, alive):
+def test_file_systems_without_locks(tmp_path, monkeypatch, alive):
   monkeypatch.setattr(lock, "_flock", lambda file: None)
   path = tmp_path / "lock"
   process = subprocess.Popen(["sleep", "60"])
@@ -97,16 +107,15 @@ def test_file_systems_without_locks(tmp_path, quick, monkeypatch, alive):
   if not alive:
     process.kill()
     process.wait()
-    with locked(path, "it", "wait"):
+    with locked(path, "it", "wait", **QUICK):
       pass
     return
-  ended = threading.Event()
-  other = threading.Thread(target=lock._beat, args=(path, ended))
-  other.start()
-  with pytest.raises(InputError, match="in use by process"), locked(path, "it", "wait"):
+  with (
+    living(path),
+    pytest.raises(InputError, match="in use by process"),
+    locked(path, "it", "wait", **QUICK),
+  ):
     pass
-  ended.set()
-  other.join()
   process.kill()
   process.wait()
 
@@ -114,13 +123,13 @@ def test_file_systems_without_locks(tmp_path, quick, monkeypatch, alive):
 def test_what_no_lock_left_is_replaced(tmp_path):
   path = tmp_path / "lock"
   path.write_text("half a li")
-  with locked(path, "it", "wait"):
+  with locked(path, "it", "wait", **QUICK):
     pass
 
 
-def test_it_says_that_it_lives(tmp_path, quick):
+def test_it_says_that_it_lives(tmp_path):
   path = tmp_path / "lock"
-  with locked(path, "it", "wait"):
+  with locked(path, "it", "wait", **QUICK):
     os.utime(path, (1, 1))
     until = time.monotonic() + 30
     while path.stat().st_mtime == 1:

@@ -112,7 +112,7 @@ def test_by_name():
   assert metrics.create("surface=2.5", NAMES, ndim=3).tolerance == 2.5
   assert metrics.create("surface", NAMES, ndim=3).tolerance == 1
   for argument in ("0", "-1", "wide", "nan", "inf"):
-    match = rf"surface: the tolerance '{argument}' must be a number above 0, in millimetres"
+    match = rf"surface: the tolerance '{argument}' must be a number above 0, in millimeters"
     with pytest.raises(InputError, match=match):
       metrics.create(f"surface={argument}", NAMES, ndim=3)
   with pytest.raises(InputError, match="metrics: surface is not for images; choose from boundary"):

@@ -21,6 +21,7 @@ from jseg.state import TrainState, create_train_state
 from jseg.step import make_moments_step, make_train_step, shard
 from jseg.tasks.semantic.forward import (
   count_batch,
+  decide_at_full_size,
   make_eval_step,
   make_forward,
   make_losses,
@@ -262,14 +263,16 @@ def test_counting_happens_at_the_label_size_and_ignores_the_padding():
   assert counted.sum() == (examples["label"] != IGNORE).sum()
 
 
-def test_large_images_are_decided_in_blocks_of_rows(monkeypatch):
+def test_large_images_are_decided_in_blocks_of_rows():
   examples = make_eval_set(count=3)
-  whole, binned = count_batch(jnp.array(examples["logits"]), examples, calibrate=True)
-  monkeypatch.setattr("jseg.tasks.semantic.forward._ROWS", 7)
-  again, cut = count_batch(jnp.array(examples["logits"]), examples, calibrate=True)
-  np.testing.assert_array_equal(whole, again)
-  for one, other in zip(binned, cut, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5)
+  canvas = examples["label"].shape[1:]
+  for i in range(3):
+    logits, size, label_size = (jnp.array(examples[k][i]) for k in ("logits", "size", "label_size"))
+    label, confidence = decide_at_full_size(logits, size, label_size, canvas, True)
+    again, cut = decide_at_full_size(logits, size, label_size, canvas, True, rows=7)
+    inside = tuple(map(slice, examples["label_size"][i]))
+    np.testing.assert_array_equal(label[inside], again[inside])
+    np.testing.assert_allclose(confidence[inside], cut[inside], rtol=1e-5)
 
 
 def test_eval_step_ignores_what_is_outside_the_image():

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "golden"
 CLASSES = 3
-SPACINGS = ((1.0, 1.0, 1.0), (5.0, 0.7, 0.7), (2.5, 1.2, 0.9))  # d h w, millimetres
+SPACINGS = ((1.0, 1.0, 1.0), (5.0, 0.7, 0.7), (2.5, 1.2, 0.9))  # d h w, millimeters
 TOLERANCES = (1.0, 2.0, 4.0)
 SHAPE = (12, 20, 16)
 

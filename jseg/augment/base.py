@@ -10,7 +10,7 @@ import math
 import numbers
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import flax.struct
 import jax
@@ -179,7 +179,7 @@ def apply_custom(
 
 
 def check_settings(
-  size: Any, scale: Any, values: Mapping[str, Any], settings: Mapping[str, Setting]
+  size: object, scale: object, values: Mapping[str, object], settings: Mapping[str, Setting]
 ) -> None:
   """Raises InputError that names the argument whose value is impossible.
 
@@ -189,14 +189,21 @@ def check_settings(
     values: values of the settings by name.
     settings: the settings that there are.
   """
-  known = isinstance(size, Sequence) and len(size) in (2, 3)
-  if not known or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
+  if not (
+    isinstance(size, Sequence)
+    and len(size) in (2, 3)
+    and all(_is_number(n) and n == int(n) and n > 0 for n in size)
+  ):
     raise InputError(
       f"size: {size!r} must be two positive whole numbers, the height and width of the crop in "
       "pixels; for example (256, 256). Volumes have three: depth, height and width"
     )
-  pair = isinstance(scale, Sequence) and len(scale) == 2
-  if not pair or not all(map(_is_number, scale)) or not 0 < scale[0] <= scale[1]:
+  if not (
+    isinstance(scale, Sequence)
+    and len(scale) == 2
+    and all(map(_is_number, scale))
+    and 0 < scale[0] <= scale[1]
+  ):
     raise InputError(
       f"scale: {scale!r} must be two factors, the smallest and the largest, with "
       "0 < smallest <= largest; (1, 1) keeps the size"
@@ -222,5 +229,5 @@ def defaults(settings: Mapping[str, Setting]) -> dict[str, float]:
   return {name: setting.default for name, setting in settings.items()}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
   return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,6 @@ clipped to 0..255 and normalized; then a user's own.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import chex
 import jax
@@ -62,7 +61,7 @@ _FIRST = (
 )
 
 
-def arguments() -> dict[str, Any]:
+def arguments() -> dict[str, object]:
   """The arguments of `make_augment` but `size`, and their defaults."""
   every = defaults(settings_of(*IMAGE_AUGMENTATIONS, *VOLUME_AUGMENTATIONS))
   return {"scale": (0.5, 2.0), **every, "custom": ()}

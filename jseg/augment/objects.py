@@ -8,7 +8,6 @@ Masks are never resampled: scaling and cropping move only the frames that they l
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import chex
 import jax
@@ -42,7 +41,7 @@ OBJECT_AUGMENTATIONS: tuple[Augmentation, ...] = (
 _LEAST_AREA = 1.0  # pixels that must be seen of an object, or it is none
 
 
-def instance_arguments() -> dict[str, Any]:
+def instance_arguments() -> dict[str, object]:
   """The arguments of `make_instance_augment` but `size`, and their defaults."""
   return {"scale": (0.8, 1.25), **defaults(settings_of(*OBJECT_AUGMENTATIONS)), "custom": ()}
 

@@ -1,7 +1,7 @@
 """Classifiers whose features networks build on, by name. To add one: a file, and a line here."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jseg.backbones.alexnet import AlexNet
@@ -10,7 +10,7 @@ from jseg.backbones.googlenet import GoogLeNet
 from jseg.backbones.resnet import ResNet
 from jseg.backbones.vgg import VGG16
 from jseg.lookup import lookup_class
-from jseg.types import InputError
+from jseg.types import Arguments, InputError
 
 __all__ = [
   "VGG16",
@@ -26,7 +26,7 @@ __all__ = [
 
 # name: "module:class", and the arguments that make it this one. "_torchvision" is the form of its
 # weights.
-_BACKBONES: dict[str, tuple[str, Mapping[str, Any]]] = {
+_BACKBONES: dict[str, tuple[str, Arguments]] = {
   "resnet18": ("jseg.backbones.resnet:ResNet", {"depth": 18}),
   "resnet34": ("jseg.backbones.resnet:ResNet", {"depth": 34}),
   "resnet50": ("jseg.backbones.resnet:ResNet", {"depth": 50}),
@@ -59,7 +59,7 @@ def create(
   output_stride: int = 32,
   norm: str | None = None,
   remat: str = "none",
-  optional: Mapping[str, Any] | None = None,
+  optional: Arguments | None = None,
   **arguments: Any,
 ) -> Backbone:
   """Makes a backbone, a Flax module: `module(image, train=False) -> Features`.
@@ -123,7 +123,7 @@ def check(backbone: str, /, *, strides: Sequence[int] = (32,), **arguments: Any)
     )
 
 
-def _load(backbone: str) -> tuple[type[Backbone], Mapping[str, Any]]:
+def _load(backbone: str) -> tuple[type[Backbone], Arguments]:
   """Returns the class of a backbone and the arguments that its name stands for."""
   kinds = {name: kind for name, (kind, _) in _BACKBONES.items()}
   _, own = _BACKBONES.get(backbone, (None, {}))

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 
@@ -43,7 +42,7 @@ class AlexNet(Backbone, Staged):
     """Computes the features of normalized images; training with `fc` needs the key "dropout"."""
     named = {}
 
-    def conv(x: Array, layer: int, kernel: int, grouped: bool, **geometry: Any) -> Array:
+    def conv(x: Array, layer: int, kernel: int, grouped: bool, **geometry: object) -> Array:
       def compute(net: AlexNet, x: Array) -> Array:
         make = net.typed(Conv)
         convolution = make(

@@ -9,7 +9,6 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -212,7 +211,7 @@ def crf_params(arguments: argparse.Namespace, run: Run) -> CrfParams | None:
   return run.crf_params() if arguments.crf else None
 
 
-def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+def changes(arguments: argparse.Namespace) -> dict[str, object]:
   """Returns what --set asks for; where the command has a RUN, its words stay words.
 
   Raises:

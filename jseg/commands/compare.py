@@ -7,8 +7,9 @@ import pathlib
 from rich.table import Table
 
 from jseg import json_files
-from jseg.comparison import LEVEL, Comparison, Entry, compare
+from jseg.comparison import Comparison, Entry, compare
 from jseg.console import CONSOLE
+from jseg.metrics.images import LEVEL
 from jseg.outputs import try_folder
 from jseg.report.plots import Curve, save_comparison
 

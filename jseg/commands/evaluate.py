@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
 
 from rich.table import Table
 
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="METRIC",
     help="further metrics of whole images: boundary (IoU of boundaries), rand=CLASS (Rand score, "
     "objects being the connected parts of this class), of volumes surface=MM (HD95, and surface "
-    "Dice within so many millimetres), or your own as package.module:Name",
+    "Dice within so many millimeters), or your own as package.module:Name",
   )
   parser.add_argument(
     "--worst",
@@ -72,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     CONSOLE.print(f"written to {opened.files.evaluation}")
 
 
-def numbers(extra: Mapping[str, Any]) -> dict[str, float]:
+def numbers(extra: Mapping[str, object]) -> dict[str, float]:
   """Returns the metrics that are one number."""
   return {k: v for k, v in extra.items() if isinstance(v, float)}
 
@@ -80,7 +79,8 @@ def numbers(extra: Mapping[str, Any]) -> dict[str, float]:
 def crf_table(result: Evaluation) -> Table:
   """Returns the metrics before and after the CRF, as a table."""
   before = {**result.scores.summary(), **numbers(result.extra)}
-  after = numbers(result.extra["crf"])
+  crf = result.extra["crf"]
+  after = numbers(crf if isinstance(crf, dict) else {})
   table = Table("metric", "without CRF", "with CRF", title="dense CRF", title_justify="left")
   for key in ("miou", "pixel_accuracy", *numbers(result.extra)):
     if key in after:

@@ -1,7 +1,7 @@
 """Data: sources, preparation, and reading. Light to import: what a name needs loads with it."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from jseg.data.check import check_folder
@@ -101,7 +101,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
   # Lazy: the networks and weights need the classes, not TFDS, Grain and OpenCV.
   for module, names in _HOMES.items():
     if name in names:

@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,7 +23,7 @@ from jseg.data.sources.base import Example, Item, Source
 from jseg.data.survey import Survey
 from jseg.lock import locked
 from jseg.outputs import WriteError
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE, InputError, Json
 
 OBJECTS_PER_IMAGE = "objects_an_image"  # as prepared sets call it
 SPACINGS = "spacings"  # of the volumes of each split, in order; sets of before 0.2 have none
@@ -36,7 +35,9 @@ SAMPLE = 2**21
 """Pixels of a split of scientific images that are kept for percentiles, means and deviations."""
 
 
-def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tuple["Builder", str]:
+def prepare(
+  source: Source, name: str, data_dir: str | os.PathLike[str] | None
+) -> tuple["Builder", str]:
   """Prepares a source, unless that was done before.
 
   Args:
@@ -71,7 +72,7 @@ def prepare(source: Source, name: str, data_dir: str | os.PathLike | None) -> tu
 
 
 def _open(
-  source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike | None
+  source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike[str] | None
 ) -> "Builder":
   """Opens a prepared set, or what is to become one."""
   folder = pathlib.Path(data_dir or os.path.expanduser(tfds.core.constants.DATA_DIR))
@@ -125,7 +126,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   VERSION = tfds.core.Version("1.3.0")  # of the canonical form: raise it when reading changes
 
   def __init__(
-    self, source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike | None
+    self, source: Source, name: str, fingerprint: str, data_dir: str | os.PathLike[str] | None
   ):
     self._source = source
     self._survey = Survey(source)
@@ -163,10 +164,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       disable_shuffling=True,  # keep the order of the source; training shuffles as it reads
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, Json]]]:
     return {split: self._generate_examples(split) for split in self._source.splits}
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, Json]]:
     items, classes = self._source.splits[split], self._source.classes
     statistics = SplitStatistics(self._source.ndim)
     loaded = _load_all(items, _READ_AHEAD[self._source.ndim])
@@ -198,7 +201,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     """Silenced."""
 
 
-def sample_file(folder: str | os.PathLike, split: str) -> pathlib.Path:
+def sample_file(folder: str | os.PathLike[str], split: str) -> pathlib.Path:
   """Returns where a prepared set of scientific images keeps some pixels of a split, [n c]."""
   return pathlib.Path(folder) / f"sample_{split}.npy"
 
@@ -241,7 +244,7 @@ class SplitStatistics:
       self._objects_per_image[len(example.objects)] += 1
       self._crowds += int(example.objects.crowd.sum())
 
-  def metadata(self, num_classes: int) -> dict[str, Any]:
+  def metadata(self, num_classes: int) -> Json:
     """Everything by its key in the metadata."""
     return {
       "max_size": self._largest.tolist(),
@@ -280,9 +283,9 @@ def _objects_feature() -> tfds.features.FeaturesDict:
   )
 
 
-def _record(example: Example, name: str) -> dict[str, Any]:
+def _record(example: Example, name: str) -> Json:
   """An example by features."""
-  record: dict[str, Any] = {"image": example.image, "name": name}
+  record: Json = {"image": example.image, "name": name}
   if example.label is not None:
     record["label"] = example.label
   if example.objects is not None:
@@ -335,12 +338,14 @@ def _write(builder: Builder) -> None:
       ) from error
 
 
-def _load_all(items: Sequence[Item], ahead: int) -> Iterator[Example]:
+def _load_all(
+  items: Sequence[Item], ahead: int, most_bytes: int = _MOST_BYTES
+) -> Iterator[Example]:
   """Loads in threads, in order, a bounded number ahead, and of large examples one at a time."""
-  start, largest = 0, _MOST_BYTES  # the first tells how large they are
+  start, largest = 0, most_bytes  # the first tells how large they are
   with ThreadPoolExecutor() as pool:
     while start < len(items):
-      some = items[start : start + max(1, min(ahead, _MOST_BYTES // largest))]
+      some = items[start : start + max(1, min(ahead, most_bytes // largest))]
       contexts = [contextvars.copy_context() for _ in some]  # the limits of what is read
       loaded = pool.map(lambda context, item: context.run(item.load), contexts, some)
       sizes = []

@@ -4,9 +4,7 @@ Reads through the same functions as preparation, so that what passes here can be
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jseg.arithmetic import count_bytes
 from jseg.console import ERRORS, progress
@@ -16,9 +14,10 @@ from jseg.data.sources import recognize
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.sources.pairs import FilePair
 from jseg.data.survey import Survey
+from jseg.types import Arguments
 
 
-def check_folder(root: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Report:
+def check_folder(root: str | os.PathLike[str], options: Arguments | None = None) -> Report:
   """Reads every file of a data folder and reports all that is wrong.
 
   Args:
@@ -32,7 +31,7 @@ def check_folder(root: str | os.PathLike, options: Mapping[str, Any] | None = No
   return check_source(recognize(root, options), root)
 
 
-def check_source(source: Source, root: str | os.PathLike) -> Report:
+def check_source(source: Source, root: str | os.PathLike[str]) -> Report:
   """Reads every example of a source and reports all that is wrong; `root` names it."""
   report = Report(Path(root), source.classes, {}, list(source.problems), list(source.notes))
   survey = Survey(source)

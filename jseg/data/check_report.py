@@ -4,7 +4,6 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -15,7 +14,7 @@ from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.instances import Objects
 from jseg.data.sources.base import Values
-from jseg.types import IGNORE
+from jseg.types import IGNORE, Json
 
 _MOST_PROBLEMS = 20  # shown of each kind
 
@@ -52,7 +51,7 @@ class SplitReport:
   low: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
   high: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
-  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+  def to_dict(self, names: Sequence[str]) -> Json:
     """Plain values for JSON, given the names of the classes."""
     counts = {"pixels": self.pixels, "masks_with": self.images_with, "objects": self.objects}
     kinds = [
@@ -118,7 +117,7 @@ class Report:
     """Nothing is wrong: `load` will prepare this folder."""
     return not self.problems
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Json:
     """Plain values for JSON: contents of each split, and problems with their severity."""
     findings = [("error", problem) for problem in self.problems]
     findings += [("warning", note) for note in self.notes]

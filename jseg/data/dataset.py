@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.instances import Objects
 from jseg.data.files.scientific import decode_array, is_array
+from jseg.data.records import Decoded, Record
 from jseg.data.scaling import scale
 from jseg.data.sources import SOURCES, make_source
 from jseg.data.sources.base import Source
-from jseg.types import InputError
+from jseg.types import Arguments, InputError
 
 _CACHE_BYTES = 512 << 20  # a split that decodes to at most this stays in memory
 
@@ -30,7 +31,7 @@ Ends = tuple[Sequence[float], Sequence[float]]
 """The numbers of each channel that become 0, and those that become 255."""
 
 
-class Examples(Sequence[dict[str, Any]]):
+class Examples(Sequence[Decoded]):
   """Random access to the decoded examples of a split.
 
   Item i is a dict: `image` uint8 [h w c] (c is 3 or 1), `label` uint8 [h w], `name` str. Of a
@@ -42,7 +43,7 @@ class Examples(Sequence[dict[str, Any]]):
 
   def __init__(
     self,
-    records: Any,
+    records: Sequence[Record],
     keep: bool,
     folder: pathlib.Path,
     *,
@@ -50,7 +51,7 @@ class Examples(Sequence[dict[str, Any]]):
     ends: Ends | None = None,
   ):
     self._records, self._folder, self._half, self._ends = records, folder, half, ends
-    self._kept: dict[int, dict[str, Any]] | None = {} if keep else None
+    self._kept: dict[int, Decoded] | None = {} if keep else None
 
   def __len__(self) -> int:
     return len(self._records)
@@ -200,7 +201,7 @@ class Dataset:
     return tuple(np.max(sizes, 0).tolist())
 
   def spacings(self, split: str) -> list[tuple[float, ...]]:
-    """Millimetres between voxels along d, h and w, of each volume of a split in order.
+    """Millimeters between voxels along d, h and w, of each volume of a split in order.
 
     Raises:
       InputError: the source doesn't tell, or the set was prepared before they were kept.
@@ -216,7 +217,7 @@ class Dataset:
       if len(known[part]) != self.splits[part]:
         raise InputError(
           f"{self.name} doesn't tell the spacing of the voxels of its split {part}; give its "
-          "examples a spacing, in millimetres (jseg.data.Example)"
+          "examples a spacing, in millimeters (jseg.data.Example)"
         )
     return [tuple(spacing) for part in parts for spacing in known[part]]
 
@@ -264,10 +265,10 @@ class Dataset:
 def load(
   name: str | Source,
   *,
-  root: str | os.PathLike | None = None,
-  data_dir: str | os.PathLike | None = None,
-  options: Mapping[str, Any] | None = None,
-  fields: Mapping[str, Any] | None = None,
+  root: str | os.PathLike[str] | None = None,
+  data_dir: str | os.PathLike[str] | None = None,
+  options: Arguments | None = None,
+  fields: Arguments | None = None,
 ) -> Dataset:
   """Loads a data set, preparing it first if its source is new or has changed.
 
@@ -311,17 +312,9 @@ def _snake_case(name: str) -> str:
   return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(":")[2]).lower()
 
 
-def _decode(record: Mapping[str, Any], half: bool, ends: Ends | None) -> dict[str, Any]:
-  """An example of a record; see `Examples`."""
-  example: dict[str, Any] = {"name": record["name"].decode()}
-  image, label = record["image"], record.get("label")
-  if not isinstance(image, bytes):
-    example["image"] = image if half else image.astype(np.float32)
-  elif is_array(image):
-    array = decode_array(image)
-    example["image"] = array if ends is None else scale(array, *ends)
-  else:
-    example["image"] = decode_image(image)
+def _decode(record: Record, half: bool, ends: Ends | None) -> Decoded:
+  image, label = _decode_image(record["image"], half, ends), record.get("label")
+  example: Decoded = {"name": record["name"].decode(), "image": image}
   if label is not None:
     example["label"] = decode_raw(label) if isinstance(label, bytes) else label
   arrays = [value for value in example.values() if isinstance(value, np.ndarray)]
@@ -332,3 +325,12 @@ def _decode(record: Mapping[str, Any], half: bool, ends: Ends | None) -> dict[st
   for array in arrays:
     array.flags.writeable = False
   return example
+
+
+def _decode_image(image: bytes | np.ndarray, half: bool, ends: Ends | None) -> np.ndarray:
+  if not isinstance(image, bytes):
+    return image if half else image.astype(np.float32)
+  if not is_array(image):
+    return decode_image(image)
+  array = decode_array(image)
+  return array if ends is None else scale(array, *ends)

@@ -1,22 +1,22 @@
 """Patches of volumes for training, cut on the host: only what the network sees travels further."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from jseg.data.records import Decoded
 from jseg.types import IGNORE
 
 
 def cut_patch(
   place: int,
-  example: Mapping[str, Any],
+  example: Decoded,
   *,
   size: Sequence[int],
   foreground: float,
   seed: int,
-) -> dict[str, Any]:
+) -> Decoded:
   """Cuts a random patch out of a volume, the same for the same seed and place.
 
   Isensee et al. 2021 (nnU-Net, doi:10.1038/s41592-020-01008-z, supplementary note 2): a third of

@@ -5,8 +5,8 @@ Everything works for images [h w c] and for volumes [d h w c]: sizes then have t
 """
 
 import functools
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import cv2
 import grain
@@ -15,6 +15,7 @@ import numpy as np
 from jseg.arithmetic import cdiv
 from jseg.data.border import border_weights
 from jseg.data.patches import cut_patch
+from jseg.data.records import Decoded
 from jseg.data.targets import make_targets
 from jseg.types import IGNORE, Batch, InputError
 
@@ -26,7 +27,7 @@ class RandomAccess(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> dict[str, Any]: ...
+  def __getitem__(self, index: int) -> Decoded: ...
 
 
 def train_iterator(
@@ -322,7 +323,7 @@ def _check_scaled(image: np.ndarray, channels: int) -> None:
 
 
 def _train_example(
-  example: dict[str, Any],
+  example: Decoded,
   *,
   size: Size,
   channels: int,
@@ -346,7 +347,7 @@ def _train_example(
 
 
 def _train_objects(
-  example: dict[str, Any],
+  example: Decoded,
   *,
   size: Size,
   channels: int,
@@ -408,7 +409,7 @@ def _pad(array: np.ndarray, size: Size, value: int) -> np.ndarray:
   return canvas
 
 
-def _shuffled(source: Any, seed: int) -> grain.MapDataset:
+def _shuffled(source: RandomAccess | Sequence[int], seed: int) -> grain.MapDataset:
   """The endless stream of a source's examples, in a new order every epoch."""
   return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 

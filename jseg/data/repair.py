@@ -7,7 +7,6 @@ what is still wrong.
 import dataclasses
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,9 +18,9 @@ from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, counted, spl
 from jseg.data.files.masks import RawMask
 from jseg.data.sources.base import existing_folder
 from jseg.data.sources.folder import IMAGES, holds_volumes, read_folder
-from jseg.data.sources.pairs import FilePair, ImagePair
+from jseg.data.sources.pairs import FilePair, ImagePair, Pair
 from jseg.data.sources.volumes import VOLUMES
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 
 @dataclasses.dataclass
@@ -46,7 +45,7 @@ class Repairs:
     lines += [f"not copied: {problem}" for problem in self.refused]
     return [*lines, f"{self.copied} file(s) are copied to {self.out} as they are"]
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Json:
     """Plain values for JSON."""
     refused = [problem.to_dict("error") for problem in self.refused]
     return {"done": self.done, "copied": self.copied, "not_copied": refused}
@@ -119,7 +118,7 @@ def _stem(path: Path) -> tuple[Path, str]:
   return path.parent, split_suffix(name, (*IMAGE_SUFFIXES, *NIFTI_SUFFIXES))[0]
 
 
-def _copy_pair(pair: FilePair, home: Path, root: Path, repairs: Repairs, *, certain: bool) -> None:
+def _copy_pair(pair: Pair, home: Path, root: Path, repairs: Repairs, *, certain: bool) -> None:
   """Copies both files of a pair, repaired if it is certain that they are one."""
   target = home.relative_to(root)
   upright, repaired, what = None, None, ""

@@ -1,8 +1,7 @@
 """A page of a data set's images with their masks laid over them, over a legend of classes."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -18,7 +17,7 @@ from jseg.data.files.scientific import decode_array
 from jseg.data.sources import recognize
 from jseg.data.sources.base import Example, Item, Source
 from jseg.images import picture
-from jseg.types import IGNORE
+from jseg.types import IGNORE, Arguments
 
 _TILES = 16
 _TILE, _CAPTION, _GAP = 256, 20, 8  # pixels
@@ -26,7 +25,7 @@ _INK, _PAPER = (40, 42, 54), (250, 250, 248)
 
 
 def contact_sheet(
-  root: str | os.PathLike, path: str | os.PathLike, options: Mapping[str, Any] | None = None
+  root: str | os.PathLike[str], path: str | os.PathLike[str], options: Arguments | None = None
 ) -> bool:
   """Writes a PNG of up to 16 images with their masks laid over them, and a legend.
 

@@ -18,7 +18,7 @@ from jseg.losses import detection
 from jseg.losses.detection import keypoint_loss
 from jseg.losses.pixels import cross_entropy, focal, ohem, weights_of
 from jseg.losses.regions import lovasz_softmax, soft_dice, tversky
-from jseg.types import Array, InputError, InstanceOutputs
+from jseg.types import Arguments, Array, InputError, InstanceOutputs
 
 __all__ = [
   "DETECTION_LOSSES",
@@ -74,16 +74,16 @@ def detection_losses(outputs: InstanceOutputs) -> dict[str, tuple[Array, Array]]
   return {name: loss(outputs) for name, loss in DETECTION_LOSSES.items()}
 
 
-def arguments() -> dict[str, Any]:
+def arguments() -> dict[str, object]:
   """Arguments of `make_loss` with their defaults: the hyperparameters of all losses by name."""
-  values: dict[str, Any] = {"name": "cross_entropy", "options": {}}
+  values: dict[str, object] = {"name": "cross_entropy", "options": {}}
   table = {**PIXEL_LOSSES, **REGION_LOSSES}
   for name in table:
     values |= _hyperparameters(_find(name, table))
   return {**values, "set_weight": 1.0}
 
 
-def _hyperparameters(loss: Loss) -> dict[str, Any]:
+def _hyperparameters(loss: Loss) -> dict[str, object]:
   """Keyword arguments of a loss with their defaults, those that `make_loss` gives aside."""
   given = (*_WEIGHTS, _SCOPE)
   parameters = inspect.signature(loss).parameters.values()
@@ -118,7 +118,7 @@ def make_loss(
   *,
   name: str = "cross_entropy",
   set_weight: float = 1.0,
-  options: Mapping[str, Any] | None = None,
+  options: Arguments | None = None,
   **hyperparameters: Any,
 ) -> Loss:
   """Makes `loss(logits, label, class_weights=None, pixel_weights=None) -> (sum, count)`.

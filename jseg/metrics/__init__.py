@@ -5,7 +5,7 @@ by name; to add one: a file here, and a line in the table below.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from jseg.metrics.confusion_matrix import ConfusionState, SemanticScores, confus
 from jseg.metrics.images import ImageScores, outcomes
 from jseg.metrics.numbers import none_if_nan, percent
 from jseg.metrics.rand import RandState, rand_score
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 __all__ = [
   "IMAGE_METRICS",
@@ -67,7 +67,7 @@ class ImageMetric(Protocol):
   def merge(self, other: Self) -> "ImageMetric":
     """Adds what another state of the same metric has seen."""
 
-  def compute(self, names: Sequence[str]) -> dict[str, Any]:
+  def compute(self, names: Sequence[str]) -> Json:
     """Returns plain values by name, given the names of the classes."""
 
 
@@ -82,13 +82,13 @@ class VolumeMetric(Protocol):
     Args:
       prediction: int [d h w], each in [0, k).
       label: int [d h w], each in [0, k) or IGNORE.
-      spacing: millimetres between voxels along d, h and w.
+      spacing: millimeters between voxels along d, h and w.
     """
 
   def merge(self, other: Self) -> "VolumeMetric":
     """Adds what another state of the same metric has seen."""
 
-  def compute(self, names: Sequence[str]) -> dict[str, Any]:
+  def compute(self, names: Sequence[str]) -> Json:
     """Returns plain values by name, given the names of the classes."""
 
 
@@ -104,7 +104,7 @@ VOLUME_METRICS: dict[str, str] = {
 """`(names of the classes, argument) -> VolumeMetric` by name, as "module:function"."""
 
 
-def create(spec: str, names: Sequence[str], ndim: int = 2) -> Any:
+def create(spec: str, names: Sequence[str], ndim: int = 2) -> "ImageMetric | VolumeMetric":
   """Makes an `ImageMetric`, or a `VolumeMetric`.
 
   Args:

@@ -16,9 +16,13 @@ from rich.table import Table
 from jseg.data.files.instances import Objects, coco_masks, encode_rle
 from jseg.metrics.images import ImageScores
 from jseg.metrics.numbers import mean_of_present, percent, plain
+from jseg.types import Json
 
 _LEAST_SCORE = 0.5  # of detections that count in an image, as of those that are drawn
 _SIZES = ("all", "small", "medium", "large")  # under 32^2 pixels, under 96^2, above
+
+Row = dict[str, Any]
+"""An annotation, a result or a match, as pycocotools has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +87,9 @@ class InstanceScores:
       "box_map50": self.boxes.ap50,
     }
 
-  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+  def to_dict(self, names: Sequence[str]) -> Json:
     """Plain numbers for JSON: `map`, `map50`, ... of masks, `box_map`, ... and `per_class`."""
-    result: dict[str, Any] = {}
+    result: Json = {}
     for prefix, kind in (("", self.masks), ("box_", self.boxes)):
       values = {"map": kind.ap, "map50": kind.ap50, "map75": kind.ap75}
       values |= {f"map_{size}": value for size, value in kind.ap_by_size.items()}
@@ -146,7 +150,7 @@ class AveragePrecisionState:
   """
 
   num_classes: int
-  images: Mapping[int, tuple[tuple[int, ...], list[dict], list[dict]]]
+  images: Mapping[int, tuple[tuple[int, ...], list[Row], list[Row]]]
 
   @classmethod
   def empty(cls, num_classes: int) -> "AveragePrecisionState":
@@ -192,7 +196,7 @@ class AveragePrecisionState:
     return InstanceScores(masks, boxes, counts, _image_scores(matches, sorted(self.images)))
 
 
-def coco_annotations(objects: Objects) -> list[dict[str, Any]]:
+def coco_annotations(objects: Objects) -> list[Row]:
   """Objects in COCO's form: boxes (x y width height), masks as RLE, scores where they have any."""
   rows = []
   for i in range(len(objects)):
@@ -212,7 +216,7 @@ def coco_annotations(objects: Objects) -> list[dict[str, Any]]:
 
 def coco_results(
   images: Iterable[tuple[int | str, Objects]], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Returns detected objects as COCO's results, ready for `json.dump`.
 
   Args:
@@ -236,18 +240,18 @@ def coco_results(
 
 
 def _evaluate(
-  images: list[dict],
-  categories: list[dict],
-  annotations: list[dict],
-  results: list[dict],
+  images: list[Row],
+  categories: list[Row],
+  annotations: list[Row],
+  results: list[Row],
   kind: str,
   max_detections: int,
-) -> tuple[Precisions, list[dict[str, Any]]]:
+) -> tuple[Precisions, list[Row]]:
   """Returns the precisions, and what COCO has matched by image, class and size."""
   from pycocotools.coco import COCO
   from pycocotools.cocoeval import COCOeval
 
-  def coco(rows: list[dict]) -> Any:
+  def coco(rows: Sequence[Row]) -> Any:
     # What COCO.loadRes makes of results, but for its refusal of none at all. Ids begin at 1: the
     # matching takes 0 for "no match".
     index = COCO()
@@ -288,7 +292,7 @@ def _evaluate(
   return precisions, [each for each in evaluation.evalImgs if each is not None]
 
 
-def _image_scores(matches: Sequence[Mapping[str, Any]], images: Sequence[int]) -> ImageScores:
+def _image_scores(matches: Sequence[Row], images: Sequence[int]) -> ImageScores:
   """Objects that were matched, missed and false in each image, of what COCO has matched.
 
   Args:

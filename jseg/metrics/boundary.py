@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
 from jseg.metrics.numbers import mean_of_present, none_if_nan
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE, InputError, Json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ class BoundaryState:
     with np.errstate(invalid="ignore"):
       return self.intersection / self.union
 
-  def compute(self, names: Sequence[str]) -> dict[str, Any]:
+  def compute(self, names: Sequence[str]) -> Json:
     """Returns `boundary_miou`, the mean over the classes that aren't absent, and `boundary_iou`.
 
     Args:

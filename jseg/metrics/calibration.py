@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jseg.types import IGNORE, Array
+from jseg.types import IGNORE, Array, Json
 
 BINS = 15
 """Bins of confidence; Guo et al. 2017 take as many."""
@@ -65,7 +64,7 @@ class Calibration:
     gaps = np.abs(self.right - self.sums / _UNIT)
     return float(gaps.sum() / total) if total else float("nan")
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Json:
     """Plain values for JSON: `ece`, and of each bin pixels, accuracy and confidence."""
 
     def listed(values: np.ndarray) -> list[float | None]:

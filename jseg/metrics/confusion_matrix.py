@@ -7,7 +7,6 @@ int64: float32 stops counting at 2^24 pixels, which is 100 images.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +17,19 @@ from jseg.arithmetic import cdiv
 from jseg.metrics.calibration import Calibration
 from jseg.metrics.images import LEVEL, RESAMPLES, ImageScores, bootstrap_miou, image_scores
 from jseg.metrics.numbers import mean_of_present, none_if_nan, percent, plain
-from jseg.types import IGNORE, Array
+from jseg.types import IGNORE, Array, Json
 
-_EXACT = 1 << 24  # the integers that float32 holds exactly end here
 _MEANS = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
 
 
-def confusion(prediction: Array, label: Array, num_classes: int) -> Array:
+def confusion(prediction: Array, label: Array, num_classes: int, *, chunk: int = 1 << 18) -> Array:
   """Counts (truth, prediction) pairs over the valid pixels.
 
   Args:
     prediction: int [...], each in [0, k).
     label: int [...] of the same shape, each in [0, k) or IGNORE.
     num_classes: k.
+    chunk: static; pixels that are counted together, at most the 2^24 that float32 counts exactly.
 
   Returns:
     int32 [k k], rows are the truth, columns the prediction. Exact whatever the number of pixels.
@@ -38,14 +37,14 @@ def confusion(prediction: Array, label: Array, num_classes: int) -> Array:
   label, prediction = label.reshape(-1), prediction.reshape(-1)
   classes = jnp.arange(num_classes)
 
-  def count(label, prediction):
+  def count(label: Array, prediction: Array) -> Array:
     # A product of one-hot matrices: an accelerator has no fast histogram, and IGNORE is no class.
     truth = (label[:, None] == classes[None]).astype(jnp.float32)
     predicted = (prediction[:, None] == classes[None]).astype(jnp.float32)
     pairs = jnp.matmul(truth.T, predicted, precision=jax.lax.Precision.HIGHEST)
     return pairs.astype(jnp.int32)
 
-  chunks = max(1, cdiv(label.size, _EXACT // 64))
+  chunks = max(1, cdiv(label.size, chunk))
   padding = (0, -label.size % chunks)
   label = jnp.pad(label, padding, constant_values=IGNORE).reshape(chunks, -1)
   prediction = jnp.pad(prediction, padding).reshape(chunks, -1)
@@ -110,7 +109,7 @@ class SemanticScores:
     """Bounds of `miou` over images of the same kind; see `jseg.metrics.images.bootstrap_miou`."""
     return None if self.counts is None else bootstrap_miou(self.counts)
 
-  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+  def to_dict(self, names: Sequence[str]) -> Json:
     """Plain numbers for JSON: the five means and `per_class`, with None for absent classes.
 
     Where the images are known, `miou_interval` besides, and where measured, `calibration`.
@@ -125,7 +124,7 @@ class SemanticScores:
       }
       for name, iou, dice, accuracy, pixels in zip(*columns, strict=True)
     }
-    result: dict[str, Any] = {**plain(self.summary()), "per_class": per_class}
+    result: Json = {**plain(self.summary()), "per_class": per_class}
     if self.interval is not None:
       bounds = {"low": self.interval[0], "high": self.interval[1]}
       result["miou_interval"] = bounds | {"level": LEVEL, "resamples": RESAMPLES}

@@ -103,7 +103,8 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
   iou = class_iou(counts)
   present = ~np.isnan(iou)
   with np.errstate(invalid="ignore"):
-    return np.where(present, iou, 0).sum(-1) / present.sum(-1)
+    means: np.ndarray = np.where(present, iou, 0).sum(-1) / present.sum(-1)
+  return means
 
 
 def image_scores(counts: np.ndarray) -> ImageScores:

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE, InputError, Json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class RandState:
     """Adds what another state has seen."""
     return dataclasses.replace(self, scores=self.scores + other.scores)
 
-  def compute(self, names: Sequence[str]) -> dict[str, Any]:
+  def compute(self, names: Sequence[str]) -> Json:
     """Returns `rand`, the mean over the images; None if none has any foreground."""
     del names
     known = [score for score in self.scores if not math.isnan(score)]

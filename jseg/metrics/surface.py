@@ -1,15 +1,14 @@
-"""Distances between surfaces of volumes in millimetres: HD95 and normalized surface Dice."""
+"""Distances between surfaces of volumes in millimeters: HD95 and normalized surface Dice."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import ndimage, spatial
 
 from jseg.metrics.numbers import mean_of_present, none_if_nan
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE, InputError, Json
 
 _PERCENTILE = 95
 
@@ -19,7 +18,7 @@ class SurfaceState:
   """Running sums over volumes: `empty`, `update`, `merge`, `compute`. Never changed in place.
 
   The surface of a class's region are its voxels with a face in common with another class or with
-  the volume's border; distances are between centers of voxels, in millimetres. As in MONAI and
+  the volume's border; distances are between centers of voxels, in millimeters. As in MONAI and
   Metrics Reloaded (Maier-Hein et al. 2024, arXiv:2206.01653):
 
   - HD95 is the 95th percentile of the distances from each surface to the other one, the larger of
@@ -35,11 +34,11 @@ class SurfaceState:
   Void belongs to no region of either side.
 
   Attributes:
-    distance: float64 [k], sum of HD95 in millimetres.
+    distance: float64 [k], sum of HD95 in millimeters.
     dice: float64 [k], sum of surface Dice.
     volumes: int64 [k], volumes with the class on either side.
     one_sided: int64 [k], those of them with the class on one side alone.
-    tolerance: in millimetres.
+    tolerance: in millimeters.
   """
 
   distance: np.ndarray
@@ -60,7 +59,7 @@ class SurfaceState:
 
     Args:
       names: names of the classes.
-      argument: tolerance of surface Dice in millimetres; "" is 1.
+      argument: tolerance of surface Dice in millimeters; "" is 1.
 
     Raises:
       InputError: the tolerance is no number above 0.
@@ -71,7 +70,7 @@ class SurfaceState:
       tolerance = math.nan
     if not 0 < tolerance < math.inf:
       raise InputError(
-        f"surface: the tolerance {argument!r} must be a number above 0, in millimetres, as in "
+        f"surface: the tolerance {argument!r} must be a number above 0, in millimeters, as in "
         "surface=1.5"
       )
     return cls.empty(len(names), tolerance)
@@ -84,7 +83,7 @@ class SurfaceState:
     Args:
       prediction: int [d h w], each in [0, k).
       label: int [d h w], each in [0, k) or IGNORE.
-      spacing: millimetres between voxels along d, h and w.
+      spacing: millimeters between voxels along d, h and w.
     """
     sums = [a.copy() for a in (self.distance, self.dice, self.volumes, self.one_sided)]
     distance, dice, volumes, one_sided = sums
@@ -110,7 +109,7 @@ class SurfaceState:
       self.tolerance,
     )
 
-  def compute(self, names: Sequence[str]) -> dict[str, Any]:
+  def compute(self, names: Sequence[str]) -> Json:
     """Returns the means over the classes, and those of each class.
 
     Args:
@@ -141,7 +140,7 @@ class SurfaceState:
 
 
 def _surface(region: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-  """Places of a region's surface voxels in millimetres, float64 [n 3]."""
+  """Places of a region's surface voxels in millimeters, float64 [n 3]."""
   boxes = ndimage.find_objects(region.view(np.int8))
   if not boxes:
     return np.zeros((0, region.ndim))

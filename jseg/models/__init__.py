@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jseg import nn
 from jseg.lookup import lookup_class
 from jseg.models.base import Network
-from jseg.types import InputError
+from jseg.types import Arguments, InputError
 
 __all__ = [
   "Network",
@@ -96,7 +96,7 @@ def check_remat(network: type[Network], remat: str) -> None:
     )
 
 
-def arguments(network: str | type[Network]) -> dict[str, Any]:
+def arguments(network: str | type[Network]) -> dict[str, object]:
   """Arguments of a network with their defaults: plain values, fit for a config file.
 
   The dtype isn't among them, as it belongs to the run.
@@ -115,7 +115,7 @@ def arguments(network: str | type[Network]) -> dict[str, Any]:
   return {field.name: field.default for field in fields}
 
 
-def upgrade(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def upgrade(name: str, arguments: Arguments) -> Arguments:
   """Translates the arguments of an older run's configuration (`Network.upgrade`)."""
   return get(name).upgrade(arguments)
 

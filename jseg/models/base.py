@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from jseg.nn import Layer, resize_bilinear
-from jseg.types import IGNORE, Array
+from jseg.types import IGNORE, Arguments, Array
 
 
 class Network(Layer):
@@ -29,7 +29,7 @@ class Network(Layer):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {}
+  TINY: ClassVar[Arguments] = {}
   AUX_WEIGHTS: ClassVar[Mapping[str, float]] = {}
   ndim: ClassVar[int] = 2
   colors_only: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class Network(Layer):
     return label
 
   @classmethod
-  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  def upgrade(cls, arguments: Arguments) -> Arguments:
     """Translates arguments that an earlier version of the network was configured with.
 
     Runs keep their configuration; this is what lets an old one be loaded. A subclass that renames
@@ -61,12 +61,12 @@ class Network(Layer):
     return dict(arguments)
 
 
-def renamed(arguments: Mapping[str, Any], **names: str) -> dict[str, Any]:
+def renamed(arguments: Arguments, **names: str) -> dict[str, Any]:
   """Renames arguments, for `Network.upgrade`: `renamed(arguments, old="new")`."""
   return {names.get(name, name): value for name, value in arguments.items()}
 
 
-def depth_to_backbone(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def depth_to_backbone(arguments: Arguments) -> Arguments:
   """Replaces the ResNet's `depth`, for `Network.upgrade`: depth=50 -> backbone="resnet50"."""
   renewed = renamed(arguments, depth="backbone")
   if "depth" in arguments:

@@ -6,8 +6,8 @@ paper is another module.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jseg.backbones import VGG16, Features
 from jseg.models.base import Network, cover_image, pad_to_corners
 from jseg.nn import Conv, Dropout, Staged
-from jseg.types import IGNORE, Array, InputError, Outputs
+from jseg.types import IGNORE, Arguments, Array, InputError, Outputs
 
 _STRIDE = 8
 _GAUSS = nn.initializers.normal(0.01)
@@ -40,7 +40,7 @@ class DeepLabV1(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"widths": (4, 8, 8, 8, 8), "fc": 16, "msc_width": 8}
+  TINY: ClassVar[Arguments] = {"widths": (4, 8, 8, 8, 8), "fc": 16, "msc_width": 8}
 
   msc: bool = False
   widths: Sequence[int] = (64, 128, 256, 512, 512)

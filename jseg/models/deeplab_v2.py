@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jseg import backbones
 from jseg.models.base import Network, cover_image
 from jseg.nn import Conv, Dropout, Staged, check_norm, larger, resize_bilinear
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 _GAUSS = nn.initializers.normal(0.01)
 _VGG = ("vgg16", "vgg16_bn")
@@ -39,7 +39,7 @@ class DeepLabV2(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {
+  TINY: ClassVar[Arguments] = {
     "backbone": "resnet18",
     "width": 0.125,
     "norm": "batch",

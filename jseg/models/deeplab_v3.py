@@ -1,14 +1,14 @@
 """DeepLab V3 (Chen et al. 2017, arXiv:1706.05587)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone, renamed
 from jseg.nn import ASPP, Conv, FCNHead, Norm, Staged, check_norm
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 FORMS = ("aspp", "cascade")
 HEADS = ("paper", "torchvision")
@@ -52,7 +52,7 @@ class DeepLabV3(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {
+  TINY: ClassVar[Arguments] = {
     "backbone": "resnet18",
     "width": 0.125,
     "features": 8,
@@ -151,6 +151,6 @@ class DeepLabV3(Network, Staged):
     return backbone(image, train=train)
 
   @classmethod
-  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  def upgrade(cls, arguments: Arguments) -> Arguments:
     """Translates `depth`, the ResNet's, and `lag`."""
     return renamed(depth_to_backbone(arguments), lag="keep_first_rate")

@@ -6,8 +6,8 @@ image is kept as arithmetic, from which the published crop offsets follow.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jseg.nn import (
   check_norm,
   upsample_fixed,
 )
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 _KINDS = ("vgg16", "resnet", "alexnet", "googlenet")  # whose maps' places on the image are known
 BACKBONES = tuple(name for name in backbones.names() if name.startswith(_KINDS))
@@ -77,7 +77,7 @@ class _FCN(Network, Staged):
   """
 
   output_stride: ClassVar[int]
-  TINY: ClassVar[Mapping[str, Any]] = {"width": 0.0625, "fc": 32, "padding": "same"}
+  TINY: ClassVar[Arguments] = {"width": 0.0625, "fc": 32, "padding": "same"}
 
   backbone: str = "vgg16"
   padding: str = "published"
@@ -167,7 +167,7 @@ class _FCN(Network, Staged):
     # The windows of pool4 are centered half an element further where they are 3 wide, not 2.
     return {32: Map(x, 32, 22.0 if self.backbone == "googlenet_torchvision" else 30.0)}
 
-  def _features(self, image: Array, train: bool, **arguments: Any) -> Features:
+  def _features(self, image: Array, train: bool, **arguments: object) -> Features:
     backbone = self.typed(backbones.create)(
       self.backbone,
       norm=self.norm,
@@ -178,7 +178,7 @@ class _FCN(Network, Staged):
     )
     return backbone(image, train=train)
 
-  def _dense(self) -> dict[str, Any]:
+  def _dense(self) -> Arguments:
     """Arguments of a backbone with fc6 and fc7."""
     padding = "VALID" if self.padding == "published" else "SAME"
     return {"fc": (self.fc, self.fc), "fc_padding": padding, "dropout": self.dropout}

@@ -1,14 +1,14 @@
 """FCN on a dilated backbone, as torchvision has it on ResNet."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
 from jseg.nn import FCNHead, Staged, check_norm
-from jseg.types import Array, Outputs
+from jseg.types import Arguments, Array, Outputs
 
 
 class FCNResNet(Network, Staged):
@@ -25,7 +25,7 @@ class FCNResNet(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"backbone": "resnet18", "width": 0.125, "aux": True}
+  TINY: ClassVar[Arguments] = {"backbone": "resnet18", "width": 0.125, "aux": True}
   AUX_WEIGHTS: ClassVar[Mapping[str, float]] = {"aux": 0.5}
 
   backbone: str = "resnet50"
@@ -63,6 +63,6 @@ class FCNResNet(Network, Staged):
     return Outputs(logits, {"aux": score(features[16], "aux")} if self.aux else {})
 
   @classmethod
-  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  def upgrade(cls, arguments: Arguments) -> Arguments:
     """Translates `depth`, the ResNet's."""
     return depth_to_backbone(arguments)

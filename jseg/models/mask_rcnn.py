@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ from jseg.nn.detection import (
   region_targets,
 )
 from jseg.nn.devices import example_keys
-from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets
+from jseg.types import Arguments, Array, Detections, InputError, InstanceOutputs, Targets, Tree
 
 _STRIDES = (4, 8, 16, 32)  # of the levels that regions are pooled from
 _BOX_BINS, _MASK_BINS = 7, 14  # edges of pooled regions; masks are twice as large
@@ -89,7 +89,7 @@ class MaskRCNN(Network, Staged):
     detections: highest number of detections per image.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {
+  TINY: ClassVar[Arguments] = {
     "backbone": "resnet18",
     "width": 0.125,
     "norm": "group",
@@ -103,7 +103,7 @@ class MaskRCNN(Network, Staged):
     "samples": 16,
     "detections": 8,
   }
-  V2: ClassVar[Mapping[str, Any]] = {
+  V2: ClassVar[Arguments] = {
     "norm": "batch",
     "head_norm": "batch",
     "rpn_convs": 2,
@@ -169,7 +169,7 @@ class MaskRCNN(Network, Staged):
     super().__post_init__()
 
   @classmethod
-  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  def upgrade(cls, arguments: Arguments) -> Arguments:
     """Translates the former argument `depth` of the ResNet to `backbone`."""
     return depth_to_backbone(arguments)
 
@@ -287,16 +287,7 @@ class MaskRCNN(Network, Staged):
     )
     regions = jax.vmap(choose_regions)(keys, proposals, targets)
 
-    def heads(
-      net: MaskRCNN, levels: Sequence[Array], regions: RegionTargets
-    ) -> tuple[Array, Array, Array]:
-      samples = list_slots(jnp.ones_like(regions.sampled))
-      logits, deltas = net._box_head()(
-        net._pool(levels, regions.boxes, samples, _BOX_BINS), train=True
-      )
-      return logits, deltas, net._train_masks(levels, regions)
-
-    logits, deltas, masks = self.stage(heads, levels, regions)
+    logits, deltas, masks = self.stage(_train_heads, levels, regions)
     truth = jax.nn.one_hot(regions.classes.reshape(-1), self.num_classes)
     deltas = jnp.einsum("rk,rkd->rd", truth, deltas)
     return InstanceOutputs(
@@ -383,11 +374,11 @@ class MaskRCNN(Network, Staged):
     )
 
   def _in_chunks(
-    self, head: Any, x: Array, classes: Array | None, slots: Slots, *, chunk: int
-  ) -> Any:
+    self, head: nn.Module, x: Array, classes: Array | None, slots: Slots, *, chunk: int
+  ) -> Tree:
     """What a head without batch statistics finds in the used slots, listed as they are."""
 
-    def call(head: Any, x: Array, classes: Array | None) -> Any:
+    def call(head: nn.Module, x: Array, classes: Array | None) -> Tree:
       return head(x) if classes is None else head(x, classes)
 
     if self.is_initializing() or len(x) <= chunk:
@@ -396,3 +387,13 @@ class MaskRCNN(Network, Staged):
     known = head.variables
     variables = {kind: known[kind] for kind in ("params", "batch_stats") if kind in known}
     return in_chunks(apply, variables, x, classes, count=slots.count, chunk=chunk)
+
+
+def _train_heads(
+  net: MaskRCNN, levels: Sequence[Array], regions: RegionTargets
+) -> tuple[Array, Array, Array]:
+  """Logits and deltas [b p ...] of all classes in the regions to train on, and logits of masks."""
+  samples = list_slots(jnp.ones_like(regions.sampled))
+  pooled = net._pool(levels, regions.boxes, samples, _BOX_BINS)
+  logits, deltas = net._box_head()(pooled, train=True)
+  return logits, deltas, net._train_masks(levels, regions)

@@ -6,15 +6,15 @@ layers are convolutions, its pools keep the resolution and all that follows is d
 al. 2013, arXiv:1302.1700; Long et al. 2015, section 3.1).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jseg.models.base import Network
 from jseg.nn import Conv, Dropout, Staged, center_crop, max_pool
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 
 class PatchClassifier(Network, Staged):
@@ -35,7 +35,7 @@ class PatchClassifier(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"patch": 15, "width": 4, "kernels": (4, 3), "fc": 8}
+  TINY: ClassVar[Arguments] = {"patch": 15, "width": 4, "kernels": (4, 3), "fc": 8}
 
   patch: int = 95
   kernels: Sequence[int] = (4, 5, 4, 4)

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone, pad_to_corners
 from jseg.nn import FCNHead, PyramidPooling, Staged, check_norm
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 _STRIDE = 8
 
@@ -33,7 +33,7 @@ class PSPNet(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"backbone": "resnet18", "width": 0.125, "aux": True}
+  TINY: ClassVar[Arguments] = {"backbone": "resnet18", "width": 0.125, "aux": True}
   AUX_WEIGHTS: ClassVar[Mapping[str, float]] = {"aux": 0.4}
 
   backbone: str = "resnet50"
@@ -85,6 +85,6 @@ class PSPNet(Network, Staged):
     return Outputs(main, {"aux": logits(16, 4, "aux")} if self.aux else {})
 
   @classmethod
-  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  def upgrade(cls, arguments: Arguments) -> Arguments:
     """Translates `depth`, the ResNet's."""
     return depth_to_backbone(arguments)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
 from jseg.nn import Conv, Dropout, Staged, check_norm, max_pool, resize_bilinear
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 CHAINS = ("pool_conv", "conv_pool")
 _GAUSS = nn.initializers.normal(0.01)
@@ -44,7 +44,7 @@ class RefineNet(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {
+  TINY: ClassVar[Arguments] = {
     "backbone": "resnet18",
     "width": 0.125,
     "features": (8, 4),
@@ -140,6 +140,6 @@ class RefineNet(Network, Staged):
     return x
 
   @classmethod
-  def upgrade(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  def upgrade(cls, arguments: Arguments) -> Arguments:
     """Translates `depth`, the ResNet's."""
     return depth_to_backbone(arguments)

@@ -5,8 +5,8 @@ encoder's pooling found its maximum; nothing else of the encoder is kept.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jseg.nn import (
   max_pool_with_indices,
   max_unpool,
 )
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 
 class SegNet(Network, Staged):
@@ -41,7 +41,7 @@ class SegNet(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"widths": (4, 4, 8, 8, 8)}
+  TINY: ClassVar[Arguments] = {"widths": (4, 4, 8, 8, 8)}
 
   widths: Sequence[int] = (64, 128, 256, 512, 512)
   norm: str = "batch"
@@ -99,7 +99,7 @@ class SegNetBasic(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"width": 8}
+  TINY: ClassVar[Arguments] = {"width": 8}
   colors_only: ClassVar[bool] = True
 
   width: int = 64

@@ -7,8 +7,8 @@ pretrained; it equals `Unet("resnet34")` of qubvel-org/segmentation_models.pytor
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from jseg.nn import (
   resize_nearest,
   unpadded_labels,
 )
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 # Strides to which the decoder behind a backbone doubles the resolution, one after the other.
 _STRIDES = (16, 8, 4, 2, 1)
@@ -59,7 +59,7 @@ class UNet(Network, Staged):
     param_dtype: dtype of the parameters.
   """
 
-  TINY: ClassVar[Mapping[str, Any]] = {"widths": (4, 8, 16)}
+  TINY: ClassVar[Arguments] = {"widths": (4, 8, 16)}
 
   widths: Sequence[int] = (64, 128, 256, 512, 1024)
   padding: str = "SAME"

@@ -1,8 +1,8 @@
 """3D U-Net (Cicek et al. 2016, arXiv:1606.06650, section 2 and figure 2)."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jseg.nn import (
   max_pool,
   unpadded_labels,
 )
-from jseg.types import Array, InputError, Outputs
+from jseg.types import Arguments, Array, InputError, Outputs
 
 
 class UNet3D(Network, Staged):
@@ -40,7 +40,7 @@ class UNet3D(Network, Staged):
   """
 
   ndim: ClassVar[int] = 3
-  TINY: ClassVar[Mapping[str, Any]] = {"widths": (4, 8, 8)}
+  TINY: ClassVar[Arguments] = {"widths": (4, 8, 8)}
 
   widths: Sequence[int] = (64, 128, 256, 512)
   padding: str = "SAME"

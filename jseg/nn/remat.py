@@ -4,12 +4,12 @@ Chen et al. 2016, arXiv:1604.06174; Griewank & Walther 2000 on checkpoints of ch
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import flax.linen as nn
 
 from jseg.nn.layer import Layer
-from jseg.types import InputError
+from jseg.types import InputError, Tree
 
 KINDS = ("none", "stages", "all")
 
@@ -42,7 +42,7 @@ class Staged(Layer, kw_only=True):
   remat: str = "none"
 
   @nn.nowrap
-  def stage(self, compute: Callable[..., _Result], *arrays: Any) -> _Result:
+  def stage(self, compute: Callable[..., _Result], *arrays: Tree) -> _Result:
     """Returns `compute(layer, *arrays)`, with `layer` this one: call its methods, not `self`'s.
 
     Args:
@@ -52,13 +52,13 @@ class Staged(Layer, kw_only=True):
     return self._compute(compute, arrays, again=self.remat != "none")
 
   @nn.nowrap
-  def unit(self, compute: Callable[..., _Result], *arrays: Any) -> _Result:
+  def unit(self, compute: Callable[..., _Result], *arrays: Tree) -> _Result:
     """As `stage`, of a part of a stage."""
     return self._compute(compute, arrays, again=self.remat == "all")
 
   @nn.nowrap
   def _compute(
-    self, compute: Callable[..., _Result], arrays: tuple[Any, ...], *, again: bool
+    self, compute: Callable[..., _Result], arrays: tuple[Tree, ...], *, again: bool
   ) -> _Result:
     check_remat(self.remat)
     # Nothing is differentiated in an initialization.

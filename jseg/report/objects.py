@@ -3,7 +3,6 @@
 import colorsys
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -87,7 +86,7 @@ def _tint(
 
 def _tag(
   pen: ImageDraw.ImageDraw,
-  font: Any,
+  font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
   objects: Objects,
   i: int,
   names: Sequence[str],

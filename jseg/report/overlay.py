@@ -4,7 +4,6 @@ import functools
 import pathlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import cv2
 import matplotlib
@@ -15,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from jseg.arithmetic import strips
 from jseg.console import one_line
 from jseg.metrics.numbers import percent
-from jseg.types import IGNORE
+from jseg.types import IGNORE, Arguments
 
 VOID_COLOR = (224, 224, 224)
 
-PNG: dict[str, Any] = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+PNG: Arguments = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 """Pillow's settings for what is drawn: a third of the time of its own, and no larger."""
 
 _LEGEND_WIDTH, _LINE, _TEXT_LEFT = 408, 34, 58  # pixels

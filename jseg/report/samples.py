@@ -112,7 +112,7 @@ def _triples(
 
 
 def terminal_pictures(rows: Sequence[Sequence[np.ndarray]], width: int) -> Text:
-  """Rows of three pictures as text: two pixels a character, one above the other.
+  """Rows of three pictures as text: two pixels per character, one above the other.
 
   Args:
     rows: pictures uint8 [h w 3] or [h w 1].

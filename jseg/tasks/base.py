@@ -15,13 +15,11 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from jseg.data import ClassInfo, Dataset, FileError, read_scientific, scale
+from jseg.data.records import Decoded
 from jseg.metrics import ImageScores
 from jseg.models import Network
-from jseg.step import Counts, Forward, Losses
-from jseg.types import Array, InputError, Variables
-
-LossFn = Callable[[Any, Any], Losses]
-"""`(outputs, targets) -> {name: (sum, count)}`, of one device's part of a batch."""
+from jseg.step import Counts, Forward, LossFn
+from jseg.types import Array, InputError, Json, Tree, Variables
 
 
 class Unseen:
@@ -38,7 +36,7 @@ class Unseen:
     """As the network's."""
     return self._network.training_labels(label)
 
-  def apply(self, variables: Variables, image: Array, **_: Any) -> tuple[Array, dict[str, Any]]:
+  def apply(self, variables: Variables, image: Array, **_: object) -> tuple[Array, Variables]:
     """Returns (image, no updates)."""
     del variables
     return image, {}
@@ -58,7 +56,7 @@ class Scores(Protocol):
   def summary(self) -> dict[str, float]:
     """Metrics by name for the log; holds the task's `metric`."""
 
-  def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+  def to_dict(self, names: Sequence[str]) -> Json:
     """Plain values for JSON, given the names of the classes."""
 
   def table(self, names: Sequence[str], title: str) -> RenderableType:
@@ -141,7 +139,7 @@ class Task(Protocol):
     """File name endings of what it predicts."""
 
   @staticmethod
-  def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
+  def defaults(network: type[Network]) -> dict[str, dict[str, object]]:
     """Returns the configuration's keys that the task adds, by section."""
 
   @staticmethod
@@ -170,7 +168,7 @@ class Task(Protocol):
   def loss_weights(self) -> Mapping[str, float]:
     """Returns the weight of each loss by name; 1 where not given."""
 
-  def counts(self, outputs: Any, targets: Any) -> Counts:
+  def counts(self, outputs: Tree, targets: Tree) -> Counts:
     """Returns what training metrics are computed from, as integers that add up."""
 
   def training_metrics(self, counts: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -181,7 +179,7 @@ class Task(Protocol):
 
   def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
-  ) -> tuple[Scores, dict[str, Any]]:
+  ) -> tuple[Scores, Json]:
     """Returns all metrics of a split, and in process 0 those of `options` as plain values."""
 
   def save_plots(self, scores: Any, path: pathlib.Path) -> None:
@@ -201,31 +199,31 @@ class Task(Protocol):
     """
 
   @staticmethod
-  def foreign_data(num_classes: int) -> dict[str, Any]:
+  def foreign_data(num_classes: int) -> dict[str, object]:
     """Returns keys of `data` for a run that is made of foreign weights."""
 
   def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:
     """Returns the names of the files that a prediction's `save` writes, in the order of `write`."""
 
-  def result(self, prediction: Any, file: str) -> Any:
+  def result(self, prediction: Any, file: str) -> object:
     """Returns what `report` needs of one prediction, as plain values, given its file's name."""
 
   def report(self, results: Mapping[str, Any], out: pathlib.Path) -> RenderableType:
     """Writes what belongs to a whole folder, given all its results by name; returns a table."""
 
   def pictures(
-    self, prediction: Any, example: Mapping[str, Any]
+    self, prediction: Any, example: Decoded
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image, truth and prediction of one example as pictures, uint8 [h w 3]."""
 
-  def target_pictures(self, images: np.ndarray, targets: Any) -> list[np.ndarray]:
+  def target_pictures(self, images: np.ndarray, targets: Tree) -> list[np.ndarray]:
     """Returns augmented images with their targets drawn over them, uint8 [h w 3] each."""
 
   def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
     """Returns name and color of each class in `pictures`; empty where colors mean nothing."""
 
 
-def refuse_options(network: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+def refuse_options(network: str, given: Mapping[str, object], known: Collection[str]) -> None:
   """Refuses options that a task doesn't have.
 
   Args:
@@ -279,7 +277,7 @@ def read_scaled(keys: ConfigDict, path: pathlib.Path) -> np.ndarray:
   return scale(image, keys.low, keys.high)
 
 
-def check_size(key: str, size: Sequence[Any], ndim: int) -> None:
+def check_size(key: str, size: Sequence[object], ndim: int) -> None:
   """Raises InputError if the value of a configuration key is not `ndim` positive integers."""
   if len(size) != ndim or not all(isinstance(n, int) and n > 0 for n in size):
     axes = "(height, width)" if ndim == 2 else "(depth, height, width)"

@@ -1,10 +1,11 @@
 """Brings the heads of a trained network into another order of classes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from jseg.types import Array, Variables
 
 
 def match_classes(source: Sequence[str], target: Sequence[str]) -> list[int]:
@@ -22,9 +23,7 @@ def match_classes(source: Sequence[str], target: Sequence[str]) -> list[int]:
   return [source.index(name) if name in source else next(left) for name in target]
 
 
-def reorder_classes(
-  variables: Mapping[str, Any], wider: Mapping[str, Any], order: Sequence[int]
-) -> dict[str, Any]:
+def reorder_classes(variables: Variables, wider: Variables, order: Sequence[int]) -> Variables:
   """Reorders every axis of parameters and statistics that runs over classes.
 
   Args:
@@ -34,7 +33,7 @@ def reorder_classes(
     order: k places of classes; class i of the result is class order[i].
   """
 
-  def reorder(leaf: Any, other: Any) -> Any:
+  def reorder(leaf: Array, other: Array | jax.ShapeDtypeStruct) -> Array:
     for axis, (size, more) in enumerate(zip(leaf.shape, other.shape, strict=True)):
       if size != more:
         shape = (*leaf.shape[:axis], len(order), more - size, *leaf.shape[axis + 1 :])

@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from jseg.types import InputError
+from jseg.types import InputError, Tree, Variables
 
 # What PyTorch calls the tensors of a layer: where they go, and what we call them.
 _NORM = {
@@ -40,7 +39,7 @@ class LayerTarget:
 
 def convert(
   tensors: Mapping[str, np.ndarray], layers: Mapping[str, LayerTarget]
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Variables, list[str]]:
   """Renames and transposes tensors.
 
   Args:
@@ -54,7 +53,7 @@ def convert(
     InputError: a tensor doesn't have the dimensions of its layer's kind, or not all of its numbers
       are finite floats.
   """
-  variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+  variables: dict[str, Tree] = {"params": {}, "batch_stats": {}}
   unused = []
   for name, tensor in tensors.items():
     layer_name, _, leaf = name.rpartition(".")

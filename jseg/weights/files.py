@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from typing import Any
 
 from safetensors.numpy import load_file
 
@@ -11,7 +10,7 @@ from jseg.weights.pth import read_pth
 from jseg.weights.published import get_published, is_published
 
 
-def read_file(source: str | os.PathLike[str]) -> Any:
+def read_file(source: str | os.PathLike[str]) -> object:
   """Reads what is in a .safetensors, .pth or .pt file: dictionaries and lists that hold arrays.
 
   Nothing in the file is executed.

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -142,13 +141,13 @@ def _where(keys: str, prefix: str, others: Sequence[str]) -> str:
   return ", ".join(filter(None, parts))
 
 
-def _dictionaries(content: Any) -> Iterator[_Dictionary]:
+def _dictionaries(content: object) -> Iterator[_Dictionary]:
   """All dictionaries of tensors, the outer ones first."""
-  level: list[tuple[tuple[str, ...], Any]] = [((), content)]
+  level: list[tuple[tuple[str, ...], object]] = [((), content)]
   seen: set[int] = set()
   left = _MOST_TENSORS
   for _ in range(_DEPTH):
-    inner = []
+    inner: list[tuple[tuple[str, ...], object]] = []
     for keys, value in level:
       if id(value) in seen or len(seen) >= _MOST or left < 0:
         continue
@@ -163,13 +162,13 @@ def _dictionaries(content: Any) -> Iterator[_Dictionary]:
     level = inner
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
+def _children(value: object) -> list[tuple[str, object]]:
   if isinstance(value, dict):
     return [(key, child) for key, child in value.items() if isinstance(key, str)]
   return [(str(i), child) for i, child in enumerate(value)] if isinstance(value, list) else []
 
 
-def _rank(child: tuple[str, Any]) -> int:
+def _rank(child: tuple[str, object]) -> int:
   key = child[0].lower()
   if key in _FIRST:
     return _FIRST.index(key)

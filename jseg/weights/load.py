@@ -13,7 +13,7 @@ import numpy as np
 
 from jseg import models
 from jseg.parameters import jit_once
-from jseg.types import InputError
+from jseg.types import Arguments, InputError, Variables
 from jseg.weights.channels import image_kernels
 from jseg.weights.convert import convert
 from jseg.weights.find import find_network
@@ -41,17 +41,17 @@ class Loaded:
 
   description: str
   name: str
-  arguments: dict[str, Any]
+  arguments: Arguments
   num_classes: int
   model: models.Network
-  variables: dict[str, Any]
+  variables: Variables
   report: Transfer
   note: str = ""
 
 
 def source_variables(
   tensors: Mapping[str, np.ndarray], source: SourceModel, path: str | Path = "the file"
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Variables, list[str]]:
   """Converts a source's tensors to this library's names, for this library's preprocessing.
 
   Args:
@@ -144,7 +144,7 @@ def _network_name(
   return name
 
 
-def _init(network: nn.Module, shapes_only: bool, shape: tuple[int, ...]) -> Any:
+def _init(network: nn.Module, shapes_only: bool, shape: tuple[int, ...]) -> Variables:
   image = jnp.zeros((1, *shape))
   if shapes_only:
     return jax.eval_shape(network.init, jax.random.key(0), image)

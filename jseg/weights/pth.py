@@ -12,15 +12,16 @@ import io
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import IO, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from jseg.types import InputError
 
-_STORAGES: dict[str, Any] = {
+_STORAGES: dict[str, npt.DTypeLike] = {
   "DoubleStorage": np.float64,
   "FloatStorage": np.float32,
   "HalfStorage": np.float16,
@@ -32,7 +33,7 @@ _STORAGES: dict[str, Any] = {
   "ByteStorage": np.uint8,
   "BoolStorage": np.bool_,
 }
-_DTYPES: dict[str, Any] = {
+_DTYPES: dict[str, npt.DTypeLike] = {
   **{name: getattr(ml_dtypes, name) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")},
   **{name: np.dtype(name) for name in ("bool", "float16", "float32", "float64")},
   **{f"{kind}{bits}": np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16)},
@@ -59,7 +60,7 @@ _PASSED_OVER = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
-# A pickle holds no weights but their names and shapes, about 250 bytes a tensor. Reading it takes
+# A pickle holds no weights but their names and shapes, about 250 bytes per tensor. Reading it takes
 # seconds for each MiB.
 _MOST_PICKLE = 4 << 20
 # Tensors may share a storage, but not by the thousand.
@@ -84,22 +85,22 @@ class _Dtype:
   dtype: np.dtype
 
 
-class _Dict(dict):
+class _Dict(dict[Hashable, object]):
   """Stands for an OrderedDict."""
 
 
 class _PassedOver:
   """Stands for what is skipped; takes whatever it is given."""
 
-  def __init__(self, *_: Any):
+  def __init__(self, *_: object):
     pass
 
-  def extend(self, _: Any) -> None:
+  def extend(self, _: object) -> None:
     """Takes the items of a list."""
 
   append = extend
 
-  def __setitem__(self, key: Any, value: Any) -> None:
+  def __setitem__(self, key: object, value: object) -> None:
     pass
 
 
@@ -139,7 +140,7 @@ class _Tensor:
     return np.ndarray(self.shape, values.dtype, values.view(np.uint8), self.offset * size, steps)
 
 
-def read_pth(path: pathlib.Path) -> Any:
+def read_pth(path: pathlib.Path) -> object:
   """Reads what `torch.save` wrote: dictionaries and lists, with an array for each tensor.
 
   Args:
@@ -176,7 +177,7 @@ def read_pth(path: pathlib.Path) -> Any:
   )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
   """A text of the file, or what an error says, for messages."""
   # What else there may be can take forever to read out.
   known = isinstance(value, str | Exception)
@@ -184,7 +185,7 @@ def _short(value: Any) -> str:
   return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _read_zip(file: IO[bytes], size: int) -> Any:
+def _read_zip(file: IO[bytes], size: int) -> object:
   with zipfile.ZipFile(file) as archive:
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
@@ -212,7 +213,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
     return _unpickle(io.BytesIO(read(names[0])), fill)
 
 
-def _read_legacy(file: IO[bytes], end: int) -> Any:
+def _read_legacy(file: IO[bytes], end: int) -> object:
   storages: dict[str, _Storage] = {}
   for _ in range(3):  # magic number, version, sizes of C's types
     _unpickle(file)
@@ -267,7 +268,7 @@ class _Unpickler(_InPython):
     self._fill = fill
     self._storages: dict[str, _Storage] = {}
     self._left = _MOST_PICKLE
-    self._known: dict[tuple[str, str], Any] = {
+    self._known: dict[tuple[str, str], object] = {
       ("collections", "OrderedDict"): self._dict,
       ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
       ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_bytes,
@@ -279,7 +280,7 @@ class _Unpickler(_InPython):
       **dict.fromkeys(_PASSED_OVER, _PassedOver),
     }
 
-  def find_class(self, module: str, name: str) -> Any:
+  def find_class(self, module: str, name: str) -> object:
     if (module, name) not in self._known:
       raise _Refused(_short(f"{module}.{name}"))
     return self._known[module, name]
@@ -300,20 +301,22 @@ class _Unpickler(_InPython):
       raise ValueError("dictionaries longer than the file")
     return _Dict((_key(key), value) for key, value in pairs)
 
-  def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+  def _tensor(
+    self, storage: object, offset: object, shape: object, strides: object, *_: object
+  ) -> _Tensor:
     if not isinstance(storage, _Storage):
       raise ValueError("a tensor without a storage")
     (offset,) = self._shape((offset,))
     return _Tensor(storage, offset, self._shape(shape), self._shape(strides))
 
-  def _tensor_of_bytes(self, storage: Any, *place: Any) -> _Tensor:
+  def _tensor_of_bytes(self, storage: object, *place: object) -> _Tensor:
     *_, dtype = (each.dtype for each in place if isinstance(each, _Dtype))
     return dataclasses.replace(self._tensor(storage, *place), dtype=dtype)
 
-  def _parameter(self, data: Any, *_: Any) -> Any:
+  def _parameter(self, data: object, *_: object) -> object:
     return data
 
-  def _shape(self, numbers: Any) -> tuple[int, ...]:
+  def _shape(self, numbers: object) -> tuple[int, ...]:
     if not isinstance(numbers, tuple | list) or len(numbers) > 32:
       raise ValueError("a tensor of more than 32 dimensions")
     if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
@@ -349,14 +352,14 @@ class _Unpickler(_InPython):
   dispatch |= {ord("R"): load_reduce, 0x81: load_reduce}  # NEWOBJ too is to call
 
 
-def _name(key: Any) -> str:
+def _name(key: object) -> str:
   """The name of a storage."""
   if not isinstance(key, str):
     raise ValueError(f"a storage that is named by a {type(key).__name__}")
   return key
 
 
-def _key(key: Any) -> Any:
+def _key(key: Hashable) -> Hashable:
   """A key of a dictionary, which takes no time to hash. Tuples of tuples may take forever."""
   parts = key if isinstance(key, tuple) and len(key) < 16 else (key,)
   if not all(isinstance(part, str | int | float | bytes | None) for part in parts):
@@ -369,9 +372,9 @@ class _Arrays:
 
   def __init__(self, size: int):
     self._left = _MOST_SHARED * size
-    self._made: dict[int, Any] = {}
+    self._made: dict[int, object] = {}
 
-  def read(self, value: Any) -> Any:
+  def read(self, value: object) -> object:
     """The same with arrays, tuples as lists; what occurs twice is made once."""
     if isinstance(value, dict | list | tuple | _Tensor) and id(value) not in self._made:
       if isinstance(value, _Tensor):
@@ -380,11 +383,11 @@ class _Arrays:
           raise ValueError(f"its tensors are over {_MOST_SHARED} times as large as the file")
         self._made[id(value)] = value.array()
       elif isinstance(value, dict):
-        new: dict[Any, Any] = {}
+        new: dict[Hashable, object] = {}
         self._made[id(value)] = new
         new.update((key, self.read(v)) for key, v in value.items())
       else:
-        items: list[Any] = []
+        items: list[object] = []
         self._made[id(value)] = items
         items.extend(map(self.read, value))
     return self._made.get(id(value), value)

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from jseg.images import IMAGENET_MEAN, IMAGENET_STD
-from jseg.types import InputError
+from jseg.types import Arguments, InputError, Variables
 from jseg.weights.convert import LayerTarget
 
 
@@ -49,7 +48,7 @@ class SourceModel:
   """
 
   description: str
-  networks: Mapping[str, Mapping[str, Any]]
+  networks: Mapping[str, Arguments]
   layers: Mapping[str, LayerTarget]
   num_classes: int | None = None
   preprocessing: Preprocessing | None = None
@@ -58,7 +57,7 @@ class SourceModel:
   note: str = ""
 
 
-def fold_preprocessing(variables: Mapping[str, Any], source: SourceModel) -> dict[str, Any]:
+def fold_preprocessing(variables: Variables, source: SourceModel) -> Variables:
   """Makes the first convolution, for images of another preprocessing, one for ours.
 
   Inside the image the result is the same. Where the kernel reaches into the padding it isn't quite:
@@ -109,13 +108,13 @@ def fold_preprocessing(variables: Mapping[str, Any], source: SourceModel) -> dic
   return {**variables, "params": params, "batch_stats": stats}
 
 
-def _module(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+def _module(tree: Variables, path: str) -> Variables:
   for part in path.split("/"):
     tree = tree.get(part, {})
   return tree
 
 
-def _replaced(tree: Mapping[str, Any], path: str, **leaves: np.ndarray) -> dict[str, Any]:
+def _replaced(tree: Variables, path: str, **leaves: np.ndarray) -> Variables:
   """Returns a copy of a tree in which the module at `path` has other leaves."""
   if not path:
     return {**tree, **leaves}

@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from jseg.parameters import parameter_name
-from jseg.types import InputError
+from jseg.types import Array, InputError, Variables
 from jseg.weights.channels import adapt_kernel
 
 
@@ -54,11 +53,11 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def transfer(
-  variables: Mapping[str, Any],
-  source: Mapping[str, Any],
+  variables: Variables,
+  source: Variables,
   where: str | Path = "the source",
   read_image: Callable[[], Collection[str]] = tuple,
-) -> tuple[dict[str, Any], Transfer]:
+) -> tuple[Variables, Transfer]:
   """Replaces the parameters that have the same path and shape in the source.
 
   Args:
@@ -79,9 +78,9 @@ def transfer(
   taken, kept, reshaped, adapted = [], [], [], []
   reading = functools.cache(read_image)
 
-  def replace(path: Any, old: Any) -> Any:
+  def replace(path: tuple[object, ...], old: Array) -> Array:
     name = parameter_name(path)
-    new = given.pop(name, None)
+    new: Array | np.ndarray | None = given.pop(name, None)
     if new is None:
       kept.append(name)
       return old
@@ -116,8 +115,8 @@ def _differs_in_inputs(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
   )
 
 
-def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-  flat: dict[str, Any] = {}
+def _flat(variables: Variables) -> dict[str, Array]:
+  flat: dict[str, Array] = {}
   for collection in ("params", "batch_stats"):
     leaves = jax.tree_util.tree_leaves_with_path(variables.get(collection, {}))
     flat |= {parameter_name(path): leaf for path, leaf in leaves}

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from jseg.types import InputError
 
@@ -127,7 +127,7 @@ def _marked_encoding(content: bytes) -> str:
   return "UTF-16-BE" if content[0] == 0 else "UTF-16-LE"
 
 
-def parse_json(content: str | bytes, where: Path, fix: str) -> Any:
+def parse_json(content: str | bytes, where: Path, fix: str) -> object:
   """Returns the values of a JSON text.
 
   Args:
@@ -145,7 +145,7 @@ def parse_json(content: str | bytes, where: Path, fix: str) -> Any:
     raise FileError("unreadable", where, f"is not valid JSON ({error})", fix) from None
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
   """A value of a file, for messages: short, and of characters that any file name can have."""
   try:
     text = value if isinstance(value, str) else _SHORT.repr(value)

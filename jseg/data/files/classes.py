@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
 from jseg.data.files import parse_json, read_text, shown
 from jseg.outputs import write_text
-from jseg.types import IGNORE, InputError
+from jseg.types import IGNORE, InputError, Json
+
+_Item = TypeVar("_Item")
 
 Color = tuple[int, int, int]
 
@@ -67,7 +69,7 @@ class ClassInfo:
   instance: bool = False
   by_color: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     names, k = self.names, len(self.names)
     if not 1 <= k <= IGNORE and not self.instance:
       raise InputError(
@@ -86,12 +88,12 @@ class ClassInfo:
     if len(palette) != k:
       raise InputError(
         f"palette: {len(palette)} colors for {k} classes; "
-        "give one [red, green, blue] a class, or leave palette out"
+        "give one [red, green, blue] per class, or leave palette out"
       )
     colors = [tuple(color) for color in palette.tolist()]
-    if twice := _duplicates(colors):
-      same = [name for name, color in zip(names, colors, strict=True) if color == twice[0]]
-      raise InputError(f"palette: {', '.join(same)} share the color {list(twice[0])}; change one")
+    if shared := _duplicates(colors):
+      same = [name for name, color in zip(names, colors, strict=True) if color == shared[0]]
+      raise InputError(f"palette: {', '.join(same)} share the color {list(shared[0])}; change one")
     if self.ignore_color in colors:
       raise InputError(
         f"ignore_color: {list(self.ignore_color or ())} is also the color of a class; change one"
@@ -144,7 +146,7 @@ class ClassInfo:
 
   @classmethod
   def load(
-    cls, path: str | os.PathLike, tasks: Sequence[str] = ("semantic", "instance")
+    cls, path: str | os.PathLike[str], tasks: Sequence[str] = ("semantic", "instance")
   ) -> "ClassInfo":
     """Reads a classes.json.
 
@@ -190,7 +192,7 @@ class ClassInfo:
 
   def to_json(self) -> str:
     """The text of a classes.json that `load` reads back."""
-    content: dict[str, Any] = {"classes": list(self.names), "palette": self.palette.tolist()}
+    content: Json = {"classes": list(self.names), "palette": self.palette.tolist()}
     content["ignore_label"] = self.ignore_label
     if self.ignore_color is not None:
       content["ignore_color"] = list(self.ignore_color)
@@ -199,42 +201,43 @@ class ClassInfo:
     content["task"] = "instance" if self.instance else "semantic"
     return json.dumps(content)
 
-  def save(self, path: str | os.PathLike) -> None:
+  def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a classes.json, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
     write_text(Path(path), self.to_json())
 
 
-def _duplicates(items: Iterable[Any]) -> list[Any]:
+def _duplicates(items: Iterable[_Item]) -> list[_Item]:
   return [item for item, count in collections.Counter(items).items() if count > 1]
 
 
-def _is_list(value: Any, kind: type) -> bool:
+def _is_list(value: object, kind: type[_Item]) -> TypeGuard[Sequence[_Item]]:
   # bool is an int to Python, not to whoever writes a palette.
-  good = isinstance(value, Sequence) and not isinstance(value, str)
-  return good and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+  if not isinstance(value, Sequence) or isinstance(value, str):
+    return False
+  return all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
-def _palette(value: Any) -> np.ndarray:
+def _palette(value: object) -> np.ndarray:
   if value is None:
     value = []
   if not isinstance(value, list):
-    raise InputError(f"palette: {shown(value)} must be a list of [red, green, blue], one a class")
+    raise InputError(f"palette: {shown(value)} must be a list of [red, green, blue], one per class")
   return np.array([_color("palette", color) for color in value], np.uint8)
 
 
-def _color(key: str, value: Any) -> Color:
+def _color(key: str, value: object) -> Color:
   if not _is_list(value, int) or len(value) != 3 or not all(0 <= v <= 255 for v in value):
     raise InputError(f"{key}: {shown(value)} must be [red, green, blue], each from 0 to 255")
   return value[0], value[1], value[2]
 
 
-def _integers(key: str, value: Any) -> tuple[int, ...]:
+def _integers(key: str, value: object) -> tuple[int, ...]:
   if not _is_list(value, int):
     raise InputError(f"{key}: {shown(value)} must be a list of whole numbers")
   return tuple(value)
 
 
-def _integer(key: str, value: Any) -> int | None:
-  if value is not None and not _is_list([value], int):
-    raise InputError(f"{key}: {shown(value)} must be a whole number or null")
-  return value
+def _integer(key: str, value: object) -> int | None:
+  if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+    return value
+  raise InputError(f"{key}: {shown(value)} must be a whole number or null")

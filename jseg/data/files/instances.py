@@ -7,12 +7,12 @@ image h x w has the box (0, 0, h, w).
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from jseg.install import install_line
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 Size = tuple[int, ...]
 
@@ -137,7 +137,7 @@ def objects_from_ids(
   return make_objects(ids.shape, annotations)
 
 
-def coco_masks() -> Any:
+def coco_masks() -> ModuleType:
   """Imports `pycocotools.mask`. Raises InputError that says how to install it."""
   try:
     from pycocotools import mask
@@ -148,6 +148,6 @@ def coco_masks() -> Any:
   return mask
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+def encode_rle(mask: np.ndarray) -> Json:
   """Encodes a bool mask [h w] as COCO's run-length code: {"size": [h, w], "counts": bytes}."""
   return coco_masks().encode(np.asfortranarray(mask, np.uint8))

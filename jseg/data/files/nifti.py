@@ -34,7 +34,7 @@ class Volume:
   Attributes:
     array: float32 [d h w c] of an image; of a mask [d h w], integers of 8 or 16 bits or float64; as
       stored, not normalized.
-    affine: float [4 4], from (x, y, z) in voxels to RAS+ in millimetres.
+    affine: float [4 4], from (x, y, z) in voxels to RAS+ in millimeters.
     step: distance of the values that the file can hold, where its header scales integers; else 0.
   """
 
@@ -50,7 +50,7 @@ class Volume:
 
   @property
   def spacing(self) -> tuple[float, float, float]:
-    """Millimetres between voxels along d, h and w."""
+    """Millimeters between voxels along d, h and w."""
     x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
     return z, y, x
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from jseg.data.files import FileError
 from jseg.data.files.limits import check_pixels
@@ -177,7 +177,7 @@ def _unreadable(data: bytes, where: Path | str, error: Exception) -> FileError:
       "layout", where, f"is damaged, or a TIFF of a kind that isn't read: {text}", fix
     )
   reason = " ".join(str(error).split()) or type(error).__name__
-  if isinstance(error, Image.UnidentifiedImageError):
+  if isinstance(error, UnidentifiedImageError):
     reason = f"it begins with {data[:8]!r}"
   return FileError("unreadable", where, f"damaged or no image ({reason})", _RESTORE)
 
@@ -195,7 +195,7 @@ def _tiff_layout(data: bytes) -> str:
     return ""
 
 
-def _depth(image: Any, data: bytes, tile: Any) -> int:
+def _depth(image: Any, data: bytes, tile: object) -> int:
   """Bits per channel as stored."""
   match image.format:
     case "PNG":

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -12,6 +12,8 @@ from scipy import ndimage
 from jseg.data.files.channels import channel_files, read_channels
 from jseg.data.files.nifti import Volume, import_nibabel, normalize_volume, size_text
 from jseg.types import InputError
+
+_Value = TypeVar("_Value")
 
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
@@ -28,7 +30,7 @@ class VolumePreparation:
       level - width / 2 and level + width / 2; () is off.
     percentiles: (low, high) in [0, 100], such as (0.5, 99.5): the values of each channel are
       clipped to these percentiles of the volume; () is off.
-    spacing: millimetres between voxels along d, h and w to which volumes are resampled, their masks
+    spacing: millimeters between voxels along d, h and w to which volumes are resampled, their masks
       by nearest neighbor; () leaves each on its own grid.
     interpolation: of resampled images, "linear" or "cubic". Nothing is filtered where voxels become
       fewer, as in nnU-Net.
@@ -58,7 +60,7 @@ class VolumePreparation:
       raise InputError("window and percentiles both clip the values; leave one out")
     if self.spacing and not (_are_numbers(self.spacing, 3) and min(self.spacing) > 0):
       raise InputError(
-        f"spacing: {self.spacing!r} must be three numbers above 0, millimetres between voxels "
+        f"spacing: {self.spacing!r} must be three numbers above 0, millimeters between voxels "
         "along depth, height and width, as (3, 0.8, 0.8)"
       )
     if self.interpolation not in tuple(INTERPOLATIONS):
@@ -84,7 +86,7 @@ class VolumePreparation:
 
     Args:
       size: depth, height and width of the volume in the file.
-      spacing: millimetres between its voxels.
+      spacing: millimeters between its voxels.
     """
     if not self.spacing:
       return tuple(size)
@@ -168,7 +170,7 @@ def write_mask(
   nibabel.save(nibabel.Nifti1Image(nibabel.apply_orientation(array, back), image.affine), path)
 
 
-def _canonical(values: Sequence[Any], axes: np.ndarray) -> tuple[Any, ...]:
+def _canonical(values: Sequence[_Value], axes: np.ndarray) -> tuple[_Value, ...]:
   """Brings a value of each stored axis into the order d, h, w."""
   by_axis = {int(axis): value for axis, value in zip(axes[:, 0], values, strict=False)}
   return by_axis[2], by_axis[1], by_axis[0]

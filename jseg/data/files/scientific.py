@@ -7,10 +7,10 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import cv2
 import numpy as np
@@ -176,7 +176,9 @@ def _load_npy(data: bytes, where: Path | str) -> np.ndarray:
   version = np.lib.format.read_magic(stream)
   if version not in ((1, 0), (2, 0)):
     raise ValueError(f"version {version} of .npy")
-  read: Any = np.lib.format.read_array_header_1_0
+  read: Callable[[BinaryIO], tuple[tuple[int, ...], bool, np.dtype]] = (
+    np.lib.format.read_array_header_1_0
+  )
   if version == (2, 0):
     read = np.lib.format.read_array_header_2_0
   shape, fortran, dtype = read(stream)

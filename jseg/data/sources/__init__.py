@@ -8,13 +8,13 @@ folder is laid out as it expects; generated sets have none.
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from jseg.data.sources.base import Source
 from jseg.lookup import lookup
-from jseg.types import InputError
+from jseg.types import Arguments, InputError
 
 # The first whose `matches` is true reads a folder of unknown kind.
 SOURCES = {
@@ -34,8 +34,8 @@ SOURCES = {
 def make_source(
   name: str,
   *,
-  root: str | os.PathLike | None = None,
-  options: Mapping[str, Any] | None = None,
+  root: str | os.PathLike[str] | None = None,
+  options: Arguments | None = None,
 ) -> Source:
   """Makes the source of a name.
 
@@ -65,7 +65,7 @@ def make_source(
   return make(root, **options)
 
 
-def recognize(root: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Source:
+def recognize(root: str | os.PathLike[str], options: Arguments | None = None) -> Source:
   """Makes the source of a folder of unknown kind: the first that matches, or else `folder`.
 
   Args:
@@ -83,7 +83,7 @@ def recognize(root: str | os.PathLike, options: Mapping[str, Any] | None = None)
   return make_source("folder", root=path, options=options)
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
   return importlib.import_module(SOURCES[name].partition(":")[0])
 
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
@@ -184,7 +184,7 @@ def _length(polygon: Sequence[float]) -> float:
   return float(np.abs(np.roll(points, 1, 0) - points).max(1).sum())
 
 
-def read_numbers(values: Any) -> list[float]:
+def read_numbers(values: object) -> list[float]:
   """Returns a list of finite numbers, which may be written as text. Raises Flaw."""
   try:
     if isinstance(values, list) and not any(isinstance(v, bool) for v in values):
@@ -196,7 +196,7 @@ def read_numbers(values: Any) -> list[float]:
   raise Flaw("malformed", f"has {shown(values)} where finite numbers belong")
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: object) -> TypeGuard[str]:
   """Whether a value is a text that isn't empty and can be written."""
   try:
     return isinstance(value, str) and bool(value.encode())
@@ -204,7 +204,7 @@ def is_text(value: Any) -> bool:
     return False
 
 
-def read_id(value: Any) -> int | str | None:
+def read_id(value: object) -> int | str | None:
   """An id, or a whole number, however it is written: 1, 1.0 and "1" are the same; else None."""
   if isinstance(value, float) and value.is_integer():
     return int(value)
@@ -214,7 +214,7 @@ def read_id(value: Any) -> int | str | None:
   return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def wrong_size(image: CanonicalImage, path: Path, size: Size, where: Any) -> FileError:
+def wrong_size(image: CanonicalImage, path: Path, size: Size, where: Path) -> FileError:
   """What is wrong with an image of another size than its annotations say."""
   (height, width), (h, w) = image.size, size
   fix = "Put back the image that was annotated, or annotate this one"

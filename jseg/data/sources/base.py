@@ -66,7 +66,7 @@ class Example:
       many.
     colors: color of each index of an indexed mask that was read by its indices.
     values: of a scientific image, its numbers.
-    spacing: millimetres between a volume's voxels along d, h and w; None where that isn't known.
+    spacing: millimeters between a volume's voxels along d, h and w; None where that isn't known.
   """
 
   image: bytes | np.ndarray
@@ -95,7 +95,7 @@ class Example:
         scientific images see `from_numbers`.
       label: uint8 [h w] or [d h w] of train ids, IGNORE where void; None if there are only objects.
       objects: the objects of the image, or None.
-      spacing: millimetres between a volume's voxels along d, h and w, or None.
+      spacing: millimeters between a volume's voxels along d, h and w, or None.
 
     Raises:
       InputError: the image is no such array, or the label has another size.

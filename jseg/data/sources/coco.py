@@ -11,7 +11,6 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jseg.data.files import FileError, is_file, parse_json, read_bytes, shown
 from jseg.data.files.classes import ClassInfo
@@ -35,7 +34,7 @@ from jseg.data.sources.base import Example, ListedSource, existing_folder
 from jseg.data.sources.coco_masks import read_mask
 from jseg.data.sources.image_places import ImagePlaces, plain_name
 from jseg.data.sources.pairs import divide
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 _SPLIT = re.compile(r"(?:instances_)?(train|val|valid|test)(?:\d{4})?")
 _LAYOUT = (
@@ -86,7 +85,8 @@ def coco_source(
   problems: list[FileError] = []
   for split, path in files.items():
     given = home / images[split] if images and split in images else None
-    places = ImagePlaces.find(home, path, contents[split], given)
+    names = [row.get("file_name") for row in contents[split].images]
+    places = ImagePlaces.find(home, path, list(filter(is_text, names)), given)
     splits[split], found = _items(path, contents[split], places, numbers, not crowds_are_objects)
     problems += found
     notes += [] if crowds_are_objects else _only_crowds(path, contents[split])
@@ -125,7 +125,7 @@ class CocoItem:
   name: str
   image: Path
   size: tuple[int, int] | None
-  annotations: Sequence[dict[str, Any]]
+  annotations: Sequence[Json]
   numbers: Mapping[int, int]
   where: Path
   crowds: bool = True
@@ -152,18 +152,21 @@ class CocoItem:
     void = cover_boxes(boxes, objects, image.size)
     return make_example(image, objects, notes, void, has_labels(len(self.numbers)))
 
-  def _object(self, raw: dict[str, Any], size: tuple[int, int]) -> Annotation:
+  def _object(self, raw: Json, size: tuple[int, int]) -> Annotation:
     mask = read_mask(raw.get("segmentation"), size)
     area = raw.get("area")
     area = float(read_numbers([area])[0]) if area else 0
     if area > 2 * mask.size:  # rounding and all
       raise Flaw("malformed", f"has an area of {area:g} in an image of {mask.size} pixels")
-    category = self.numbers[int(raw["category_id"])]
+    category = read_id(raw["category_id"])
+    assert isinstance(category, int), "only such annotations are put with images"
     crowd = _flag(raw.get("iscrowd")) and self.crowds
-    return annotate(mask, category, crowd, _box(raw, size), area if area > 0 else None)
+    return annotate(
+      mask, self.numbers[category], crowd, _box(raw, size), area if area > 0 else None
+    )
 
 
-def _box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box | None:
+def _box(raw: Json, size: tuple[int, int]) -> Box | None:
   """The annotated box within the image: (y0 x0 y1 x1); None if there is none. Raises Flaw."""
   if not (box := raw.get("bbox")):
     return None
@@ -179,7 +182,7 @@ def _box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box | None:
   return y0, x0, y1, x1
 
 
-def _box_of_left_out(raw: Mapping[str, Any], size: tuple[int, int]) -> list[Box]:
+def _box_of_left_out(raw: Json, size: tuple[int, int]) -> list[Box]:
   """Where an object that is left out must be, if that is known."""
   try:
     box = _box(raw, size)
@@ -188,7 +191,7 @@ def _box_of_left_out(raw: Mapping[str, Any], size: tuple[int, int]) -> list[Box]
   return [box] if box else []
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
   """Whether `iscrowd` says so. Raises Flaw."""
   if value in (None, "", 0, "0", "false", "False"):
     return False
@@ -241,8 +244,18 @@ def _find_files(root: Path, annotations: Mapping[str, str] | None) -> dict[str, 
   return {split: found[split][0] for split in order if split in found}
 
 
-def _read(path: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Content:
+  """The lists of objects of a JSON file, whose values are anything."""
+
+  images: Sequence[Json]
+  annotations: Sequence[Json]
+  categories: Sequence[Json]
+
+
+def _read(path: Path) -> _Content:
   content = parse_json(read_bytes(path), path, "Was it cut short? Copy it again")
+  found: dict[str, Sequence[Json]] = {}
   for key in ("images", "annotations", "categories"):
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -250,11 +263,12 @@ def _read(path: Path) -> dict[str, Any]:
         f'{path} has no list of objects under "{key}": COCO\'s JSON has images, annotations and '
         "categories"
       )
-  return content
+    found[key] = rows
+  return _Content(**found)
 
 
 def _classes(
-  files: Mapping[str, Path], contents: Mapping[str, dict[str, Any]], groups: bool
+  files: Mapping[str, Path], contents: Mapping[str, _Content], groups: bool
 ) -> tuple[ClassInfo, dict[int, int], list[FileError]]:
   """The classes, the class of each category id, and what is to be told of them."""
   first: dict[int, str] = {}
@@ -285,35 +299,39 @@ def _classes(
   return classes, {number: i for i, number in enumerate(ids, 1)}, notes
 
 
-def _category_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+def _category_names(content: _Content, path: Path) -> dict[int, str]:
   try:
-    pairs = [(read_id(row["id"]), row["name"]) for row in content["categories"]]
+    pairs = [(read_id(row["id"]), row["name"]) for row in content.categories]
   except KeyError as error:
     raise InputError(f"{path}: a category has no {error}; each has an id and a name") from None
   if not pairs or not all(isinstance(number, int) for number, _ in pairs):
-    ids = shown([row["id"] for row in content["categories"][:5]])
+    ids = shown([row["id"] for row in content.categories[:5]])
     raise InputError(f"{path}: categories {ids} must have whole numbers as ids")
-  names = {int(number): name for number, name in pairs if number is not None}
-  if not all(isinstance(name, str) for name in names.values()):
-    raise InputError(f"{path}: categories {shown(list(names.values()))} must have texts as names")
+  given = {number: name for number, name in pairs if isinstance(number, int)}
+  names = {number: name for number, name in given.items() if isinstance(name, str)}
+  if len(names) < len(given):
+    raise InputError(f"{path}: categories {shown(list(given.values()))} must have texts as names")
   if len(names) < len(pairs):
     twice = collections.Counter(number for number, _ in pairs).most_common(1)[0][0]
     raise InputError(f"{path}: two categories have the id {twice}; give each its own")
   return names
 
 
-def _groups(contents: Mapping[str, dict[str, Any]]) -> set[int]:
+def _groups(contents: Mapping[str, _Content]) -> set[int]:
   """Categories that others name as their group, and that no annotation is of, as Roboflow has."""
-  rows = [row for content in contents.values() for row in content["categories"]]
-  annotations = (row for content in contents.values() for row in content["annotations"])
+  rows = [row for content in contents.values() for row in content.categories]
+  annotations = (row for content in contents.values() for row in content.annotations)
   used = {read_id(row.get("category_id")) for row in annotations}
   found = set()
   for row in rows:
+    number = read_id(row["id"])
     others = (other for other in rows if other["id"] != row["id"])
-    if read_id(row["id"]) not in used and any(
-      o.get("supercategory") == row["name"] for o in others
+    if (
+      isinstance(number, int)
+      and number not in used
+      and any(o.get("supercategory") == row["name"] for o in others)
     ):
-      found.add(int(row["id"]))
+      found.add(number)
   return found if len(found) < len({read_id(row["id"]) for row in rows}) else set()
 
 
@@ -324,10 +342,10 @@ def _group_note(path: Path, number: int, name: str) -> FileError:
   return FileError("unused", path, text, "To have it as a class, set data.options.groups=True")
 
 
-def _only_crowds(path: Path, content: Mapping[str, Any]) -> list[FileError]:
+def _only_crowds(path: Path, content: _Content) -> list[FileError]:
   """Tells that every annotation is a crowd, if that is so."""
-  count = len(content["annotations"])
-  if not count or any(row.get("iscrowd") in (None, "", 0, "0") for row in content["annotations"]):
+  count = len(content.annotations)
+  if not count or any(row.get("iscrowd") in (None, "", 0, "0") for row in content.annotations):
     return []
   text = f"all {count} annotations are crowds (iscrowd), which are neither found nor missed"
   fix = "If each is an object, as what was drawn with CVAT's brush, set "
@@ -336,17 +354,17 @@ def _only_crowds(path: Path, content: Mapping[str, Any]) -> list[FileError]:
 
 def _items(
   path: Path,
-  content: Mapping[str, Any],
+  content: _Content,
   places: ImagePlaces,
   numbers: Mapping[int, int],
   crowds: bool,
 ) -> tuple[list[CocoItem], list[FileError]]:
   problems: list[FileError] = []
-  annotations: dict[int | str, list[dict[str, Any]]] = {}
+  annotations: dict[int | str, list[Json]] = {}
   rows = []
-  for row in content["images"]:
-    number = read_id(row.get("id"))
-    if number is None or not is_text(str(number)) or not is_text(row.get("file_name")):
+  for row in content.images:
+    number, name = read_id(row.get("id")), row.get("file_name")
+    if number is None or not is_text(str(number)) or not is_text(name):
       text = f"image {shown(row)} has no id or no file_name"
       problems.append(FileError("layout", path, text, "Give each image both"))
     elif number in annotations:
@@ -354,13 +372,13 @@ def _items(
       problems.append(FileError("layout", path, text, "Give every image its own id"))
     else:
       annotations[number] = []
-      rows.append((number, row))
-  for row in content["annotations"]:
+      rows.append((number, name, row))
+  for row in content.annotations:
     problems += _misfits(row, path, annotations, numbers)
   items = []
-  for number, row in rows:
-    image = places.path(row["file_name"])
-    problems += _misplaced(image, number, row, path, places)
+  for number, name, row in rows:
+    image = places.path(name)
+    problems += _misplaced(image, number, name, path, places)
     size, found = _size(row, path)
     problems += found
     rows_of_image = annotations[number]
@@ -371,10 +389,9 @@ def _items(
 
 
 def _misplaced(
-  image: Path, number: int | str, row: Mapping[str, Any], path: Path, places: ImagePlaces
+  image: Path, number: int | str, name: str, path: Path, places: ImagePlaces
 ) -> list[FileError]:
   """Tells that an image isn't there, or is where none may be."""
-  name = row["file_name"]
   if places.leads_out(name):
     text = f"image {shown(number)} has the file_name {shown(name)}, which leads out of the data set"
     fix = f"Name images from {places.folder} on, as in {image.name!r}"
@@ -387,7 +404,7 @@ def _misplaced(
   return []
 
 
-def _size(row: Mapping[str, Any], path: Path) -> tuple[tuple[int, int] | None, list[FileError]]:
+def _size(row: Json, path: Path) -> tuple[tuple[int, int] | None, list[FileError]]:
   """(height, width) of an image, None if the file doesn't say; and what is wrong with it."""
   values = [row.get("height"), row.get("width")]
   if any(value in (None, 0, "", "0") for value in values):
@@ -401,9 +418,9 @@ def _size(row: Mapping[str, Any], path: Path) -> tuple[tuple[int, int] | None, l
 
 
 def _misfits(
-  row: dict[str, Any],
+  row: Json,
   path: Path,
-  annotations: Mapping[Any, list[dict[str, Any]]],
+  annotations: Mapping[int | str, list[Json]],
   numbers: Mapping[int, int],
 ) -> list[FileError]:
   """Puts an annotation with its image, or tells why that can't be."""
@@ -416,9 +433,10 @@ def _misfits(
     text = f"{where} is of category {given}, which isn't among {known}"
     fix = "Add it to the categories, or remove the annotation"
     problems.append(FileError("values", path, text, fix))
-  if image not in annotations:
+  rows = None if image is None else annotations.get(image)
+  if rows is None:
     text = f"{where} is of image {shown(row.get('image_id'))}, which isn't listed"
     problems.append(FileError("partner", path, text, "List the image, or remove the annotation"))
-  if not problems:
-    annotations[image].append(row)
+  if rows is not None and not problems:
+    rows.append(row)
   return problems

@@ -1,7 +1,6 @@
 """Masks in COCO's JSON: polygons and run-length codes, in the forms in which tools write them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from jseg.data.sources.annotated import Flaw, draw_polygons, read_id, read_numbe
 _DIGITS = 12  # of 5 bits, in one number of a run-length code
 
 
-def read_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+def read_mask(segmentation: object, size: tuple[int, int]) -> np.ndarray:
   """The mask of an annotation: bool [h w]. Raises Flaw."""
   if not segmentation:
     raise Flaw("no mask", "has a box but no mask")
@@ -33,23 +32,23 @@ def read_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
   return draw_polygons([_polygon(part) for part in segmentation], size)
 
 
-def _is_point(value: Any) -> bool:
+def _is_point(value: object) -> bool:
   return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
 
 
-def _holds_polygons(value: Any) -> bool:
+def _holds_polygons(value: object) -> bool:
   """Whether a list holds polygons [x0, y0, x1, y1, ...] and is none."""
   return isinstance(value, list) and all(isinstance(v, list) and len(v) > 5 for v in value)
 
 
-def _polygon(values: Any) -> list[float]:
+def _polygon(values: object) -> list[float]:
   """[x0, y0, x1, y1, ...] of a polygon, which may be a list of points. Raises Flaw."""
   if isinstance(values, list) and values and all(_is_point(value) for value in values):
     values = [number for point in values for number in point]
   return read_numbers(values)
 
 
-def _decode(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+def _decode(code: Mapping[str, object], size: tuple[int, int]) -> np.ndarray:
   """The mask of a run-length code: bool [h w]. Raises Flaw."""
   counts, given = code.get("counts"), code.get("size", list(size))
   if counts is None:
@@ -60,6 +59,8 @@ def _decode(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     raise Flaw("run lengths", what)
   pixels = size[0] * size[1]
   try:
+    if not isinstance(counts, list | str | bytes):
+      raise ValueError("neither numbers nor text")
     runs = _whole(counts) if isinstance(counts, list) else read_runs(counts)
   except (ValueError, TypeError, IndexError, AttributeError):
     raise Flaw("malformed", "has a run-length code that can't be read") from None
@@ -72,7 +73,7 @@ def _decode(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
   return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 
-def _whole(counts: Sequence[Any]) -> np.ndarray:
+def _whole(counts: Sequence[object]) -> np.ndarray:
   """Whole numbers as int64. Raises ValueError."""
   numbers = [read_id(count) for count in counts]
   if not all(isinstance(number, int) and 0 <= number < 1 << 60 for number in numbers):
@@ -81,7 +82,7 @@ def _whole(counts: Sequence[Any]) -> np.ndarray:
 
 
 def read_runs(text: str | bytes) -> np.ndarray:
-  """The runs that COCO's text stands for: 5 bits a character, from the fourth run as differences.
+  """The runs that COCO's text stands for: 5 bits per character, from the fourth run as differences.
 
   Not by pycocotools, which trusts the text and writes past its end where that is damaged.
   """

@@ -27,8 +27,8 @@ from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import (
   DEFAULT_FRACTIONS,
   SPLITS,
-  FilePair,
   ImagePair,
+  Pair,
   pair_source,
   split_at_random,
 )
@@ -53,7 +53,7 @@ class Layout:
   """
 
   suffixes: Sequence[str]
-  make_pair: Callable[..., FilePair]
+  make_pair: Callable[..., Pair]
   tasks: Sequence[str]
   mask_suffixes: Sequence[str] = ()
   channels: bool = False
@@ -146,7 +146,7 @@ def read_folder(
 
 def _find_pairs(
   folder: Path, classes: ClassInfo, layout: Layout
-) -> tuple[list[FilePair], list[FileError], list[FileError]]:
+) -> tuple[list[Pair], list[FileError], list[FileError]]:
   """Pairs the files of `folder`/images and `folder`/masks by name.
 
   Returns:

@@ -2,15 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
 from jseg.data.files import is_file
-from jseg.data.sources.annotated import is_text, leads_out, on_a_drive
+from jseg.data.sources.annotated import leads_out, on_a_drive
 
 _SAMPLE = 200  # file names by which the folder of the images is found
 
@@ -30,16 +29,13 @@ class ImagePlaces:
   roots: tuple[Path, ...]
 
   @classmethod
-  def find(
-    cls, home: Path, path: Path, content: Mapping[str, Any], given: Path | None
-  ) -> "ImagePlaces":
+  def find(cls, home: Path, path: Path, names: Sequence[str], given: Path | None) -> "ImagePlaces":
     """Finds the folder in which most of the images are; the likeliest one if none is there."""
     name = path.stem.removeprefix("instances_")
     folders = [home / name, home / "images" / name, path.parent, path.parent / "images"]
     folders += [home / "images", home, home / "train", home / "val"]
     folders = [given] if given else list(dict.fromkeys(folders))
     roots = (home, *([given] if given else []))
-    names = [row["file_name"] for row in content["images"] if is_text(row.get("file_name"))]
     choices = [cls(folder, dropped, roots) for dropped in range(4) for folder in folders]
     sample = names[:: max(1, len(names) // _SAMPLE)]
     counts = [sum(is_file(place.path(each)) for each in sample) for place in choices]

@@ -9,9 +9,8 @@ Without folders train, val and test, images are split at random.
 import base64
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ from jseg.data.sources.annotated import (
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
 from jseg.data.sources.pairs import SPLITS, divide
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 _BACKGROUND, _VOID = "_background_", "__ignore__"  # LabelMe's own names
 _MOST_BYTES = 64 << 20  # of a JSON file that is opened to see what a folder holds
@@ -69,12 +68,10 @@ def labelme_source(
   folders = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"": root}
   files = {split: _json_files(folder) for split, folder in folders.items()}
   problems: list[FileError] = []
-  contents: dict[Path, dict[str, Any]] = {}
+  contents: dict[Path, _Content] = {}
   for path in itertools.chain(*files.values()):
     try:
-      content = _read(path)
-      contents[path] = {key: content.get(key) for key in ("shapes", "imagePath")}
-      contents[path]["embedded"] = bool(content.get("imageData"))
+      contents[path] = dataclasses.replace(_read(path), image_data=None)
     except FileError as problem:
       problems.append(problem)
   if not contents:
@@ -144,13 +141,12 @@ class LabelmeItem:
       FileError: naming the file at fault, if one is damaged or they don't fit.
     """
     content = _read(self.path)
-    image = self._read_image(content)
-    size: tuple[Any, ...] = (content.get("imageHeight"), content.get("imageWidth"))
-    if all(isinstance(n, int) and n > 0 for n in size) and size != image.size:
-      raise wrong_size(image, self.image or self.path, size, self.path)
+    image = self._read_image(content.image_data)
+    if content.size is not None and content.size != image.size:
+      raise wrong_size(image, self.image or self.path, content.size, self.path)
     drawing = _Drawing(image.size, self.numbers)
     notes: list[FileError] = []
-    for i, shape in enumerate(content["shapes"], 1):
+    for i, shape in enumerate(content.shapes, 1):
       try:
         drawing.add(shape)
       except Flaw as flaw:
@@ -159,11 +155,11 @@ class LabelmeItem:
     labeled = has_labels(len(self.numbers))
     return make_example(image, drawing.objects(), notes, drawing.void, labeled)
 
-  def _read_image(self, content: Mapping[str, Any]) -> CanonicalImage:
+  def _read_image(self, image_data: object) -> CanonicalImage:
     if self.image is not None:
       return canonical_image(read_bytes(self.image), self.image)
     try:
-      data = base64.b64decode(content.get("imageData") or b"", validate=True)
+      data = _decode(image_data or "")
     except (ValueError, TypeError):
       raise FileError(
         "unreadable", self.path, "its imageData is no base64", f"Put its image beside {self.path}"
@@ -176,14 +172,14 @@ class _Drawing:
 
   def __init__(self, size: Size, numbers: Mapping[str, int]):
     self._size, self._numbers = size, numbers
-    self._objects: dict[Any, Annotation] = {}
+    self._objects: dict[Hashable, Annotation] = {}
     self.void = np.zeros(size, bool)
 
-  def add(self, shape: Mapping[str, Any]) -> None:
+  def add(self, shape: Json) -> None:
     """Draws one. Raises Flaw."""
     mask = _draw(shape, self._size)
-    drawn = annotate(mask, self._numbers.get(shape["label"], 0))
-    label, group = shape["label"], shape.get("group_id")
+    label, group = str(shape["label"]), shape.get("group_id")
+    drawn = annotate(mask, self._numbers.get(label, 0))
     self.void &= ~mask
     if label == _VOID:
       self.void |= mask
@@ -206,7 +202,7 @@ class _Drawing:
     return found
 
 
-def _draw(shape: Mapping[str, Any], size: Size) -> np.ndarray:
+def _draw(shape: Json, size: Size) -> np.ndarray:
   """The mask of a shape: bool [h w]. Raises Flaw."""
   kind, points = shape.get("shape_type") or "polygon", shape.get("points")
   if not isinstance(points, list):
@@ -229,10 +225,10 @@ def _draw(shape: Mapping[str, Any], size: Size) -> np.ndarray:
   return _paste(shape.get("mask"), int(x0), int(y0), size)
 
 
-def _paste(text: Any, left: int, top: int, size: Size) -> np.ndarray:
+def _paste(text: object, left: int, top: int, size: Size) -> np.ndarray:
   """A mask that is kept as an image, at its place: bool [h w]. Raises Flaw."""
   try:
-    image = open_checked(base64.b64decode(text, validate=True), "mask").image
+    image = open_checked(_decode(text), "mask").image
     crop = np.asarray(image.convert("L"))
   except Exception:  # whatever the decoders make of it
     raise Flaw("malformed", "has a mask that is no image in base64") from None
@@ -254,29 +250,66 @@ def _parts(path: Path, folder: Path) -> tuple[str, ...]:
   return path.relative_to(folder).parts
 
 
-def _read(path: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Content:
+  """What a JSON file holds.
+
+  Attributes:
+    shapes: the shapes, whose labels are texts, and all else anything.
+    image_path: what it says of where the image is.
+    size: (height, width) that it says the image has; None where they aren't whole numbers above 0.
+    embedded: whether the image is in it.
+    image_data: the image, text in base64 if it is one.
+  """
+
+  shapes: Sequence[Json]
+  image_path: object
+  size: Size | None
+  embedded: bool
+  image_data: object
+
+
+def _read(path: Path) -> _Content:
   content = parse_json(read_bytes(path), path, "Save it again, or remove it")
-  shapes = content.get("shapes") if isinstance(content, dict) else None
+  values: Json = content if isinstance(content, dict) else {}
+  shapes = values.get("shapes")
   if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
     text = "has no list of \"shapes\": it isn't LabelMe's"
     raise FileError("layout", path, text, "Take it out of the folder")
   if not all(isinstance(shape.get("label"), str) for shape in shapes):
     text = "has a shape whose label is no text"
     raise FileError("values", path, text, "Give each shape a label")
-  return content
+  height, width, data = map(values.get, ("imageHeight", "imageWidth", "imageData"))
+  size = None
+  if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+    size = (height, width)
+  return _Content(
+    shapes=shapes,
+    image_path=values.get("imagePath"),
+    size=size,
+    embedded=bool(data),
+    image_data=data,
+  )
 
 
-def _labels(content: Mapping[str, Any]) -> list[str]:
-  labels = (shape["label"] for shape in content["shapes"])
+def _decode(text: object) -> bytes:
+  """Bytes that are written in base64. Raises ValueError or TypeError."""
+  if not isinstance(text, str):
+    raise TypeError("no text")
+  return base64.b64decode(text, validate=True)
+
+
+def _labels(content: _Content) -> list[str]:
+  labels = (str(shape["label"]) for shape in content.shapes)
   return [label for label in labels if label not in (_BACKGROUND, _VOID)]
 
 
-def _found(contents: Iterable[Mapping[str, Any]]) -> list[str]:
+def _found(contents: Iterable[_Content]) -> list[str]:
   return sorted({label for content in contents for label in _labels(content)})
 
 
 def _listed(root: Path) -> list[str]:
-  """Names in labels.txt, one a line as LabelMe takes them; none if there is no such file."""
+  """Names in labels.txt, one per line as LabelMe takes them; none if there is no such file."""
   if not (root / "labels.txt").is_file():
     return []
   try:
@@ -293,11 +326,9 @@ def _unknown(path: Path, label: str, names: Sequence[str]) -> FileError:
   return FileError("values", path, text, "Add it to the names, or rename the shape")
 
 
-def _find_image(
-  path: Path, root: Path, content: Mapping[str, Any]
-) -> tuple[Path | None, list[FileError]]:
+def _find_image(path: Path, root: Path, content: _Content) -> tuple[Path | None, list[FileError]]:
   """The image of a JSON file: where it says, beside it, or in it (None)."""
-  name = content["imagePath"]
+  name = content.image_path
   given = path.parent / name.replace("\\", "/") if isinstance(name, str) else path
   outside = leads_out(given, [root]) or on_a_drive(str(name))
   if given != path and not outside and is_file(given):
@@ -305,7 +336,7 @@ def _find_image(
   beside = [path.with_suffix(end) for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
   if image := next(filter(is_file, beside), None):
     return image, []
-  if content["embedded"]:
+  if content.embedded:
     return None, []
   text = f"its imagePath is {shown(name)}, "
   text += "which leads out of the data set" if outside else "which isn't there"

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -151,10 +151,14 @@ class ImagePair(FilePair[CanonicalImage, RawMask]):
     return make_example(image, dataclasses.replace(label, traits=frozenset(traits)), self.classes)
 
 
+Pair = FilePair[Any, Any]
+"""A pair of an image and a mask of any kind."""
+
+
 def pair_source(
   root: Path,
   classes: ClassInfo,
-  splits: Mapping[str, Sequence[FilePair]],
+  splits: Mapping[str, Sequence[Pair]],
   problems: Sequence[FileError] = (),
   notes: Sequence[FileError] = (),
 ) -> ListedSource:
@@ -239,7 +243,7 @@ def split_at_random(
   return splits
 
 
-def missing_files(pairs: Iterable[FilePair]) -> list[FileError]:
+def missing_files(pairs: Iterable[Pair]) -> list[FileError]:
   """Returns one problem for each file that is listed but is not there."""
   return [
     FileError("partner", path, "is listed but missing", "Unpack the archive again")

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import canonical_image, encode_png
 from jseg.data.files.instances import Annotation, make_objects
 from jseg.data.files.masks import make_label, read_mask
+from jseg.data.records import Record
 from jseg.data.sources.base import Example, ListedSource
 from jseg.data.sources.pairs import check_sizes, make_example
 from jseg.types import IGNORE, InputError
@@ -21,9 +22,12 @@ from jseg.types import IGNORE, InputError
 _KEYS = ("image", "label", "values", "classes", "palette", "name", "splits")
 _OBJECT_KEYS = ("objects", "class", "mask", "id", "crowd")
 
+Fields = Mapping[str, Any]
+"""A map from our names to the fields of a TFDS set; see `tfds_source`."""
+
 
 def tfds_source(
-  name: str, fields: Mapping[str, Any], data_dir: str | os.PathLike | None = None
+  name: str, fields: Fields, data_dir: str | os.PathLike[str] | None = None
 ) -> ListedSource:
   """Reads a set that TFDS prepares (as array_record, without TensorFlow) or has prepared.
 
@@ -70,7 +74,7 @@ def tfds_source(
 
 
 def _object_source(
-  name: str, fields: Mapping[str, Any], data_dir: str | os.PathLike | None
+  name: str, fields: Fields, data_dir: str | os.PathLike[str] | None
 ) -> ListedSource:
   """Reads a set of objects; see `tfds_source`."""
   missing = [key for key in ("image", "objects", "class") if key not in fields]
@@ -107,7 +111,7 @@ def _object_source(
 
 
 def _object_classes(
-  name: str, fields: Mapping[str, Any], kind: tfds.features.FeatureConnector
+  name: str, fields: Fields, kind: tfds.features.FeatureConnector
 ) -> tuple[ClassInfo, dict[int, int]]:
   """The classes of a set of objects, and the train id of each raw class."""
   named = isinstance(kind, tfds.features.ClassLabel)
@@ -132,15 +136,15 @@ def _object_classes(
 
 
 def _splits(
-  builder: tfds.core.DatasetBuilder, fields: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, str]]:
+  builder: tfds.core.DatasetBuilder, fields: Fields
+) -> Iterator[tuple[str, Sequence[Record], str]]:
   """Yields (our split, its records, what to call it in messages)."""
   splits = fields.get("splits") or {split: split for split in builder.info.splits}
   for ours, theirs in splits.items():
     yield ours, _records(builder, theirs, fields), f"{builder.name}:{theirs}"
 
 
-def _digest(builder: tfds.core.DatasetBuilder, fields: Mapping[str, Any]) -> str:
+def _digest(builder: tfds.core.DatasetBuilder, fields: Fields) -> str:
   content = [builder.info.full_name, builder.info.dataset_size, sorted(fields.items(), key=str)]
   return hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
 
@@ -149,9 +153,9 @@ def _digest(builder: tfds.core.DatasetBuilder, fields: Mapping[str, Any]) -> str
 class TfdsItem:
   """One record of a TFDS data source."""
 
-  records: Any
+  records: Sequence[Record]
   index: int
-  fields: Mapping[str, Any]
+  fields: Fields
   classes: ClassInfo
   table: np.ndarray
   where: str
@@ -178,9 +182,9 @@ class TfdsItem:
 class TfdsObjects:
   """One record of a TFDS data source of objects."""
 
-  records: Any
+  records: Sequence[Record]
   index: int
-  fields: Mapping[str, Any]
+  fields: Fields
   values: Mapping[int, int]
   where: str
 
@@ -218,7 +222,7 @@ class TfdsObjects:
     )
 
 
-def _table(name: str, values: Mapping[Any, int], k: int) -> np.ndarray:
+def _table(name: str, values: Mapping[int | str, int], k: int) -> np.ndarray:
   # Keys may be text: configs that pass through JSON have no others.
   pairs = {int(raw): int(train) for raw, train in values.items()}
   if not all(0 <= raw < 65536 for raw in pairs) or not set(pairs.values()) <= {*range(k), IGNORE}:
@@ -231,7 +235,7 @@ def _table(name: str, values: Mapping[Any, int], k: int) -> np.ndarray:
   return table
 
 
-def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> tfds.core.DatasetBuilder:
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
@@ -254,7 +258,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Dataset
   return builder
 
 
-def _records(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, Any]) -> Any:
+def _records(builder: tfds.core.DatasetBuilder, split: str, fields: Fields) -> Sequence[Record]:
   features = builder.info.features
   # Encoded bytes: TFDS would decode palette masks to colors.
   skip = {
@@ -270,10 +274,10 @@ def _records(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str,
     ) from error
 
 
-def _encoded(value: Any) -> bytes:
+def _encoded(value: object) -> bytes:
   """Encoded bytes as they are, arrays (masks stored as tensors) as PNG."""
   return value if isinstance(value, bytes) else encode_png(np.squeeze(np.asarray(value)))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
   return value.decode() if isinstance(value, bytes) else str(value)

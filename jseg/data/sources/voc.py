@@ -4,14 +4,13 @@ import json
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 from jseg.data.class_lists import VOC
 from jseg.data.files import FileError, read_text
 from jseg.data.files.listing import IMAGE_SUFFIXES, Listing, list_if_there, split_suffix
 from jseg.data.sources.base import ListedSource, existing_folder
 from jseg.data.sources.pairs import ImagePair, missing_files, pair_source
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 # CVAT: "label:red,green,blue:parts:actions", and a comment.
 _LABELMAP = re.compile(r"\s*([^#:]+):(\d+,\d+,\d+):")
@@ -80,7 +79,7 @@ def _check_classes(home: Path) -> None:
     names = [match[1].strip() for match in matches if match[1].strip() != "__ignore__"]
     if tuple(names) == VOC.names:
       continue
-    content: dict[str, Any] = {"classes": names}
+    content: Json = {"classes": names}
     if name == "labelmap.txt":
       content["palette"] = [[int(value) for value in match[2].split(",")] for match in matches]
     raise InputError(

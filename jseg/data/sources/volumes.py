@@ -59,7 +59,7 @@ def volumes_source(
     seed: seed of the random split.
     window: (level, width) that values are clipped to, as the following in `VolumePreparation`.
     percentiles: (low, high), percentiles of each volume that values are clipped to.
-    spacing: millimetres between voxels along d, h and w that volumes are resampled to.
+    spacing: millimeters between voxels along d, h and w that volumes are resampled to.
     interpolation: "linear" or "cubic".
 
   Raises:

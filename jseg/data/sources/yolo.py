@@ -10,7 +10,6 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -33,7 +32,7 @@ from jseg.data.sources.annotated import (
   on_a_drive,
 )
 from jseg.data.sources.base import Example, ListedSource, existing_folder
-from jseg.types import InputError
+from jseg.types import InputError, Json
 
 _SPLITS = ("train", "val", "test")
 _MOST_BYTES, _DEEPEST = 128 << 10, 20  # of a data.yaml, whose reader takes its time with more
@@ -193,7 +192,7 @@ def _lines(path: Path | None) -> list[str]:
 class _Loader(yaml.SafeLoader):
   """Reads YAML without its merge keys, by which a few lines can stand for more than memory has."""
 
-  def flatten_mapping(self, node: Any) -> None:
+  def flatten_mapping(self, node: yaml.MappingNode) -> None:
     """Leaves "<<" as it is, which is no name of anything then."""
 
 
@@ -213,7 +212,7 @@ def _find_yaml(folder: Path) -> Path:
   return (named or files)[0]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Json:
   data = read_bytes(path)
   if len(data) > _MOST_BYTES:
     raise InputError(f"{path} is too long for a list of names and folders ({len(data)} bytes)")
@@ -231,7 +230,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
   return content
 
 
-def _names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+def _names(content: Mapping[str, object], path: Path) -> dict[int, str]:
   """Names of the classes by index."""
   names = content.get("names")
   if "kpt_shape" in content:
@@ -252,7 +251,7 @@ def _names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
 
 
 def _images(
-  content: Mapping[str, Any], split: str, home: Path, path: Path, problems: list[FileError]
+  content: Mapping[str, object], split: str, home: Path, path: Path, problems: list[FileError]
 ) -> list[Path] | None:
   """Images of a split in order; None if there is no such split."""
   given = content.get(split)
@@ -276,7 +275,7 @@ def _images(
   return list(found)
 
 
-def _find(entry: Any, bases: Sequence[Path], home: Path) -> Path | None:
+def _find(entry: object, bases: Sequence[Path], home: Path) -> Path | None:
   """A folder or file of a data.yaml, within its folder; Roboflow writes "../" before each."""
   if not isinstance(entry, str):
     return None
@@ -299,7 +298,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _listed(path: Path, home: Path, problems: list[FileError]) -> list[Path]:
-  """Images of a list, one a line."""
+  """Images of a list, one per line."""
   images = []
   for line in filter(str.strip, _lines(path)):
     image = _find(line.strip(), [home, path.parent], home)

@@ -6,7 +6,6 @@ through those that are used in chunks, in a loop that ends with the last one.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -14,9 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jseg.arithmetic import cdiv
-from jseg.types import Array
+from jseg.types import Array, Tree
 
-Compute = Callable[[Any, Array, Any], Any]
+Compute = Callable[[Tree, Array, Tree], Tree]
+"""`(variables, x [m ...], extra [m ...]) -> tree of [m ...]`, row by row."""
 
 
 @flax.struct.dataclass
@@ -65,8 +65,8 @@ def list_slots(used: Array) -> Slots:
 
 
 def in_chunks(
-  compute: Compute, variables: Any, x: Array, extra: Any, *, count: Array, chunk: int
-) -> Any:
+  compute: Compute, variables: Tree, x: Array, extra: Tree, *, count: Array, chunk: int
+) -> Tree:
   """Computes the first rows of a list, chunk by chunk; time follows their number.
 
   The gradient is computed chunk by chunk too, and each chunk's activations once more for it, so
@@ -96,7 +96,7 @@ def fitting_chunk(length: int, most: int) -> int:
   return best if 2 * best >= most else most
 
 
-def pad_rows(tree: Any, chunk: int) -> Any:
+def pad_rows(tree: Tree, chunk: int) -> Tree:
   """Adds rows of zeros to arrays [p ...] of a tree up to a multiple of `chunk`."""
 
   def pad(a: Array) -> Array:
@@ -105,16 +105,16 @@ def pad_rows(tree: Any, chunk: int) -> Any:
   return jax.tree.map(pad, tree)
 
 
-def rows(tree: Any, i: Array | int, chunk: int) -> Any:
+def rows(tree: Tree, i: Array | int, chunk: int) -> Tree:
   """Chunk i of the rows of a tree's arrays."""
   return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * chunk, chunk), tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunks(
-  compute: Compute, chunk: int, variables: Any, x: Array, extra: Any, count: Array
-) -> Any:
-  def add_chunk(i: Array, y: Any) -> Any:
+  compute: Compute, chunk: int, variables: Tree, x: Array, extra: Tree, count: Array
+) -> Tree:
+  def add_chunk(i: Array, y: Tree) -> Tree:
     part, rest = rows((x, extra), i, chunk)
     return _set_rows(y, compute(variables, part, rest), i, chunk)
 
@@ -124,15 +124,15 @@ def _chunks(
 
 
 def _chunks_forward(
-  compute: Compute, chunk: int, variables: Any, x: Array, extra: Any, count: Array
-) -> tuple[Any, Any]:
+  compute: Compute, chunk: int, variables: Tree, x: Array, extra: Tree, count: Array
+) -> tuple[Tree, Tree]:
   return _chunks(compute, chunk, variables, x, extra, count), (variables, x, extra, count)
 
 
-def _chunks_backward(compute: Compute, chunk: int, saved: Any, dy: Any) -> tuple[Any, ...]:
+def _chunks_backward(compute: Compute, chunk: int, saved: Tree, dy: Tree) -> tuple[Tree, ...]:
   variables, x, extra, count = saved
 
-  def add_chunk(i: Array, gradients: tuple[Any, Array]) -> tuple[Any, Array]:
+  def add_chunk(i: Array, gradients: tuple[Tree, Array]) -> tuple[Tree, Array]:
     total, dx = gradients
     part, rest = rows((x, extra), i, chunk)
     _, pull = jax.vjp(lambda variables, part: compute(variables, part, rest), variables, part)
@@ -147,5 +147,5 @@ def _chunks_backward(compute: Compute, chunk: int, saved: Any, dy: Any) -> tuple
 _chunks.defvjp(_chunks_forward, _chunks_backward)
 
 
-def _set_rows(tree: Any, part: Any, i: Array | int, chunk: int) -> Any:
+def _set_rows(tree: Tree, part: Tree, i: Array | int, chunk: int) -> Tree:
   return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, i * chunk, 0), tree, part)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import jax
 
@@ -10,10 +10,11 @@ from jseg.augment import Augment, Example
 from jseg.models import Network
 from jseg.nn.devices import AXIS, example_keys
 from jseg.step import Forward, parallel
-from jseg.types import Array, Batch, Detections, InstanceOutputs, Targets, Variables
+from jseg.tasks.base import Unseen
+from jseg.types import Array, Batch, Detections, InstanceOutputs, Targets, Tree, Variables
 
 
-def make_forward(model: Network, augment: Augment) -> Forward:
+def make_forward(model: Network | Unseen, augment: Augment) -> Forward:
   """Makes the training pass; its outputs are `InstanceOutputs`, its targets `Targets`.
 
   Args:
@@ -61,7 +62,7 @@ def make_detect_step(
   def step(variables: Variables, batch: Batch) -> tuple[Array, Array, Detections]:
     image = prepare(batch["image"], batch["size"])
     detections = model.apply(variables, image, size=batch["size"], train=False)
-    parts: Any = batch["index"], batch["size"], cast(Detections, detections)
+    parts: Tree = batch["index"], batch["size"], cast(Detections, detections)
     return jax.lax.all_gather(parts, AXIS, tiled=True)
 
   return parallel(step, in_axes=(None, 0))

@@ -26,16 +26,18 @@ from jseg.data import (
   objects_from_detections,
   read_image,
 )
+from jseg.data.records import Decoded
 from jseg.data.survey import no_object
 from jseg.images import network_picture, picture, prepare
 from jseg.losses import DETECTION_LOSSES, detection_losses
 from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
+from jseg.metrics.average_precision import Row
 from jseg.models import Network, fitting
 from jseg.outputs import write_text
 from jseg.report import draw_objects
 from jseg.scaling import statistics
-from jseg.step import Forward, Losses, replicate
-from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
+from jseg.step import Forward, Losses, LossFn, replicate
+from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.instance import forward
 from jseg.tasks.instance.predict import (
@@ -44,7 +46,7 @@ from jseg.tasks.instance.predict import (
   InstancePredictor,
   output_names,
 )
-from jseg.types import Array, Detections, InputError, InstanceOutputs, Targets, Variables
+from jseg.types import Array, Detections, InputError, InstanceOutputs, Json, Targets, Variables
 
 _PICTURE = 384  # pixels, longest side of a picture with objects
 
@@ -73,7 +75,7 @@ class InstanceTask:
   classes: ClassInfo
 
   @staticmethod
-  def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
+  def defaults(network: type[Network]) -> dict[str, dict[str, object]]:
     """Returns keys of `data`, and the sections `augment` and `loss`.
 
     Keys:
@@ -153,7 +155,7 @@ class InstanceTask:
 
   def forward(self, *, without_network: bool = False) -> Forward:
     """Returns the training pass; its targets are `jseg.types.Targets`."""
-    network: Any = Unseen(self.model) if without_network else self.model
+    network = Unseen(self.model) if without_network else self.model
     return forward.make_forward(network, _make_augment(self.config))
 
   def losses(self, dataset: Dataset) -> LossFn:
@@ -170,7 +172,7 @@ class InstanceTask:
     """Returns the weight of each loss in the configuration."""
     return dict(self.config.loss)
 
-  def counts(self, outputs: Any, targets: Any) -> dict[str, Array]:
+  def counts(self, outputs: InstanceOutputs, targets: Targets) -> dict[str, Array]:
     """Returns nothing: AP needs whole images."""
     del outputs, targets
     return {}
@@ -211,7 +213,7 @@ class InstanceTask:
 
   def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
-  ) -> tuple[InstanceScores, dict[str, Any]]:
+  ) -> tuple[InstanceScores, Json]:
     """Returns AP, which is all there is."""
     del options
     return self.evaluator(dataset, split)(replicate(variables)), {}
@@ -254,7 +256,7 @@ class InstanceTask:
     )
 
   @staticmethod
-  def foreign_data(num_classes: int) -> dict[str, Any]:
+  def foreign_data(num_classes: int) -> dict[str, object]:
     """Returns a folder, with images of the size that torchvision's networks see."""
     del num_classes
     return {"name": "folder", "size": (1333, 1333), "short_side": 800, "eval_batch_size": 1}
@@ -263,11 +265,11 @@ class InstanceTask:
     """Returns the names of the map of instances and the overlay, or of one of them."""
     return output_names(stem, write)
 
-  def result(self, prediction: InstancePrediction, file: str) -> list[dict[str, Any]]:
+  def result(self, prediction: InstancePrediction, file: str) -> list[Row]:
     """Returns the objects as COCO's results."""
     return coco_results([(file, prediction.objects)], self.classes.values)
 
-  def report(self, results: Mapping[str, Any], out: pathlib.Path) -> Table:
+  def report(self, results: Mapping[str, list[Row]], out: pathlib.Path) -> Table:
     """Writes all objects to `detections.json`; returns the table of their numbers by class."""
     objects = [found for result in results.values() for found in result]
     write_text(out / self.folder_outputs[0], json.dumps(objects))
@@ -278,7 +280,7 @@ class InstanceTask:
     return table
 
   def pictures(
-    self, prediction: InstancePrediction, example: Mapping[str, Any]
+    self, prediction: InstancePrediction, example: Decoded
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the image alone, with its true objects, and with the detected ones."""
     image = picture(prediction.image, self.config.data.shown)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from jseg.metrics import (
 )
 from jseg.tasks.semantic.forward import Binned
 from jseg.tasks.semantic.predict import SemanticPredictor
-from jseg.types import Array, Variables
+from jseg.types import Array, Json, Variables
 
 
 def count_batches(
@@ -78,7 +77,7 @@ def count_whole_images(
   split: str,
   specs: Sequence[str],
   crf: CrfParams | None,
-) -> tuple[SemanticScores, dict[str, Any]]:
+) -> tuple[SemanticScores, Json]:
   """The metrics of a split and those that need whole images, in one pass of process 0.
 
   Args:
@@ -162,8 +161,8 @@ class _ImageMetrics:
   def update(self, mask: np.ndarray, label: np.ndarray, *spacing: Sequence[float]) -> None:
     self._states = [state.update(mask, label, *spacing) for state in self._states]
 
-  def compute(self) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+  def compute(self) -> Json:
+    result: Json = {}
     for state in self._states:
       result |= state.compute(self._names)
     return result

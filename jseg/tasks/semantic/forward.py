@@ -1,7 +1,7 @@
 """A network of classes on the device: the training pass, the losses, and counting at full size."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import flax.struct
 import jax
@@ -15,14 +15,13 @@ from jseg.models import Network
 from jseg.nn import resize_to
 from jseg.nn.devices import AXIS, example_keys, share_index
 from jseg.step import Forward, Losses, parallel
+from jseg.tasks.base import Unseen
 from jseg.types import Array, Batch, InputError, Outputs, Variables
 
 Binned = tuple[Array, Array, Array] | None
 """What `jseg.metrics.binned` counts in an image; None where nobody asked."""
 Decided = tuple[Array, Array | None]
 """The class of every pixel, and its probability; None where nobody asked."""
-
-_ROWS = 128  # rows of a full-size prediction that exist at one time
 
 
 @flax.struct.dataclass
@@ -38,7 +37,7 @@ class Targets:
   weight: Array | None = None
 
 
-def make_forward(model: Network, augment: Augment) -> Forward:
+def make_forward(model: Network | Unseen, augment: Augment) -> Forward:
   """Makes the training pass; its outputs are `Outputs`, its targets `Targets`.
 
   Args:
@@ -86,7 +85,7 @@ def make_losses(
   """
 
   def losses(outputs: Outputs, targets: Targets) -> Losses:
-    weights: dict[str, Any]
+    weights: dict[str, Array | None]
     if targets.weight is None:
       weights = {"class_weights": class_weights}
     else:
@@ -124,6 +123,7 @@ def decide_at_full_size(
   label_size: Array,
   canvas: tuple[int, int],
   confident: bool = False,
+  rows: int = 128,
 ) -> Decided:
   """The predicted class at every pixel of an image's own size, in bounded memory.
 
@@ -133,18 +133,19 @@ def decide_at_full_size(
     label_size: int32 [2], height and width to bring it to.
     canvas: static (LH, LW), at least `label_size`.
     confident: whether the probability of the class is computed too.
+    rows: static; largest number of rows of logits that exist at one time.
 
   Returns:
     uint8 [LH LW], and float32 [LH LW] or None; what lies outside of `label_size` means nothing.
   """
   height, width = canvas
-  blocks = cdiv(height, _ROWS)
-  rows = cdiv(height, blocks)
+  blocks = cdiv(height, rows)
+  strip = cdiv(height, blocks)
 
   def block(first: Array) -> Decided:
-    return decide(resize_to(logits, size, label_size, canvas, rows=(first, rows)), confident)
+    return decide(resize_to(logits, size, label_size, canvas, rows=(first, strip)), confident)
 
-  strips = jax.lax.map(block, rows * jnp.arange(blocks))
+  strips = jax.lax.map(block, strip * jnp.arange(blocks))
   return jax.tree.map(lambda x: x.reshape(-1, width)[:height], strips)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -118,7 +117,7 @@ PROTOCOLS = {
 """Protocols by name: the plain ones, and those that papers measure with."""
 
 
-def protocol_changes(config: ConfigDict, name: str) -> dict[str, Any]:
+def protocol_changes(config: ConfigDict, name: str) -> dict[str, object]:
   """Returns the configuration values, by dotted key, of a protocol's name.
 
   Args:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,6 @@ _NO_VOLUMES = (
   "crf: the CRF after a network is for images; leave it out for volumes, or call "
   "jseg.crf.dense_crf with ndim=3 on the probabilities"
 )
-
-
 _NO_NUMBERS = "crf: a CRF compares colors, and scientific images have none; leave it out"
 
 
@@ -50,6 +48,8 @@ def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 _resize_to = jax.jit(resize_to, static_argnums=3)
+_Scores = TypeVar("_Scores", np.ndarray, Array)
+
 _decide_at_full_size = jax.jit(decide_at_full_size, static_argnums=(3, 4))
 _LEAST = 1e-30  # a probability whose logarithm is finite
 
@@ -285,32 +285,8 @@ class SemanticPredictor:
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
     self._devices = LocalDevices(batch_size)
-    flips = self._inference.flipped_axes(ndim)
-
-    def scores(average: str, variables: Variables, image: Array, size: Array) -> Array:
-      prepared = prepare(image, size, statistics)
-      total = jnp.float32(0)
-      for axes in flips:
-        axes = tuple(axis + 1 for axis in axes)
-        outputs = model.apply(variables, jnp.flip(prepared, axes), train=False)
-        logits = jnp.flip(cast(Outputs, outputs).logits, axes).astype(jnp.float32)
-        total += jax.nn.softmax(logits) if average == "probabilities" else logits
-      return total / len(flips)
-
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def whole(
-      variables: Variables,
-      image: Array,
-      size: Array,
-      full_size: Array,
-      canvas: tuple[int, int],
-    ) -> tuple[Array, Decided]:
-      prepared = prepare(image[None], size[None], statistics)
-      logits = cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
-      return logits, decide_at_full_size(logits, size, full_size, canvas, confident)
-
-    self._whole = whole
-    self._scores = jax.jit(scores, static_argnums=0)
+    self._whole = _make_whole(model, statistics, confident)
+    self._scores = _make_scores(model, statistics, self._inference.flipped_axes(ndim))
 
   def __call__(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     """Segments one image.
@@ -436,7 +412,7 @@ class SemanticPredictor:
   ) -> Iterator[tuple[Window, np.ndarray]]:
     """Windows and their scores float32 [... k]; the host lags a batch behind the devices."""
     variables = self._devices.replicate(variables)
-    pending: tuple[Sequence[Window], Any] = ((), ())
+    pending: tuple[Sequence[Window], Array | tuple[()]] = ((), ())
     for part in self._devices.batches(windows):
       shown = np.zeros(
         (self._devices.round_up(len(part)), *self._size, self._channels), image.dtype
@@ -451,7 +427,45 @@ class SemanticPredictor:
     yield from zip(pending[0], np.asarray(pending[1]), strict=False)
 
 
-def _logits(scores: Any, average: str) -> Any:
+def _make_scores(
+  model: Network, statistics: Statistics | None, flips: Sequence[Sequence[int]]
+) -> Callable[..., Array]:
+  """Makes `scores(average, variables, image [b ...], size) -> [b ... k]`, the means over flips."""
+
+  def scores(average: str, variables: Variables, image: Array, size: Array) -> Array:
+    prepared = prepare(image, size, statistics)
+    total = jnp.float32(0)
+    for axes in flips:
+      axes = tuple(axis + 1 for axis in axes)
+      outputs = model.apply(variables, jnp.flip(prepared, axes), train=False)
+      logits = jnp.flip(cast(Outputs, outputs).logits, axes).astype(jnp.float32)
+      total += jax.nn.softmax(logits) if average == "probabilities" else logits
+    return total / len(flips)
+
+  return jax.jit(scores, static_argnums=0)
+
+
+def _make_whole(
+  model: Network, statistics: Statistics | None, confident: bool
+) -> Callable[..., tuple[Array, Decided]]:
+  """Makes `whole(variables, image, size, full_size, canvas=) -> (logits, classes at full size)`."""
+
+  @functools.partial(jax.jit, static_argnames="canvas")
+  def whole(
+    variables: Variables,
+    image: Array,
+    size: Array,
+    full_size: Array,
+    canvas: tuple[int, int],
+  ) -> tuple[Array, Decided]:
+    prepared = prepare(image[None], size[None], statistics)
+    logits = cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
+    return logits, decide_at_full_size(logits, size, full_size, canvas, confident)
+
+  return whole
+
+
+def _logits(scores: _Scores, average: str) -> _Scores:
   """What the averaged scores are the softmax of."""
   if average == "logits":
     return scores

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import grain
 import jax
@@ -29,14 +29,15 @@ from jseg.data import (
   read_volume,
 )
 from jseg.data.files.channels import FIRST_SUFFIXES
+from jseg.data.records import Decoded
 from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores
 from jseg.models import Network, fitting
 from jseg.models.with_crf import WithCRF
 from jseg.report import VOID_COLOR, colorize, save_calibration_plot, save_confusion_plot
 from jseg.scaling import statistics
-from jseg.step import Forward, replicate
-from jseg.tasks.base import LossFn, Serving, Unseen, check_channels, check_size, read_scaled
+from jseg.step import Forward, LossFn, replicate
+from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.semantic import forward
 from jseg.tasks.semantic.evaluation import count_batches, count_images, count_whole_images
@@ -48,11 +49,11 @@ from jseg.tasks.semantic.predict import (
   SemanticPredictor,
   output_names,
 )
-from jseg.types import IGNORE, Array, InputError, Outputs, Variables
+from jseg.types import IGNORE, Array, InputError, Json, Outputs, Variables
 
 # A canvas that holds VOC's images whole, and below Cityscapes' too.
 _FOREIGN_SIZE = (513, 513)
-_FOREIGN_DATA: dict[int, dict[str, Any]] = {
+_FOREIGN_DATA: dict[int, dict[str, object]] = {
   21: {"name": "voc"},
   19: {"name": "cityscapes", "size": (1025, 2049), "eval_batch_size": 1},
 }
@@ -82,7 +83,7 @@ class SemanticTask:
   classes: ClassInfo
 
   @staticmethod
-  def defaults(network: type[Network]) -> dict[str, dict[str, Any]]:
+  def defaults(network: type[Network]) -> dict[str, dict[str, object]]:
     """Returns the sections `augment`, `loss`, `inference` and, for images, `crf`.
 
     Keys:
@@ -214,7 +215,7 @@ class SemanticTask:
 
   def forward(self, *, without_network: bool = False) -> Forward:
     """Returns the training pass; its targets are labels and, with a weight map, weights."""
-    network: Any = Unseen(self.model) if without_network else self.model
+    network = Unseen(self.model) if without_network else self.model
     return forward.make_forward(network, _make_augment(self.config))
 
   def losses(self, dataset: Dataset) -> LossFn:
@@ -233,7 +234,7 @@ class SemanticTask:
       return jnp.asarray(weights, jnp.float32)
     return jnp.asarray(loss.class_weights, jnp.float32) if loss.class_weights else None
 
-  def counts(self, outputs: Any, targets: Any) -> dict[str, Array]:
+  def counts(self, outputs: Outputs, targets: SemanticTargets) -> dict[str, Array]:
     """Returns the confusion matrix of a training batch, at the resolution of the crop."""
     return forward.training_counts(outputs, targets)
 
@@ -286,7 +287,7 @@ class SemanticTask:
     *,
     metrics: Sequence[str] = (),
     crf: CrfParams | None = None,
-  ) -> tuple[SemanticScores, dict[str, Any]]:
+  ) -> tuple[SemanticScores, Json]:
     """Returns the metrics of a split with its calibration, and those that need whole images.
 
     Args:
@@ -394,7 +395,7 @@ class SemanticTask:
     return Serving(logits, "float32" if volumes or keys.low else "uint8", keys.channels)
 
   @staticmethod
-  def foreign_data(num_classes: int) -> dict[str, Any]:
+  def foreign_data(num_classes: int) -> dict[str, object]:
     """Returns the data set whose classes a head scores, by their number, or a folder."""
     return {"name": "folder", "size": _FOREIGN_SIZE, **_FOREIGN_DATA.get(num_classes, {})}
 
@@ -407,7 +408,7 @@ class SemanticTask:
     del file
     return list(prediction.shares().values())
 
-  def report(self, results: Mapping[str, Any], out: pathlib.Path) -> Table:
+  def report(self, results: Mapping[str, Sequence[float]], out: pathlib.Path) -> Table:
     """Returns the table of each class's mean share of the pixels."""
     del out
     names, count = self.classes.names, len(results)
@@ -418,7 +419,7 @@ class SemanticTask:
     return table
 
   def pictures(
-    self, prediction: SemanticPrediction, example: Mapping[str, Any]
+    self, prediction: SemanticPrediction, example: Decoded
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image, truth and prediction in the classes' colors; of volumes, the middle slice."""
     image, truth, mask = flatten_volume(prediction.image, example["label"], prediction.mask)

@@ -1,7 +1,6 @@
 """Classifiers of ImageNet under torchvision's and timm's names; they give backbones."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,7 @@ def _vgg16(tensors: Tensors, positions: Sequence[int], with_norm: bool) -> Sourc
     for i, name in names:
       layers[f"features.{i + 1}"] = LayerTarget(f"backbone/{name.replace('conv', 'norm')}", "norm")
   what = f"vgg16{'_bn' if with_norm else ''}"
-  networks: dict[str, dict[str, Any]] = {"segnet": {}}
+  networks: dict[str, dict[str, object]] = {"segnet": {}}
   if not with_norm:
     networks |= {"deeplab_v1": {}}
   networks |= {name: {"backbone": what} for name in (*_SKIPS, *_DILATED, *_PYRAMID)}
@@ -123,7 +122,7 @@ def _resnet(tensors: Tensors) -> SourceModel | None:
   if "conv3.weight" in tensors:
     description = f"hszhao/semseg's {backbone} with a stem of three convolutions"
     return SourceModel(description, {"pspnet": {"backbone": backbone}}, layers)
-  networks: dict[str, dict[str, Any]] = {
+  networks: dict[str, dict[str, object]] = {
     name: {"backbone": backbone} for name in (*_DILATED, *_PYRAMID, *_SKIPS) if name != "pspnet"
   }
   networks["deeplab_v2"]["stride_on"] = "3x3"

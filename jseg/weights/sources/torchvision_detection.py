@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from typing import Any
 
 from jseg.weights.convert import LayerTarget
 from jseg.weights.source_model import SourceModel
@@ -63,7 +62,7 @@ def recognize(tensors: Tensors) -> SourceModel | None:
 
   with_norm = "backbone.fpn.inner_blocks.0.1" in known
   box_convs = count("roi_heads.box_head.{}.0")
-  arguments: dict[str, Any] = {
+  arguments: dict[str, object] = {
     "backbone": f"resnet{depth}",
     "norm": "batch" if with_norm else "frozen_batch",
     "head_norm": "batch" if with_norm else "none",

@@ -1,7 +1,5 @@
 """torchvision's segmentation networks: FCN and DeepLab V3 on ResNet."""
 
-from typing import Any
-
 from jseg.weights.source_model import SourceModel
 from jseg.weights.sources.names import (
   Tensors,
@@ -33,7 +31,7 @@ def recognize(tensors: Tensors) -> SourceModel | None:
   depth = resnet_depth(tensors, "backbone.")
   if depth is None or "classifier.4.weight" not in tensors:
     return None
-  arguments: dict[str, Any] = {
+  arguments: dict[str, object] = {
     "backbone": f"resnet{depth}",
     "aux": "aux_classifier.4.weight" in tensors,
   }
