@@ -6,7 +6,7 @@ for their colors.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -382,8 +382,8 @@ def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -
       found[code == (red * 65536 + green * 256 + blue)] = i
     if (found < 0).any():
       unknown = np.zeros(2**24, np.int32) if unknown is None else unknown
-      codes, counts = np.unique(code[found < 0], return_counts=True)
-      unknown[codes] += counts
+      colors_here, counts = np.unique(code[found < 0], return_counts=True)
+      unknown[colors_here] += counts
     ids[part] = found.astype(np.uint8)
   if unknown is not None:
     codes = np.flatnonzero(unknown)
