@@ -371,7 +371,8 @@ def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -
   colors = list(enumerate(classes.palette.tolist()))
   if classes.ignore_color is not None:
     colors.append((IGNORE, classes.ignore_color))
-  ids, unknown = np.empty(raw.shape[:2], np.uint8), None
+  ids = np.empty(raw.shape[:2], np.uint8)
+  unknown: np.ndarray | None = None
   for part in strips(ids.shape):
     code = raw[part, :, 0].astype(np.int32)
     for channel in (1, 2):
