@@ -371,7 +371,8 @@ def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -
   colors = list(enumerate(classes.palette.tolist()))
   if classes.ignore_color is not None:
     colors.append((IGNORE, classes.ignore_color))
-  ids, unknown = np.empty(raw.shape[:2], np.uint8), None
+  ids = np.empty(raw.shape[:2], np.uint8)
+  unknown: np.ndarray | None = None
   for part in strips(ids.shape):
     code = raw[part, :, 0].astype(np.int32)
     for channel in (1, 2):
@@ -386,13 +387,13 @@ def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -
       unknown[colors_here] += counts
     ids[part] = found.astype(np.uint8)
   if unknown is not None:
-    codes = np.flatnonzero(unknown)
-    values = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
+    those = np.flatnonzero(unknown)
+    values = np.stack([those >> 16, those >> 8 & 255, those & 255], 1)
     gray = all((raw[part] == raw[part, :, :1]).all() for part in strips(ids.shape))
     raise FileError(
       "values",
       where,
-      f"a color mask with {_listing('color', values, unknown[codes])} that the palette lacks",
+      f"a color mask with {_listing('color', values, unknown[those])} that the palette lacks",
       "Its three channels are equal: save one of them as the mask"
       if gray
       else "Add the class and its color to classes.json, or name the color of void ignore_color",
