@@ -1,7 +1,7 @@
 """A CRF as the last layer of a PSPNet on CamVid at half resolution: trained on with and without it.
 
-  jseg train --config=crf_camvid:network --config.data.root=camvid --workdir=runs/network
-  jseg train --config=crf_camvid:stride --config.data.root=camvid \
+  jseg train --config=crf_layer_camvid:network --config.data.root=camvid --workdir=runs/network
+  jseg train --config=crf_layer_camvid:stride --config.data.root=camvid \
       --config.init_from=runs/network --workdir=runs/stride
 
 `:without` trains on as long without a CRF, `:stride` with one at an eighth of the resolution,
@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "whole": {"steps": 40, "train": True, "stride": 1},
 }
 _ABOUT = jseg.config.About(data="CamVid at 180 x 240 as `jseg get-data camvid` makes it")
-_LATER = dataclasses.replace(_ABOUT, weights="the run of `crf_camvid:network`")
+_LATER = dataclasses.replace(_ABOUT, weights="the run of `crf_layer_camvid:network`")
 ABOUT = {"network": _ABOUT, "without": _LATER, "stride": _LATER, "whole": _LATER}
 
 
