@@ -72,12 +72,15 @@ def barycentric(features: Array) -> Corners:
   size = d + 1
   unit = size * math.sqrt(2 / 3)
 
-  def elevate(*f: Array) -> tuple[list[Array], list[Array]]:
+  def scale(*f: Array) -> list[Array]:
+    return [f[j - 1] * (unit / math.sqrt(j * (j + 1))) for j in range(1, size)]
+
+  def elevate(*scaled: Array) -> tuple[list[Array], list[Array]]:
     elevated = []
-    above = jnp.zeros_like(f[0])
+    above = jnp.zeros_like(scaled[0])
     for j in range(d, 0, -1):
-      c = f[j - 1] * (unit / math.sqrt(j * (j + 1)))
-      elevated.append(above - j * c)
+      c = scaled[j - 1]
+      elevated.append(above - _times(j, c))
       above = above + c
     elevated = [above, *elevated[::-1]]
     return elevated, [jnp.round(lax.stop_gradient(e) / size).astype(jnp.int32) for e in elevated]
@@ -109,10 +112,22 @@ def barycentric(features: Array) -> Corners:
     weight = [1 + at[d] - at[0], *(at[d - k] - at[size - k] for k in range(1, size))]
     return weight, [by_rank(list(range(size)), t).astype(jnp.int32) for t in range(size)]
 
-  elevated, corner = staged(elevate, *(features[:, j] for j in range(d)))
+  # A product and a sum in one program may be rounded together, or not, as the compiler and the CPU
+  # like it. Points that lie between two simplices, as those of whole numbers do, would fall into
+  # one or the other, so products are stored before they are added up.
+  scaled = staged(scale, *(features[:, j] for j in range(d)))
+  elevated, corner = staged(elevate, *scaled)
   rank, corner = staged(sort, lax.stop_gradient(elevated), corner)
   weight, order = staged(weigh, elevated, corner, rank)
   return Corners(jnp.stack(weight), jnp.stack(corner), jnp.stack(order))
+
+
+def _times(j: int, x: Array) -> Array:
+  """j x by sums alone; up to j = 6 they round once, as the product does."""
+  powers = [x]
+  while 2 ** len(powers) <= j:
+    powers.append(powers[-1] + powers[-1])
+  return functools.reduce(jnp.add, [p for i, p in enumerate(powers) if j >> i & 1])
 
 
 @jax.custom_vjp
