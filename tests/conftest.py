@@ -8,9 +8,9 @@ import re
 import shutil
 import tempfile
 
-# Tests compile much and run little: what XLA and LLVM optimize would take most of their time, and the
-# plain emitters compile a program that isn't optimized in a third of the time. What XLA_FLAGS has
-# comes after and wins: the thorough job of CI uses the emitters of users' programs.
+# Tests compile much and run little: what XLA and LLVM optimize would take most of their time, and
+# XLA's plain emitters compile such a program in a third of the time. What XLA_FLAGS has comes after
+# and wins: the thorough job of CI uses the emitters of users' programs.
 os.environ["XLA_FLAGS"] = (
   "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
   " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "

@@ -58,8 +58,8 @@ def names_of_the_reader():
     "images": image[None],
     "labels": rng.integers(0, 4, image.shape[:2]),
     "config": jseg.config.default("unet", backbone="resnet18", width=0.125),
-    **{name: getattr(jseg.types, name) for name in ("Array", "Outputs")},
-    **{name: getattr(typing, name) for name in ("Any", "ClassVar", "Mapping")},
+    **{name: getattr(jseg.types, name) for name in ("Arguments", "Array", "Outputs")},
+    **{name: getattr(typing, name) for name in ("Any", "ClassVar")},
     "Network": models.Network,
   }
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Positions = tuple[jax.Array, ...]
 
@@ -164,11 +165,23 @@ def _apply_linear(
   return apply_separable(rows, image, columns)
 
 
+def pixels_around(position: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the pixels before and after positions along an axis of size pixels, and how far
+  positions are from the first of them to the second, in 0..1.
+  """
+  # XLA may compute a position once to find its pixel and once more for its distance, and round it
+  # to either side of a whole number: a pixel would be read with the distance of the next. Positions
+  # lie on whole numbers wherever hardly anything moves, and this rounds them there.
+  position = lax.reduce_precision(
+    jnp.clip(position, 0, size - 1), exponent_bits=8, mantissa_bits=20
+  )
+  before = jnp.floor(position).astype(jnp.int32)
+  return before, jnp.minimum(before + 1, size - 1), position - before
+
+
 def _read_bilinear(image: jax.Array, positions: Positions, size: jax.Array) -> jax.Array:
-  y, x = (jnp.clip(p, 0, n - 1) for p, n in zip(positions, size, strict=True))
-  top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
-  bottom, right = jnp.minimum(top + 1, size[0] - 1), jnp.minimum(left + 1, size[1] - 1)
-  down, across = (y - top)[..., None], (x - left)[..., None]
+  (top, bottom, down), (left, right, across) = map(pixels_around, positions, size)
+  down, across = down[..., None], across[..., None]
   upper = image[top, left] * (1 - across) + image[top, right] * across
   lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
   return upper * (1 - down) + lower * down

@@ -154,10 +154,7 @@ def _read_linear(
     image = _apply_axes(
       [geometry.linear_matrix(p.ravel(), *axis) for p, axis in zip(own, axes, strict=True)], image
     )
-  where = tuple(jnp.clip(p, 0, n - 1) for p, n in zip(where, size, strict=True))
-  lower = [jnp.floor(p).astype(jnp.int32) for p in where]
-  upper = [jnp.minimum(i + 1, n - 1) for i, n in zip(lower, size, strict=True)]
-  share = [p - i for p, i in zip(where, lower, strict=True)]
+  lower, upper, share = zip(*map(geometry.pixels_around, where, size), strict=True)
   total = jnp.zeros(())
   for corner in itertools.product((0, 1), repeat=3):
     index = tuple(up if bit else low for bit, low, up in zip(corner, lower, upper, strict=True))

@@ -123,7 +123,7 @@ def barycentric(features: Array) -> Corners:
 
 
 def _times(j: int, x: Array) -> Array:
-  """j x by sums alone; up to j = 6 they round once, as the product does."""
+  """Returns j x by sums alone; up to j = 6 they round once, as the product does."""
   powers = [x]
   while 2 ** len(powers) <= j:
     powers.append(powers[-1] + powers[-1])
