@@ -114,8 +114,8 @@ THOROUGH = tuple(
     r"networks\.py::test_published_unet_with_weight_map_and_region_measures",
     r"notebooks\.py::test_notebook_runs\[(course|tpu)\]",
     r"real_data\.py::test_a_folder_trains_evaluates_and_predicts\[isbi2012-",
-    r"tpu\.py::test_(training|evaluation)_compiles\[(?!unet\])",
-    r"tpu\.py::test_the_crf\w*\[(?!exact\])",
+    # What libtpu aborts on takes the worker with it, so it is a job of its own that loads it.
+    r"tpu\.py::",
     r"weights_import\.py::test_every_network_that_a_classifier_fits\w*\[(?!resnet18)",
   )
 )
