@@ -1,30 +1,24 @@
-"""The exact CRF kernel: pairs of blocks that are skipped, its error, and what it costs on a TPU.
+"""The exact CRF kernel: pairs of blocks that are skipped, its error, and its time.
 
   python benchmarks/crf_exact.py FOLDER                # of FOLDER/images: shares and errors
   python benchmarks/crf_exact.py FOLDER --rows=200     # errors of some rows at full size
   python benchmarks/crf_exact.py FOLDER --seconds=67,3 [--gradient]  # of one product
-  python benchmarks/crf_exact.py --tpu=v5e:2x2 --method=exact --size=375,500 [--gradient]
 
---tpu compiles for a TPU that needn't be there; `pip install libtpu` in the version that JAX's extra
-`tpu` names. One process at a time.
+`benchmarks/tpu.py --crf` says what it costs on a TPU.
 """
 
-import os
 import pathlib
 import resource
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jax.experimental import topologies
 
-from jseg.crf import CrfParams, dense_crf, log_marginals
 from jseg.crf.blocks import Blocks, make_blocks
 from jseg.crf.embedding import colors, positions
 from jseg.crf.exact import exact_filter
@@ -36,9 +30,7 @@ _CROP = flags.DEFINE_integer("crop", 64, "height and width of the crops that err
 _IMAGES = flags.DEFINE_integer("images", 3, "number of images")
 _ROWS = flags.DEFINE_integer("rows", 0, "number of rows whose errors are taken at full size")
 _SECONDS = flags.DEFINE_list("seconds", [], "bandwidths that a product is timed at")
-_TPU = flags.DEFINE_string("tpu", "", "topology to compile for")
-_METHOD = flags.DEFINE_enum("method", "exact", ["exact", "lattice", "landmarks"], "method")
-_GRADIENT = flags.DEFINE_bool("gradient", False, "the derivatives")
+_GRADIENT = flags.DEFINE_bool("gradient", False, "time the derivatives instead")
 
 _BLOCKS = 20  # that the rows are of
 BANDWIDTHS = ((80.0, 13.0), (49.0, 5.0), (67.0, 3.0))
@@ -153,55 +145,16 @@ def seconds(path: pathlib.Path) -> None:
   )
 
 
-def on_tpu() -> None:
-  """Prints what compiling for a TPU takes, and the program's memory and bytes."""
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-  jax.config.update("jax_platforms", "cpu")
-  h, w = map(int, _SIZE.value)
-  params = CrfParams(spatial_sigma=3.0, method=_METHOD.value)
-  device = topologies.get_topology_desc(platform="tpu", topology_name=_TPU.value).devices[0]
-  place = jax.sharding.SingleDeviceSharding(device)
-
-  def loss(logits: Array, weight: Array, image: Array) -> Array:
-    changed = params.replace(bilateral_weight=weight)  # type: ignore[attr-defined]
-    return log_marginals(logits, image, changed)[..., 0].mean()
-
-  def forward(logits: Array, weight: Array, image: Array) -> Array:
-    return dense_crf(logits, image, params.replace(bilateral_weight=weight))  # type: ignore[attr-defined]
-
-  f: Callable[..., Any] = jax.grad(loss, (0, 1)) if _GRADIENT.value else forward
-  shapes = (h, w, CLASSES), (CLASSES,), (h, w, 3)
-  described = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes]
-  # As on a TPU, where the exact form is the Pallas kernel.
-  with mock.patch.object(jax, "default_backend", return_value="tpu"):
-    lowered = jax.jit(f).lower(*described)
-  start, busy = time.perf_counter(), time.process_time()
-  compiled = lowered.compile()
-  seconds, busy = time.perf_counter() - start, time.process_time() - busy
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  assert memory is not None
-  assert cost is not None
-  print(
-    f"{_METHOD.value} {h} x {w}{' gradient' * _GRADIENT.value}: compiled in {seconds:.0f} s "
-    f"({busy:.0f} s of all cores), {memory.temp_size_in_bytes / 2**30:.2f} GiB of "
-    f"temporaries, {cost['bytes accessed'] / 1e9:.1f} GB accessed, loops "
-    "counted once"
-  )
-
-
 def main(argv: list[str]) -> None:
   """Runs what the flags select."""
-  if _TPU.value:
-    on_tpu()
+  paths = sorted((pathlib.Path(argv[1]) / "images").iterdir())[: _IMAGES.value]
+  if _ROWS.value:
+    of_rows(paths[0])
+  elif _SECONDS.value:
+    seconds(paths[0])
   else:
-    paths = sorted((pathlib.Path(argv[1]) / "images").iterdir())[: _IMAGES.value]
-    if _ROWS.value:
-      of_rows(paths[0])
-    elif _SECONDS.value:
-      seconds(paths[0])
-    else:
-      skipped(paths)
-      error(paths)
+    skipped(paths)
+    error(paths)
 
 
 if __name__ == "__main__":

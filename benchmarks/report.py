@@ -129,7 +129,7 @@ def plot() -> None:
       at = [place + 0.4 * (i - (len(modes) - 1) / 2) for place in range(len(shown))]
       values = [record["networks"][name].get(mode, {}).get("ratio", 0) for name in shown]
       bars = axis.barh(at, values, 0.38, label=words, color=("#3566a8", "#e08a3c")[i])
-      axis.bar_label(bars, fmt="%.2f", padding=-26, fontsize=8, color="white")
+      axis.bar_label(bars, fmt="%.2f", label_type="center", fontsize=8, color="white")
     axis.axvline(1, color="black", linewidth=1)
     axis.set_yticks(range(len(shown)), [NAMES[name] for name in shown])
     axis.invert_yaxis()

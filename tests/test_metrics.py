@@ -61,6 +61,9 @@ def test_chunks_do_not_change_the_counts():
   whole = confusion(jnp.array(prediction), jnp.array(label), 3)
   chunks = confusion(jnp.array(prediction), jnp.array(label), 3, chunk=50)
   np.testing.assert_array_equal(whole, chunks)
+  for chunk in (0, (1 << 24) + 1):
+    with pytest.raises(InputError, match=f"chunk: {chunk} must be from 1 to 16777216"):
+      confusion(jnp.array(prediction), jnp.array(label), 3, chunk=chunk)
 
 
 @settings(max_examples=30, deadline=None)

@@ -17,7 +17,7 @@ from jseg.arithmetic import cdiv
 from jseg.metrics.calibration import Calibration
 from jseg.metrics.images import LEVEL, RESAMPLES, ImageScores, bootstrap_miou, image_scores
 from jseg.metrics.numbers import mean_of_present, none_if_nan, percent, plain
-from jseg.types import IGNORE, Array, Json
+from jseg.types import IGNORE, Array, InputError, Json
 
 _MEANS = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
 
@@ -29,11 +29,16 @@ def confusion(prediction: Array, label: Array, num_classes: int, *, chunk: int =
     prediction: int [...], each in [0, k).
     label: int [...] of the same shape, each in [0, k) or IGNORE.
     num_classes: k.
-    chunk: static; pixels that are counted together, at most the 2^24 that float32 counts exactly.
+    chunk: static; pixels that are counted together, up to the 2^24 that float32 counts exactly.
 
   Returns:
     int32 [k k], rows are the truth, columns the prediction. Exact whatever the number of pixels.
+
+  Raises:
+    InputError: a chunk that can't be counted exactly.
   """
+  if not 0 < chunk <= 1 << 24:
+    raise InputError(f"chunk: {chunk} must be from 1 to {1 << 24}, which float32 counts exactly")
   label, prediction = label.reshape(-1), prediction.reshape(-1)
   classes = jnp.arange(num_classes)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jseg.arithmetic import strips
 from jseg.data.files import FileError, read_bytes
-from jseg.data.files.opening import Opened, open_checked
+from jseg.data.files.opening import Opened, image_strips, open_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +180,9 @@ def _pixels(image: Image.Image, *, backwards: bool = False) -> np.ndarray:
 
 
 def _rows(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
-  """Strips of an image, as Pillow makes copies of copies: which rows, and their `_pixels`."""
+  """Strips of an image: which rows, and their `_pixels`."""
   alpha = "transparency" in image.info  # Pillow warns when a palette's alpha is not spelled out
-  for part in strips((image.height, image.width)):
-    rows = image.crop((0, part.start, image.width, part.stop))
+  for part, rows in image_strips(image):
     if _is_gray(image):
       yield part, np.asarray(rows.convert("LA").getchannel(0))[..., None]
     else:

@@ -15,7 +15,7 @@ from PIL import Image
 from jseg.arithmetic import count_bytes, strips
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
-from jseg.data.files.opening import Opened, open_checked
+from jseg.data.files.opening import Opened, image_strips, open_checked
 from jseg.types import IGNORE
 
 _BINARY_FIX = (
@@ -127,12 +127,12 @@ def _palette(image: Image.Image) -> tuple[np.ndarray, int]:
 
 
 def _stored(image: Image.Image, table: np.ndarray | None = None) -> np.ndarray:
-  """The array of an image, or what a table has for it, strip by strip: Pillow makes a copy."""
+  """The array of an image, or what a table has for its numbers."""
   if image.mode[0] in "IF":
     return np.asarray(image)
   found = None
-  for part in strips((image.height, image.width)):
-    rows = np.asarray(image.crop((0, part.start, image.width, part.stop)))
+  for part, strip in image_strips(image):
+    rows = np.asarray(strip)
     rows = rows if table is None else table[rows]
     if found is None:
       found = np.empty((image.height, *rows.shape[1:]), rows.dtype)

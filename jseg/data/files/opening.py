@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from jseg.arithmetic import strips
 from jseg.data.files import FileError
 from jseg.data.files.limits import check_pixels
 from jseg.data.files.listing import IMAGE_FORMATS
@@ -55,6 +56,12 @@ class Opened:
   white_is_zero: bool = False
   writer: str = ""
   exif_damaged: bool = False
+
+
+def image_strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+  """The strips of an image: (rows, image of them). Pillow makes copies of all that it converts."""
+  for rows in strips((image.height, image.width)):
+    yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
 
 def open_checked(data: bytes, where: Path | str) -> Opened:
