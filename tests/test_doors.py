@@ -100,7 +100,7 @@ def test_a_network_that_cannot_be_imported_is_asked_for(tmp_path):
 
 
 def test_a_data_set_given_in_python_is_asked_for(tmp_path):
-  config = own_config(tmp_path, "unet")
+  config = own_config(tmp_path, f"{__name__}:OneLayer")
   dataset = jseg.config.load_dataset(config)
   jseg.train(config, tmp_path / "run", dataset=dataset)
   with pytest.raises(InputError, match=r"data set made in Python; give it again"):

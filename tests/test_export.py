@@ -1,6 +1,7 @@
 """A network as StableHLO gives the same logits where this library isn't, for any batch."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def test_it_gives_the_same_logits_without_this_library(model, v3, tmp_path):
     [sys.executable, "-c", PROGRAM, paths[0], tmp_path / "images.npy", tmp_path / "logits.npz"],
     cwd=tmp_path,
     check=True,
-    env={"PATH": "", "JAX_PLATFORMS": "cpu"},
+    env={"PATH": "", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": os.environ["XLA_FLAGS"]},
   )
   network, variables = load_model(run)
   expected = jax.jit(network.apply)(variables, normalize(images)).logits

@@ -46,23 +46,79 @@ def deeper(shapes):
   return shapes + [(n.replace(".5.", f".{i}.", 1), s) for i in range(6, 23) for n, s in more]
 
 
+TORCHVISION_V3 = {
+  "output_stride": 8,
+  "multi_grid": (1,),
+  "keep_first_rate": True,
+  "head": "torchvision",
+  "aux": True,
+}
+
+
 @pytest.mark.parametrize(
-  ("name", "change", "what", "without", "parameters"),
+  ("name", "change", "what", "settings", "without", "parameters"),
   [
-    ("fcn_resnet50", None, "fcn_resnet50", 32_957_013, 35_322_218),
-    ("fcn_resnet50", deeper, "fcn_resnet101", 51_949_141, 54_314_346),
-    ("deeplab_v3_resnet50", None, "deeplabv3_resnet50", 39_638_869, 42_004_074),
-    ("deeplab_v3_resnet50", deeper, "deeplabv3_resnet101", 58_630_997, 60_996_202),
-    ("deeplab_v2", None, "deeplab_v2 on resnet101", None, 44_048_532),
-    ("deeplab_v3", None, "deeplab_v3 on resnet101", None, 58_040_661),
-    ("pspnet_resnet50", None, "PSPNet on resnet50", 46_716_373, 49_081_578),
-    ("pspnet_resnet50", deeper, "PSPNet on resnet101", 65_708_501, 68_073_706),
-    ("refinenet_resnet50", None, "RefineNet on resnet50", None, 99_060_309),
-    ("refinenet_resnet50", deeper, "RefineNet on resnet101", None, 118_052_437),
-    ("unet_resnet34", None, "Unet on resnet34", None, 24_439_269),
+    # torchvision
+    ("fcn_resnet50", None, "fcn_resnet50", {"aux": True}, 32_957_013, 35_322_218),
+    (
+      "fcn_resnet50",
+      deeper,
+      "fcn_resnet101",
+      {"backbone": "resnet101", "aux": True},
+      51_949_141,
+      54_314_346,
+    ),
+    (
+      "deeplab_v3_resnet50",
+      None,
+      "deeplabv3_resnet50",
+      TORCHVISION_V3 | {"backbone": "resnet50"},
+      39_638_869,
+      42_004_074,
+    ),
+    (
+      "deeplab_v3_resnet50",
+      deeper,
+      "deeplabv3_resnet101",
+      TORCHVISION_V3,
+      58_630_997,
+      60_996_202,
+    ),
+    # kazuto1011/deeplab-pytorch
+    ("deeplab_v2", None, "deeplab_v2 on resnet101", {"scales": (1.0,)}, None, 44_048_532),
+    (
+      "deeplab_v3",
+      None,
+      "deeplab_v3 on resnet101",
+      {"stride_on": "1x1", "ceil": True},
+      None,
+      58_040_661,
+    ),
+    # hszhao/semseg
+    ("pspnet_resnet50", None, "PSPNet on resnet50", {}, 46_716_373, 49_081_578),
+    (
+      "pspnet_resnet50",
+      deeper,
+      "PSPNet on resnet101",
+      {"backbone": "resnet101"},
+      65_708_501,
+      68_073_706,
+    ),
+    # DrSleep/refinenet-pytorch
+    (
+      "refinenet_resnet50",
+      None,
+      "RefineNet on resnet50",
+      {"backbone": "resnet50"},
+      None,
+      99_060_309,
+    ),
+    ("refinenet_resnet50", deeper, "RefineNet on resnet101", {}, None, 118_052_437),
+    # qubvel-org/segmentation_models.pytorch
+    ("unet_resnet34", None, "Unet on resnet34", {"backbone": "resnet34"}, None, 24_439_269),
   ],
 )
-def test_parameters_are_counted_alike(name, change, what, without, parameters):
+def test_parameters_are_counted_alike(name, change, what, settings, without, parameters):
   """Published counts, of what is recognized and of our network; `without` is without "aux"."""
   tensors = names(name, change)
   source = recognize(tensors)
@@ -71,8 +127,10 @@ def test_parameters_are_counted_alike(name, change, what, without, parameters):
   trained = {n: t.size for n, t in tensors.items() if not n.endswith(("_mean", "_var"))}
   assert sum(trained.values()) == parameters
   ((model, knobs),) = source.networks.items()
+  network = create(model, 21, **knobs)
+  assert network == create(model, 21, **settings)
   image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
-  shapes = jax.eval_shape(create(model, 21, **knobs).init, jax.random.key(0), image)["params"]
+  shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
   ours = {n: math.prod(a.shape) for n, a in flatten_dict(shapes, sep="/").items()}
   assert sum(ours.values()) == parameters
   assert {n.rpartition(".")[0] for n in tensors} == set(source.layers)  # nothing is left over
