@@ -4,6 +4,7 @@ Like attention without the maximum of its softmax. O(n^2 (d + c)) operations, O(
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,14 @@ def exact_filter(x: Array, features: Array, blocks: Blocks) -> Array:
   return _unsorted(y, blocks)
 
 
-def _forward(x, features, blocks):
+_Saved: TypeAlias = tuple[Array, Array, Blocks]
+
+
+def _forward(x: Array, features: Array, blocks: Blocks) -> tuple[Array, _Saved]:
   return exact_filter(x, features, blocks), (x, features, blocks)
 
 
-def _backward(saved, g):
+def _backward(saved: _Saved, g: Array) -> tuple[Array, Array, Blocks]:
   x, features, blocks = saved
   by_features = _by_platform(
     _sorted(g, blocks),

@@ -10,7 +10,8 @@ Points of a d-dimensional feature space are spread on the d + 1 corners of the s
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,9 @@ class Corners(NamedTuple):
     order: int32 [D n] number of the coordinate of each rank.
   """
 
-  weight: Any
-  corner: Any
-  order: Any
+  weight: Array
+  corner: Array
+  order: Array
 
 
 class Lattice(NamedTuple):
@@ -103,7 +104,7 @@ def barycentric(features: Array) -> Corners:
     elevated: list[Array], corner: list[Array], rank: list[Array]
   ) -> tuple[list[Array], list[Array]]:
     # Ranks are a permutation of 0..d; a sum of selections is quicker than a sort.
-    def by_rank(values: list[Any], t: int) -> Array:
+    def by_rank(values: Sequence[Array | int], t: int) -> Array:
       chosen = [jnp.where(r == t, x, 0) for r, x in zip(rank, values, strict=True)]
       return functools.reduce(jnp.add, chosen)
 
@@ -152,11 +153,14 @@ def lattice_filter(x: Array, splat: Array, cut: Array, lattice: Lattice) -> Arra
   return stored(_slice, _blur(_splat(x, splat, lattice), lattice), cut, lattice)
 
 
-def _forward(x, splat, cut, lattice):
+_Saved: TypeAlias = tuple[Array, Array, Array, Lattice]
+
+
+def _forward(x: Array, splat: Array, cut: Array, lattice: Lattice) -> tuple[Array, _Saved]:
   return lattice_filter(x, splat, cut, lattice), (x, splat, cut, lattice)
 
 
-def _backward(saved, g):
+def _backward(saved: _Saved, g: Array) -> tuple[Array, Array, Array, Lattice]:
   x, splat, cut, lattice = saved
   back = _blur(_splat(g, cut, lattice), lattice, reverse=True)
   ahead = _blur(_splat(x, splat, lattice), lattice)
