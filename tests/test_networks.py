@@ -167,13 +167,16 @@ def test_each_fcn_starts_from_the_one_before(tmp_path, data_dir, capsys):
     train(tiny_config(data_dir, **tiny_rate), tmp_path / "unet")
 
 
-def test_recomputed_statistics_are_saved_and_the_same_after_a_resume(tmp_path, data_dir):
+def test_recomputed_statistics_are_those_that_are_measured_and_saved(tmp_path, data_dir):
   plain = {"steps": 8, "eval_every": 4, "samples": 0}
-  train(tiny_config(data_dir, "segnet_basic", **plain, precise_bn_batches=2), tmp_path / "whole")
-  train(tiny_config(data_dir, "segnet_basic", **plain), tmp_path / "plain")
+  train(tiny_config(data_dir, **plain, precise_bn_batches=2), tmp_path / "whole")
+  train(tiny_config(data_dir, **plain), tmp_path / "plain")
   whole, moving = variables_of(tmp_path / "whole"), variables_of(tmp_path / "plain")
   jax.tree.map(np.testing.assert_array_equal, whole["params"], moving["params"])
-  assert abs(whole["batch_stats"]["norm1"]["mean"] - moving["batch_stats"]["norm1"]["mean"]).max()
+  for a, b in zip(
+    jax.tree.leaves(whole["batch_stats"]), jax.tree.leaves(moving["batch_stats"]), strict=True
+  ):
+    assert abs(a - b).max() > 0
   # The numbers in the log are those of the saved statistics.
   cli.main(["evaluate", str(tmp_path / "whole"), "--checkpoint", "latest"])
   saved = json.loads((tmp_path / "whole" / "evaluation" / "val.json").read_text())
