@@ -81,8 +81,11 @@ SLOW = (
   "test_preview.py",
   "test_tpu.py",
   "test_cuda.py",
+  "test_nn_remat.py",
+  "test_evaluation.py",
   "test_crf_exact.py",
   "test_augment_own.py",
+  "test_length.py",
   "test_class_order.py",
 )
 for name in SLOW:
