@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+import numpy as np
+from PIL import GifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from jseg.arithmetic import strips
 from jseg.data.files import FileError
@@ -32,6 +33,8 @@ _OTHERS = (
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
 _LONGEST = 10**6  # which a PNG can't exceed, to libpng
+# libwebp keeps two canvases, of which Pillow makes a copy, and an image of that.
+_WEBP_BYTES = 16
 _OPENING = threading.Lock()
 
 
@@ -58,10 +61,27 @@ class Opened:
   exif_damaged: bool = False
 
 
+class _Still(GifImagePlugin.GifImageFile):
+  """A GIF whose picture stays.
+
+  What is to follow a picture of any size, Pillow would make as soon as it opens the file.
+  """
+
+  disposal_method = property(lambda _: 0, lambda _, __: None)
+
+
 def image_strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
   """The strips of an image: (rows, image of them). Pillow makes copies of all that it converts."""
   for rows in strips((image.height, image.width)):
     yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def palette(image: Image.Image) -> tuple[np.ndarray, int]:
+  """Colors of an indexed image, uint8 [256 3], and how many of them it has."""
+  colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+  found = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
+  found[: len(colors)] = colors
+  return found, len(colors)
 
 
 def open_checked(data: bytes, where: Path | str) -> Opened:
@@ -87,13 +107,15 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
 
 
 def _open(data: bytes, where: Path | str) -> Opened:
+  is_gif = data.startswith((b"GIF87a", b"GIF89a"))
+  stream = io.BytesIO(data)
   with _without_pillows_limit():
-    image: Any = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-  pixels = image.width * image.height
-  size = f"{image.width} wide x {image.height} high"
-  check_pixels(pixels, size, where, 3)
+    image: Any = _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
+  check_pixels(image.size, where, _WEBP_BYTES if image.format == "WEBP" else 3)
   if max(image.size) > _LONGEST:
+    size = f"{image.width} wide x {image.height} high"
     raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
+  pixels = image.width * image.height
   large = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
   with _without_pillows_limit() if large else contextlib.nullcontext():
     _check_frames(image, where)  # before memory is taken for one of them, as for a PNG's EXIF
