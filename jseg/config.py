@@ -146,8 +146,8 @@ class DataKeys:
     batch_size: examples in a step, over all devices.
     eval_batch_size: examples in a batch of the evaluation, over all devices.
     threads: threads that read and decode examples.
-    max_pixels: pixels of an image (of a WebP, 3/16 as many), or values of a volume, up to which
-      files are read.
+    max_pixels: pixels of an image (of WebP and AVIF, 3/16 as many), or values of a volume, up to
+      which files are read.
   """
 
   name: str = "shapes"

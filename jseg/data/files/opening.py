@@ -33,8 +33,9 @@ _OTHERS = (
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
 _LONGEST = 10**6  # which a PNG can't exceed, to libpng
-# libwebp keeps two canvases, of which Pillow makes a copy, and an image of that.
-_WEBP_BYTES = 16
+# Of a pixel that is decoded: of these, their libraries keep several images, Pillow copies the last,
+# and makes its own of that.
+_BYTES = {"WEBP": 16, "AVIF": 16}
 _OPENING = threading.Lock()
 
 
@@ -111,7 +112,7 @@ def _open(data: bytes, where: Path | str) -> Opened:
   stream = io.BytesIO(data)
   with _without_pillows_limit():
     image: Any = _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
-  check_pixels(image.size, where, _WEBP_BYTES if image.format == "WEBP" else 3)
+  check_pixels(image.size, where, _BYTES.get(image.format, 3))
   if max(image.size) > _LONGEST:
     size = f"{image.width} wide x {image.height} high"
     raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
