@@ -277,14 +277,23 @@ def composed(webp, side):
   return chunk(b"RIFF", b"WEBP" + header + chunk(b"ANMF", frame + webp[12:]))
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
-def test_what_takes_many_bytes_a_pixel_has_fewer_of_them(kind, tmp_path):
-  path, content = tmp_path / "x", encode(RGB, kind)
-  with pixel_limit(RGB.size):  # in pixels 3 times those that there are, of 16 bytes in place of 3
-    fewer = refused(read_image, path, content)
-  assert "154 pixels, and the limit is 86 where each takes 16 bytes" in fewer
-  assert "save it as PNG" in fewer
-  with pixel_limit(154 * 16 // 3 + 1):
+@pytest.mark.parametrize(
+  ("kind", "options", "bytes_each"),
+  [
+    ("WEBP", {}, 16),
+    ("AVIF", {}, 16),
+    ("JPEG2000", {}, 20),
+    ("JPEG2000", {"tile_size": (7, 5)}, 7),  # a fifth of the image
+  ],
+)
+def test_what_takes_many_bytes_a_pixel_has_fewer_of_them(kind, options, bytes_each, tmp_path):
+  path, content = tmp_path / "x", encode(RGB, kind, **options)
+  fewest = 154 * bytes_each // 3 + 1
+  with pixel_limit(fewest - 1):
+    message = refused(read_image, path, content)
+  assert f"154 pixels, and the limit is 153 where each takes {bytes_each} bytes" in message
+  assert "save it as PNG" in message
+  with pixel_limit(fewest):
     assert read_image(path).shape == RGB.shape
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import io
+import math
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +35,7 @@ _OTHERS = (
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
 _LONGEST = 10**6  # which a PNG can't exceed, to libpng
-# Of a pixel that is decoded: of these, their libraries keep several images, Pillow copies the last,
-# and makes its own of that.
-_BYTES = {"WEBP": 16, "AVIF": 16}
+_SIZ = b"\xff\x4f\xff\x51"  # how JPEG 2000 begins: size, tiles, components
 _OPENING = threading.Lock()
 
 
@@ -112,7 +112,7 @@ def _open(data: bytes, where: Path | str) -> Opened:
   stream = io.BytesIO(data)
   with _without_pillows_limit():
     image: Any = _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
-  check_pixels(image.size, where, _BYTES.get(image.format, 3))
+  check_pixels(image.size, where, _bytes_each(image, data))
   if max(image.size) > _LONGEST:
     size = f"{image.width} wide x {image.height} high"
     raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
@@ -139,6 +139,19 @@ def _open(data: bytes, where: Path | str) -> Opened:
     writer=f"{tags.get(305, '')} {tags.get(270, '')}".lower(),
     exif_damaged=exif_damaged,
   )
+
+
+def _bytes_each(image: Image.Image, data: bytes) -> int:
+  """Memory that it takes to decode a pixel, at least the three of a color."""
+  match image.format:
+    case "WEBP" | "AVIF":  # Their libraries keep several images, and Pillow copies one of them.
+      return 16
+    case "JPEG2000":  # OpenJPEG takes 17 for those of a tile, of which there may be just one.
+      at = data.find(_SIZ)
+      tile = math.prod(struct.unpack_from(">II", data, at + 24)) if at >= 0 else math.inf
+      pixels = image.width * image.height
+      return 3 + math.ceil(17 * min(tile, pixels) / pixels)
+  return 3
 
 
 @contextlib.contextmanager
@@ -237,7 +250,7 @@ def _depth(image: Any, data: bytes, tile: object) -> int:
     case "SGI":
       return 8 * data[3]
     case "JPEG2000":
-      at = data.find(b"\xff\x4f\xff\x51")  # SIZ: the bits of the first component follow at 42
+      at = data.find(_SIZ)  # the bits of the first component follow at 42
       return (data[at + 42] & 127) + 1 if at >= 0 else 8
     case "AVIF":
       at = data.find(b"av1C")
