@@ -8,6 +8,7 @@ they are have none.
 
 import contextlib
 import errno
+import functools
 import glob
 import logging
 import math
@@ -79,33 +80,46 @@ class Checkpoints:
     best = _policy.BestN(get_metric_fn=_only_value, n=1, keep_checkpoints_without_metrics=False)
     for_good = [_policy.EveryNSteps(keep_every)] if keep_every else []
     kept = _policy.AnyPreservationPolicy([_policy.LatestN(keep), best, *for_good])
-    try:
+    if read_only:
       self._manager = self._open(kept, read_only)
-    except OSError as error:
-      raise unwritable(directory, error, "mend that, then start the same command again") from error
+    else:
+      self._manager = hosts.first_then_others(lambda: self._open(kept, not hosts.is_first()))
     if read_only and not self._manager.all_steps():
       raise InputError(f"{directory} holds no finished checkpoint; train for longer first")
 
   def _open(
     self, kept: ocp.checkpoint_managers.PreservationPolicy, read_only: bool
   ) -> ocp.CheckpointManager:
-    directory = self._directory
-    return ocp.CheckpointManager(
-      directory,
-      item_handlers={
-        "model": _array_handler(directory),
-        "training": _array_handler(directory),
-        "data": ocp.JsonCheckpointHandler(),
-        "checksums": ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=kept,
-        best_fn=_only_value,  # the policy alone decides; but without this, metrics are not written
-        create=not read_only,
-        read_only=read_only,
-        enable_async_checkpointing=not read_only,
-      ),
+    # Orbax is to be alone: where one process can't write, it would let all wait for 20 minutes.
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index)
     )
+    arrays = functools.partial(_array_handler, self._directory, alone)
+    values = functools.partial(ocp.JsonCheckpointHandler, multiprocessing_options=alone)
+    try:
+      if not read_only:
+        self._directory.mkdir(parents=True, exist_ok=True)
+      return ocp.CheckpointManager(
+        self._directory,
+        item_handlers={
+          "model": arrays(),
+          "training": arrays(),
+          "data": values(),
+          "checksums": values(),
+        },
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=kept,
+          best_fn=_only_value,  # the policy alone decides; but without it, metrics are not written
+          create=False,
+          read_only=read_only,
+          enable_async_checkpointing=not read_only,
+          multiprocessing_options=alone,
+        ),
+      )
+    except OSError as error:
+      fix = "mend that, then start the same command again"
+      raise unwritable(self._directory, error, fix) from error
 
   def steps(self) -> list[int]:
     """Steps that have a finished checkpoint, in order."""
@@ -221,6 +235,8 @@ class Checkpoints:
   ) -> None:
     """Starts to save; returns as soon as the state is copied, so that training can go on.
 
+    Of several processes, the first saves.
+
     Args:
       state: state of the run; its step names the checkpoint.
       position: position in the data, as plain values.
@@ -230,6 +246,8 @@ class Checkpoints:
     Raises:
       InputError: this save or the one before it could not be written.
     """
+    if not hosts.is_first():
+      return
     # Host arrays: Orbax would cut arrays that lie on several devices into parts, each by a program
     # of its own, and write none that belong to one process of several.
     state = jax.device_get(state)
@@ -255,11 +273,14 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Returns when what was being saved is on disk.
+    """Returns when what was being saved is on disk, in all processes, each of which must ask.
 
     Raises:
       InputError: it could not be written.
     """
+    hosts.on_first(self._wait)
+
+  def _wait(self) -> None:
     with self._saving():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
@@ -427,7 +448,7 @@ class Checkpoints:
       InputError: it could not be written.
     """
     try:
-      self.wait()
+      self._wait()  # others may have ended
     finally:
       with self._saving():
         self._manager.close()
@@ -439,11 +460,15 @@ def _training(state: TrainState) -> dict[str, Tree]:
   return {"opt_state": state.opt_state, "step": state.step, **scale}
 
 
-def _array_handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:
+def _array_handler(
+  directory: pathlib.Path, alone: ocp.options.MultiprocessingOptions
+) -> ocp.PyTreeCheckpointHandler:
   # Orbax finds the parts of an OCDBT checkpoint by a pattern that holds the path unescaped. Where
   # that matches nothing, or another run, it is to write the format that has no parts; it reads
   # either.
-  return ocp.PyTreeCheckpointHandler(use_ocdbt=not glob.has_magic(str(directory)))
+  return ocp.PyTreeCheckpointHandler(
+    use_ocdbt=not glob.has_magic(str(directory)), multiprocessing_options=alone
+  )
 
 
 def _ignore_leftovers() -> None:

@@ -52,6 +52,7 @@ class Evaluation:
     return self.scores.table(self.names, title)
 
 
+@hosts.lost_processes()
 def evaluate(
   run: str | pathlib.Path | Run,
   *,

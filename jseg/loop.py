@@ -129,7 +129,7 @@ def train(
     last = train_steps(job, start, train_step, suspects, log, validate, profile)
     if last is None:
       return None
-    best = checkpoints.best()
+    best = checkpoints.best() if hosts.is_first() else last
 
   validate.show()
   CONSOLE.print(f"checkpoints: step {last} is the latest, step {best} the best")

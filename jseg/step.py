@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jseg import loss_scale
+from jseg import hosts, loss_scale
 from jseg.arithmetic import cdiv
 from jseg.nn.devices import AXIS, part_of_batch
 from jseg.optim import frozen
@@ -61,7 +61,8 @@ def replicate(tree: _Tree) -> _Tree:
   results.
   """
   mesh = Mesh(np.array(_devices()), (AXIS,))
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  with hosts.lost_processes():  # JAX compares what several processes put there
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _devices() -> list[jax.Device]:
@@ -134,7 +135,8 @@ def meet() -> None:
   """
   if jax.process_count() > 1:
     add = parallel(lambda x: jax.lax.psum(x, AXIS), in_axes=(0,))
-    jax.block_until_ready(add(np.ones(jax.local_device_count(), np.float32)))
+    with hosts.lost_processes():
+      jax.block_until_ready(add(np.ones(jax.local_device_count(), np.float32)))
 
 
 def make_train_step(

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import pathlib
 import re
 import struct
 import tracemalloc
@@ -212,6 +213,21 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
   assert "400,000,000 pixels" in refused(read_image, tmp_path / "x.png", content)
 
 
+def peak_of(function):
+  """Bytes that a call takes at its peak, of libraries too, where the system tells."""
+  process = pathlib.Path("/proc/self")
+  if not (process / "clear_refs").exists():
+    pytest.skip("no /proc to measure memory by")
+
+  def kilobytes(what):
+    return int(re.search(rf"{what}:\s*(\d+) kB", (process / "status").read_text())[1])
+
+  (process / "clear_refs").write_text("5")
+  before = kilobytes("VmRSS")
+  function()
+  return (kilobytes("VmHWM") - before) * 1024
+
+
 def on_canvas(gif, side):
   """A GIF whose picture lies in the corner of a square canvas, which is valid."""
   return gif[:6] + struct.pack("<HH", side, side) + gif[10:]
@@ -224,20 +240,69 @@ COLORED.putpalette(voc_colormap(256).tobytes())
 @pytest.mark.parametrize(
   ("picture", "reader", "bytes_each"),
   [
-    (COLORED, canonical_image, 3),
-    (Image.fromarray(LABELS), lambda data, path: read_as_mask(path), 2),
-    (COLORED, lambda data, path: read_as_mask(path), 4),
+    (COLORED, lambda path: canonical_image(path.read_bytes(), path), 3),
+    (COLORED, read_image, 3),
+    (Image.fromarray(LABELS), read_as_mask, 2),
+    (COLORED, read_as_mask, 2),
   ],
-  ids=["image", "gray mask", "colored mask"],
+  ids=["prepared image", "image", "gray mask", "colored mask"],
 )
 def test_a_large_canvas_takes_few_bytes_a_pixel(picture, reader, bytes_each, tmp_path):
-  path, side = tmp_path / "x.gif", 4000
-  path.write_bytes(on_canvas(encode(picture, "GIF"), side))
-  tracemalloc.start()
-  reader(path.read_bytes(), path)
-  peak = tracemalloc.get_traced_memory()[1]
-  tracemalloc.stop()
-  assert peak < bytes_each * side**2 + 16 * MIB  # and strips, and OpenCV's PNG
+  path, side = tmp_path / "x.gif", 6000
+  path.write_bytes(on_canvas(encode(picture, "GIF", transparency=0), side))
+  assert peak_of(lambda: reader(path)) < bytes_each * side**2 + 24 * MIB  # of strips and the PNG
+
+
+def test_what_follows_a_picture_takes_no_memory(tmp_path):
+  """Pillow would make it as it opens the file."""
+  content = encode(COLORED, "GIF", disposal=2)
+  place = content.index(b",\0\0\0\0") + 5
+  path, side = tmp_path / "x.gif", 20_000
+  content = content[:place] + struct.pack("<HH", side, side) + content[place + 4 :]
+  assert peak_of(lambda: refused(read_image, path, content)) < 64 * MIB
+
+
+def composed(webp, side):
+  """An animation of one frame, which lies in the corner of a square canvas."""
+
+  def chunk(name, data):
+    return name + struct.pack("<I", len(data)) + data
+
+  def number(value):
+    return struct.pack("<I", value)[:3]
+
+  # Where it lies, its size, how long it is shown, and that it is blended.
+  frame = number(0) * 2 + number(RGB.shape[1] - 1) + number(RGB.shape[0] - 1) + number(9) + b"\0"
+  header = chunk(b"VP8X", b"\x12\0\0\0" + number(side - 1) * 2) + chunk(b"ANIM", bytes(6))
+  return chunk(b"RIFF", b"WEBP" + header + chunk(b"ANMF", frame + webp[12:]))
+
+
+@pytest.mark.parametrize(
+  ("kind", "options", "bytes_each"),
+  [
+    ("WEBP", {}, 16),
+    ("AVIF", {}, 16),
+    ("JPEG2000", {}, 20),
+    ("JPEG2000", {"tile_size": (7, 5)}, 7),  # a fifth of the image
+  ],
+)
+def test_what_takes_many_bytes_a_pixel_has_fewer_of_them(kind, options, bytes_each, tmp_path):
+  path, content = tmp_path / "x", encode(RGB, kind, **options)
+  fewest = 154 * bytes_each // 3 + 1
+  with pixel_limit(fewest - 1):
+    message = refused(read_image, path, content)
+  assert f"154 pixels, and the limit is 153 where each takes {bytes_each} bytes" in message
+  assert "save it as PNG" in message
+  with pixel_limit(fewest):
+    assert read_image(path).shape == RGB.shape
+
+
+def test_a_canvas_of_webp_is_limited_before_it_is_composed(tmp_path, monkeypatch):
+  path, content = tmp_path / "x.webp", encode(RGB, "WEBP", lossless=True)
+  path.write_bytes(composed(content, 20))
+  np.testing.assert_array_equal(read_image(path)[:11, :14], RGB)
+  monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # all decode by it
+  assert "the limit is 50,331,648" in refused(read_image, path, composed(content, 8000))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])

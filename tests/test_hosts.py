@@ -340,6 +340,32 @@ def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
     hosts.agree({})
 
 
+@pytest.mark.parametrize(
+  ("talk", "part"),
+  [
+    (step.meet, "jax.block_until_ready"),
+    (lambda: step.replicate(np.ones(3)), "jax.device_put"),
+    (lambda: hosts.everywhere(True), "jax.experimental.multihost_utils.process_allgather"),
+    (lambda: jseg.evaluate("run"), "jseg.evaluation.meet"),
+  ],
+  ids=["meet", "replicate", "everywhere", "evaluate"],
+)
+def test_jax_ends_what_fails_as_another_process_was_lost(monkeypatch, talk, part):
+  """It knows which was; a traceback would come before its message, or beside it."""
+
+  def fail(*_, **__):
+    raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+  waited = []
+  monkeypatch.setattr(part, fail)
+  monkeypatch.setattr(hosts, "agree", lambda _: None)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(hosts.time, "sleep", waited.append)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+    talk()
+  assert waited == [2 * hosts.HEARTBEAT_SECONDS]
+
+
 @pytest.mark.parametrize("change", [{"optim.lr": 0.3}, {"steps": 7}, {"eval_every": 9}])
 def test_settings_that_all_must_share_are_compared(change):
   before = config.default("unet")

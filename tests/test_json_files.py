@@ -10,7 +10,7 @@ from helpers.fuzz import ROUNDS, damaged, odd_json
 from helpers.tiny import tiny_config
 
 from jseg import config as configs
-from jseg import json_files
+from jseg import hosts, json_files
 from jseg.data import ClassInfo
 from jseg.log import MetricWriter
 from jseg.outputs import sweep, write_bytes
@@ -115,6 +115,19 @@ def test_something_else_in_place_of_the_configuration(tmp_path, kind):
     path.write_bytes({"list": b"[1]", "binary": bytes(range(256)), "empty": b""}[kind])
   with pytest.raises(InputError, match=r"config.json .*; mend it, or put back a copy"):
     Run.open(tmp_path)
+
+
+def test_another_process_looks_at_a_run_when_the_first_has_written_it(tmp_path, monkeypatch):
+  """A configuration that is half there would be damage to it."""
+  path = tmp_path / "config.json"
+  path.write_text('{"half": ')
+
+  def written_by_the_first(_):
+    configs.save(tiny_config("data"), path)
+
+  monkeypatch.setattr(hosts, "on_first", written_by_the_first)
+  run = Run.start(tmp_path, tiny_config("data"), ClassInfo(("a", "b")))
+  assert run.files.config == path
 
 
 class Killed(BaseException):

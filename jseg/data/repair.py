@@ -155,7 +155,7 @@ def _repair_pair(pair: ImagePair) -> tuple[bytes | None, bytes | None, str]:
 def _repair_mask(pair: ImagePair, raw: RawMask, orientation: int) -> tuple[np.ndarray | None, str]:
   """(the mask's numbers, what was done), or None if nothing needs to be, or nothing is certain."""
   turn = orientation > 1
-  colored = raw.values.ndim == 3 or (raw.palette is not None and pair.classes.by_color)
+  colored = raw.colored or (raw.palette is not None and pair.classes.by_color)
   # What an index means, or whether 0 is white, is certain only if classes.json says so.
   odd_depth = raw.depth != 8 and raw.palette is None
   if raw.shown is not None or not (colored or odd_depth or turn or raw.turned):

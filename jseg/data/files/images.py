@@ -13,7 +13,7 @@ from PIL import Image
 
 from jseg.arithmetic import strips
 from jseg.data.files import FileError, read_bytes
-from jseg.data.files.opening import Opened, image_strips, open_checked
+from jseg.data.files.opening import Opened, image_strips, open_checked, palette
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +170,20 @@ def _pixels(image: Image.Image, *, backwards: bool = False) -> np.ndarray:
   """The pixels of an image without its alpha: uint8 [h w 3], or [h w 1] if it is gray.
 
   Args:
-    image: the image.
+    image: the image; closed if it is indexed, as it and its colors would be a third more.
     backwards: whether colors are in the order blue, green, red.
   """
   pixels = np.empty((image.height, image.width, 1 if _is_gray(image) else 3), np.uint8)
+  if image.mode == "P":
+    colors = palette(image)[0][:, :: -1 if backwards else 1]
+    # Colors are written from the front, and never reach an index that is still to be read.
+    indices = pixels.reshape(-1)[2 * image.height * image.width :].reshape(pixels.shape[:2])
+    for part, strip in image_strips(image):
+      indices[part] = strip
+    image.close()
+    for part in strips(indices.shape):
+      pixels[part] = colors[indices[part]]
+    return pixels
   for part, rows in _rows(image):
     pixels[part] = rows[..., ::-1] if backwards else rows
   return pixels

@@ -2,7 +2,8 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jseg.data.files import FileError
@@ -35,24 +36,48 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
     _limit.reset(token)
 
 
-def check_pixels(count: int, size: str, where: Path | str, bytes_each: int) -> None:
-  """Refuses what is larger than the limit, before memory is reserved for it.
+def check_pixels(size: tuple[int, int], where: Path | str, bytes_each: int = 3) -> None:
+  """Refuses an image that is larger than the limit, before memory is reserved for it.
 
   Args:
-    count: pixels of an image, or values of a volume.
-    size: its size in words.
+    size: (width, height).
     where: name of the file, for messages.
-    bytes_each: memory that reading takes for each of them.
+    bytes_each: memory that decoding its format takes for a pixel. With more than the three of a
+      color, fewer pixels are read, in no more memory.
 
   Raises:
     FileError: there are more than the limit.
   """
-  if count > (limit := _limit.get()):
-    noun = "pixels" if bytes_each == 3 else "values"
-    raise FileError(
-      "size",
-      where,
-      f"{size} are {count:,} {noun}, and the limit is {limit:,}",
-      "Cut or shrink it, or raise data.max_pixels (jseg check-data --max-pixels, in Python "
-      f"jseg.data.pixel_limit); it needs {count * bytes_each / 1e9:.1f} GB of memory and more",
-    )
+  count, limit = math.prod(size), _limit.get() * 3 // bytes_each
+  if count > limit:
+    of_format = f" where each takes {bytes_each} bytes, as in this format" if bytes_each > 3 else ""
+    problem = f"{size[0]} wide x {size[1]} high are {count:,} pixels, and the limit is {limit:,}"
+    other = "save it as PNG, " if bytes_each > 3 else ""
+    raise _too_large(where, problem + of_format, count * bytes_each, other)
+
+
+def check_values(shape: Sequence[int], where: Path | str) -> None:
+  """Refuses an array of more values than the limit, before memory is reserved for it.
+
+  Args:
+    shape: its shape.
+    where: name of the file, for messages.
+
+  Raises:
+    FileError: there are more than the limit.
+  """
+  count, limit = math.prod(shape), _limit.get()
+  if count > limit:
+    size = " x ".join(map(str, shape))
+    problem = f"{size} are {count:,} values, and the limit is {limit:,}"
+    raise _too_large(where, problem, count * 8)
+
+
+def _too_large(where: Path | str, problem: str, needed: int, other: str = "") -> FileError:
+  return FileError(
+    "size",
+    where,
+    problem,
+    f"Cut or shrink it, {other}or raise data.max_pixels (jseg check-data --max-pixels, in Python "
+    f"jseg.data.pixel_limit); it needs {needed / 1e9:.1f} GB of memory and more",
+  )

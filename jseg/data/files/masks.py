@@ -15,7 +15,7 @@ from PIL import Image
 from jseg.arithmetic import count_bytes, strips
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
-from jseg.data.files.opening import Opened, image_strips, open_checked
+from jseg.data.files.opening import Opened, image_strips, open_checked, palette
 from jseg.types import IGNORE
 
 _BINARY_FIX = (
@@ -33,6 +33,7 @@ class RawMask:
   Attributes:
     values: uint8 or int32 [h w] of numbers, indices of an indexed file among them, or uint8
       [h w 3] of colors.
+    renumbered: the indices mean nothing beside their colors: programs renumber those of a GIF.
     depth: bits of a number as stored.
     palette: uint8 [256 3], colors of an indexed file; else None.
     shown: uint8 or int32 [h w], the numbers as they are shown, where 0 is white (TIFF's
@@ -47,6 +48,16 @@ class RawMask:
   shown: np.ndarray | None = None
   turned: bool = False
   transparent: bool = False
+  renumbered: bool = False
+
+  @property
+  def colored(self) -> bool:
+    """Whether it is a mask of colors, which it may hold as indices."""
+    return self.values.ndim == 3 or self.renumbered
+
+  def colors(self, rows: slice = slice(None)) -> np.ndarray:
+    """Colors of some rows of a mask of colors: uint8 [h w 3]."""
+    return self.values[rows] if self.palette is None else self.palette[self.values[rows]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +67,7 @@ class Label:
   Attributes:
     ids: uint8 [h w], IGNORE where void.
     values: uint8 or int32 [h w], the numbers that were translated; of instance masks, the
-      objects' ids.
+      objects' ids; of a mask of colors, its train ids.
     traits: what is unusual about the file, see `jseg.data.survey`.
     colors: color of each index that occurs in an indexed file which is read by its indices.
   """
@@ -100,30 +111,23 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
   if alpha is not None:
     array = array[..., 0]
   values, shown = _numbers(array, opened, where)
-  palette, depth = None, opened.depth if opened.maximum is None else opened.maximum.bit_length()
+  colors, depth = None, opened.depth if opened.maximum is None else opened.maximum.bit_length()
   if image.mode in ("P", "PA"):
-    palette, count = _palette(image)
+    colors, count = palette(image)
     depth = 1 if count == 2 else depth
-  return RawMask(values, depth, palette, shown, opened.orientation > 1, transparent)
+  return RawMask(values, depth, colors, shown, opened.orientation > 1, transparent)
 
 
 def _of_gif(opened: Opened) -> RawMask:
   """An indexed GIF: programs renumber its indices by the colors that occur, gray ones too."""
-  palette, _ = _palette(opened.image)
-  used = palette[np.flatnonzero(opened.image.histogram())]
+  colors, _ = palette(opened.image)
+  used = colors[np.flatnonzero(opened.image.histogram())]
   turned = opened.orientation > 1
   if (used != used[:, :1]).any():
-    return RawMask(_stored(opened.image, palette), turned=turned)
+    # Its colors would be three times as large.
+    return RawMask(_stored(opened.image), 8, colors, turned=turned, renumbered=True)
   grays = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-  return RawMask(_stored(opened.image, palette[:, 0]), 8, grays, turned=turned)
-
-
-def _palette(image: Image.Image) -> tuple[np.ndarray, int]:
-  """Colors of an indexed image, uint8 [256 3], and how many of them it has."""
-  colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-  palette = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
-  palette[: len(colors)] = colors
-  return palette, len(colors)
+  return RawMask(_stored(opened.image, colors[:, 0]), 8, grays, turned=turned)
 
 
 def _stored(image: Image.Image, table: np.ndarray | None = None) -> np.ndarray:
@@ -233,15 +237,16 @@ def make_label(raw: RawMask, classes: ClassInfo, table: np.ndarray, where: Path 
     FileError: values or colors occur that no class has, with their pixel counts.
   """
   values, traits = raw.values, {"transparent"} if raw.transparent else set()
-  if values.ndim == 3 and classes.instance:
+  if raw.colored and classes.instance:
     raise FileError(
       "values",
       where,
       "a color image cannot be a mask of instance ids",
       "Save the ids in one channel of 8 or 16 bits, as PNG",
     )
-  if values.ndim == 3:
-    return Label(_label_from_colors(values, classes, where), values[..., 0], frozenset(traits))
+  if raw.colored:
+    ids = _label_from_colors(raw, classes, where)
+    return Label(ids, ids, frozenset(traits))
   if raw.shown is not None:
     traits.add("white_is_zero")
     values = raw.shown if _known(raw.shown, table) or not _known(values, table) else values
@@ -367,17 +372,18 @@ def check_binary(counts: np.ndarray, classes: ClassInfo, where: Path | str) -> N
     )
 
 
-def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -> np.ndarray:
+def _label_from_colors(raw: RawMask, classes: ClassInfo, where: Path | str) -> np.ndarray:
   colors = list(enumerate(classes.palette.tolist()))
   if classes.ignore_color is not None:
     colors.append((IGNORE, classes.ignore_color))
-  ids = np.empty(raw.shape[:2], np.uint8)
+  ids = np.empty(raw.values.shape[:2], np.uint8)
   unknown: np.ndarray | None = None
   for part in strips(ids.shape):
-    code = raw[part, :, 0].astype(np.int32)
+    shown = raw.colors(part)
+    code = shown[..., 0].astype(np.int32)
     for channel in (1, 2):
       code *= 256
-      code += raw[part, :, channel]
+      code += shown[..., channel]
     found = np.full(code.shape, -1, np.int16)
     for i, (red, green, blue) in colors:
       found[code == (red * 65536 + green * 256 + blue)] = i
@@ -389,7 +395,9 @@ def _label_from_colors(raw: np.ndarray, classes: ClassInfo, where: Path | str) -
   if unknown is not None:
     those = np.flatnonzero(unknown)
     values = np.stack([those >> 16, those >> 8 & 255, those & 255], 1)
-    gray = all((raw[part] == raw[part, :, :1]).all() for part in strips(ids.shape))
+    gray = raw.palette is None and all(
+      (raw.values[part] == raw.values[part, :, :1]).all() for part in strips(ids.shape)
+    )
     raise FileError(
       "values",
       where,

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from jseg.data.files import FileError
-from jseg.data.files.limits import check_pixels
+from jseg.data.files.limits import check_values
 from jseg.install import install_line
 from jseg.types import InputError
 
@@ -209,7 +209,7 @@ def _begin(stream: IO[bytes], path: Path) -> _Beginning:
   if not shape or min(shape) < 1:
     problem = f"is an array of shape {shape}, which is empty"
     raise FileError("layout", path, problem, "Save it again from its origin")
-  check_pixels(math.prod(shape), " x ".join(map(str, shape)), path, 8)
+  check_values(shape, path)
   size = math.prod(shape) * header.get_data_dtype().itemsize
   if not 0 <= offset < _MOST_BEFORE:
     raise ValueError(f"its voxels begin at byte {offset:g}")

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import io
+import math
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+import numpy as np
+from PIL import GifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from jseg.arithmetic import strips
 from jseg.data.files import FileError
@@ -32,6 +35,7 @@ _OTHERS = (
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
 _LONGEST = 10**6  # which a PNG can't exceed, to libpng
+_SIZ = b"\xff\x4f\xff\x51"  # how JPEG 2000 begins: size, tiles, components
 _OPENING = threading.Lock()
 
 
@@ -58,10 +62,27 @@ class Opened:
   exif_damaged: bool = False
 
 
+class _Still(GifImagePlugin.GifImageFile):
+  """A GIF whose picture stays.
+
+  What is to follow a picture of any size, Pillow would make as soon as it opens the file.
+  """
+
+  disposal_method = property(lambda _: 0, lambda _, __: None)
+
+
 def image_strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
   """The strips of an image: (rows, image of them). Pillow makes copies of all that it converts."""
   for rows in strips((image.height, image.width)):
     yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def palette(image: Image.Image) -> tuple[np.ndarray, int]:
+  """Colors of an indexed image, uint8 [256 3], and how many of them it has."""
+  colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+  found = np.zeros((256, 3), np.uint8)  # what lies beyond is black, as viewers have it
+  found[: len(colors)] = colors
+  return found, len(colors)
 
 
 def open_checked(data: bytes, where: Path | str) -> Opened:
@@ -87,13 +108,15 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
 
 
 def _open(data: bytes, where: Path | str) -> Opened:
+  is_gif = data.startswith((b"GIF87a", b"GIF89a"))
+  stream = io.BytesIO(data)
   with _without_pillows_limit():
-    image: Any = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-  pixels = image.width * image.height
-  size = f"{image.width} wide x {image.height} high"
-  check_pixels(pixels, size, where, 3)
+    image: Any = _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
+  check_pixels(image.size, where, _bytes_each(image, data))
   if max(image.size) > _LONGEST:
+    size = f"{image.width} wide x {image.height} high"
     raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
+  pixels = image.width * image.height
   large = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
   with _without_pillows_limit() if large else contextlib.nullcontext():
     _check_frames(image, where)  # before memory is taken for one of them, as for a PNG's EXIF
@@ -116,6 +139,19 @@ def _open(data: bytes, where: Path | str) -> Opened:
     writer=f"{tags.get(305, '')} {tags.get(270, '')}".lower(),
     exif_damaged=exif_damaged,
   )
+
+
+def _bytes_each(image: Image.Image, data: bytes) -> int:
+  """Memory that it takes to decode a pixel, at least the three of a color."""
+  match image.format:
+    case "WEBP" | "AVIF":  # Their libraries keep several images, and Pillow copies one of them.
+      return 16
+    case "JPEG2000":  # OpenJPEG takes 17 for those of a tile, of which there may be just one.
+      at = data.find(_SIZ)
+      tile = math.prod(struct.unpack_from(">II", data, at + 24)) if at >= 0 else math.inf
+      pixels = image.width * image.height
+      return 3 + math.ceil(17 * min(tile, pixels) / pixels)
+  return 3
 
 
 @contextlib.contextmanager
@@ -214,7 +250,7 @@ def _depth(image: Any, data: bytes, tile: object) -> int:
     case "SGI":
       return 8 * data[3]
     case "JPEG2000":
-      at = data.find(b"\xff\x4f\xff\x51")  # SIZ: the bits of the first component follow at 42
+      at = data.find(_SIZ)  # the bits of the first component follow at 42
       return (data[at + 42] & 127) + 1 if at >= 0 else 8
     case "AVIF":
       at = data.find(b"av1C")

@@ -17,7 +17,7 @@ import numpy as np
 
 from jseg.data.files import FileError, read_bytes
 from jseg.data.files.images import CanonicalImage
-from jseg.data.files.limits import check_pixels
+from jseg.data.files.limits import check_values
 from jseg.data.files.masks import RawMask, whole_numbers
 from jseg.data.files.opening import open_checked
 from jseg.install import install_line
@@ -203,7 +203,7 @@ def _check_shape(shape: tuple[int, ...], where: Path | str) -> None:
   if len(shape) not in (2, 3) or min(shape) < 1:
     rule = "An image has 2 axes, or 3 with the channels last (or declared to be first)"
     raise FileError("layout", where, f"is an array of shape {shape}", rule)
-  check_pixels(math.prod(shape), " x ".join(map(str, shape)), where, 8)
+  check_values(shape, where)
 
 
 def _check_dtype(dtype: np.dtype | None, where: Path | str) -> None:
@@ -275,7 +275,7 @@ def _read_tiff(data: bytes, where: Path | str, channels_first: bool) -> np.ndarr
         _check_page(page, len(data), where)
     axes, shape = whole.axes, tuple(whole.shape)
     _check_dtype(whole.dtype, where)
-    check_pixels(math.prod(shape), " x ".join(map(str, shape)), where, 8)
+    check_values(shape, where)
     array = whole.asarray(maxworkers=1)
   if array.shape != shape:
     raise ValueError(f"its header says {shape}, and it holds {array.shape}")

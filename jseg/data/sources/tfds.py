@@ -205,8 +205,7 @@ class TfdsObjects:
       masks = [np.squeeze(np.asarray(mask), -1) > 0 for mask in entries[fields["mask"]]]
     else:
       raw = read_mask(_encoded(record[fields["label"]]), f"{where} mask")
-      colors = raw.values.astype(np.int32)
-      ids = colors @ np.array([1, 256, 65536]) if colors.ndim == 3 else colors
+      ids = raw.colors() @ np.array([1, 256, 65536], np.int32) if raw.colored else raw.values
       masks = [ids == number for number in entries[fields["id"]]]
     annotations = []
     for mask, kind, many in zip(masks, kinds.tolist(), crowd, strict=True):
