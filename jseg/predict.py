@@ -83,7 +83,7 @@ class Segmenter:
       changes: configuration values by dotted key that are to differ, such as
         {"model.output_stride": 8}.
       protocol: how the network looks at an image, a key of
-        `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
+        `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
       model: the network, where the run was started with one made in Python.
       **options: options of the task; networks of classes have `crf` (see
         `jseg.tasks.semantic.predict.SemanticPredictor`).
@@ -157,7 +157,7 @@ def predict_files(
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}.
     protocol: how the network looks at an image, a key of
-      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
+      `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
     overwrite: predicts all files again, and replaces whatever bears the name of a result.
     write: what is written of each file, names of the task's `kinds`; empty: all but "confidence".
     source_ids: whether masks hold the mask values of the data set, such as Cityscapes' label ids,

@@ -17,9 +17,9 @@ from jseg import config as configs
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
 from jseg.run import Run
-from jseg.tasks.semantic.inference import PROTOCOLS, Inference, protocol_changes
+from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
 from jseg.tasks.semantic.predict import SemanticPredictor
-from jseg.tasks.semantic.windows import blend, gaussian_weights, overlapping, tiles
+from jseg.tasks.windows import blend, gaussian_weights, overlapping, tiles
 from jseg.types import InputError
 
 CLASSES = data.ClassInfo(("a", "b", "c"))
@@ -235,8 +235,10 @@ def test_protocols_have_names(run):
   assert protocol_changes(config, "pspnet")["inference.overlap"] == 1 / 3
   with pytest.raises(InputError, match="'psp' is unknown; choose from shrink, tile, window"):
     protocol_changes(config, "psp")
-  with pytest.raises(InputError, match="mask_rcnn finds objects"):
-    protocol_changes(configs.default("mask_rcnn"), "tile")
+  alone = configs.default("unet")
+  del alone["inference"]  # as of a task of one's own
+  with pytest.raises(InputError, match="the task of unet has no other protocol"):
+    protocol_changes(alone, "tile")
 
 
 def test_a_run_goes_on_with_another_protocol():
