@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from jseg import tasks
+from jseg.allocator import give_back_memory
 from jseg.collection import Inputs, find_inputs, plan_outputs
 from jseg.console import progress
 from jseg.crf import CrfParams, params_to_dict
@@ -296,7 +297,10 @@ def _overlapped(
 
 def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray:
   with pixel_limit(task.config.data.max_pixels):
-    return task.read(file)
+    image = task.read(file)
+  if image.size > _LARGE:
+    give_back_memory()  # decoders took more than the image does
+  return image
 
 
 def _write(

@@ -119,6 +119,34 @@ def test_windows_that_see_as_far_as_the_network_give_what_the_whole_image_gives(
   np.testing.assert_allclose(windows, whole, atol=0.02)
 
 
+# Name and margin, the next multiple of 32 above how far the tiny preset sees. Left out are networks
+# whose every pixel depends on the whole image or a large part of it: PSPNet (pyramid pooling),
+# DeepLab V3 (image pooling), DeepLab V2 (scales, which are resized by the image's own size) and
+# RefineNet, which sees more than 300 pixels far.
+REACHES = [("unet", 32), ("segnet", 224), ("fcn8s", 256), ("deeplab_v1", 224), ("fcn_resnet", 224)]
+
+
+@pytest.mark.parametrize(("name", "margin"), REACHES)
+def test_logits_of_tiles_are_those_of_the_whole_image(name, margin):
+  model = jseg.models.create(name, 3, **jseg.models.get(name).TINY)
+  variables = draw(model, np.zeros((1, 64, 64, 3), np.float32))
+  # Two rows of three tiles, which meet where their margins see no more than the image has.
+  shape, tile = (2 * margin + 64, 3 * margin + 64), (3 * margin + 32, 3 * margin + 32)
+  image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+
+  def logits(size, **options):
+    inference = Inference(**options)
+    predictor = SemanticPredictor(model, CLASSES, size, inference=inference)
+    return np.asarray(predictor(variables, image)._logits_at_full_size())
+
+  whole = logits(shape)
+  tiled = logits(tile, mode="tile", margin=margin)
+  # Tiles go on as a mirror image, where the whole image is padded.
+  inside = tuple(slice(margin, n - margin) for n in shape)
+  scale = np.abs(whole[inside]).max()
+  np.testing.assert_allclose(tiled[inside], whole[inside], atol=1e-5 * scale)
+
+
 def test_the_batch_and_the_devices_change_nothing(net):
   for options in ({"mode": "window"}, {"mode": "tile", "margin": 0}):
     every = [predict(net, batch_size=n, **options) for n in (1, 4, 8)]
