@@ -40,7 +40,7 @@ class About:
     reaches: what it measured there.
     published: what the paper or the authors report.
     protocol: how they show images to the network, a key of
-      `jseg.tasks.semantic.inference.PROTOCOLS`.
+      `jseg.tasks.inference.PROTOCOLS`.
   """
 
   data: str = ""

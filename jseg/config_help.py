@@ -21,7 +21,7 @@ from jseg.models.deeplab_v3 import FORMS, HEADS
 from jseg.models.refinenet import CHAINS
 from jseg.nn.norm import KINDS
 from jseg.nn.remat import KINDS as REMAT_KINDS
-from jseg.tasks.semantic.inference import AVERAGES, BLENDS, FLIPS, MODES, Inference
+from jseg.tasks.inference import AVERAGES, BLENDS, FLIPS, MODES, Inference
 from jseg.types import InputError
 
 SECTIONS = ("", "data", "model", "augment", "loss", "aux_weights", "optim", "inference", "crf")

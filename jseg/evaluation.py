@@ -83,7 +83,7 @@ def evaluate(
     root: where the data set's files are now, if they have moved.
     batch_size: images per batch over all devices; that of the configuration if None.
     protocol: how the network looks at an image, a key of
-      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
+      `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
     metrics: names of further metrics that need whole images, as `jseg.metrics.create` takes them:
       "boundary", "rand=CLASS", of volumes "surface=MM", or your own as "package.module:Name".
     crf: parameters of a dense CRF; the metrics after it are computed too.

@@ -224,6 +224,16 @@ def add_up(counts: np.ndarray) -> np.ndarray:
   return (high << 31) + low
 
 
+def gather(data: bytes) -> list[bytes]:
+  """What each process gives, in all processes, each of which must ask."""
+  if jax.process_count() == 1:
+    return [data]
+  lengths = multihost_utils.process_allgather(np.array([len(data)])).ravel().tolist()
+  padded = np.frombuffer(data.ljust(max(lengths), b"\0"), np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [row.tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
 @contextlib.contextmanager
 def lost_processes() -> Iterator[None]:
   """Leaves it to JAX to end this process where a step failed because another one was lost.

@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from jseg import tasks
+from jseg.allocator import give_back_memory
 from jseg.collection import Inputs, find_inputs, plan_outputs
 from jseg.console import progress
 from jseg.crf import CrfParams, params_to_dict
@@ -83,7 +84,7 @@ class Segmenter:
       changes: configuration values by dotted key that are to differ, such as
         {"model.output_stride": 8}.
       protocol: how the network looks at an image, a key of
-        `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
+        `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
       model: the network, where the run was started with one made in Python.
       **options: options of the task; networks of classes have `crf` (see
         `jseg.tasks.semantic.predict.SemanticPredictor`).
@@ -157,7 +158,7 @@ def predict_files(
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}.
     protocol: how the network looks at an image, a key of
-      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
+      `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
     overwrite: predicts all files again, and replaces whatever bears the name of a result.
     write: what is written of each file, names of the task's `kinds`; empty: all but "confidence".
     source_ids: whether masks hold the mask values of the data set, such as Cityscapes' label ids,
@@ -296,7 +297,10 @@ def _overlapped(
 
 def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray:
   with pixel_limit(task.config.data.max_pixels):
-    return task.read(file)
+    image = task.read(file)
+  if image.size > _LARGE:
+    give_back_memory()  # decoders took more than the image does
+  return image
 
 
 def _write(

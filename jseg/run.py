@@ -35,7 +35,7 @@ from jseg.data import ClassInfo, Dataset
 from jseg.lock import locked
 from jseg.models import Network
 from jseg.outputs import sweep, try_folder, unwritable, write_text
-from jseg.tasks.semantic.inference import protocol_changes
+from jseg.tasks.inference import protocol_changes
 from jseg.types import InputError, Variables
 
 
@@ -176,7 +176,7 @@ class Run:
       path: the directory, or a run that is open already.
       changes: values by dotted configuration key that are to differ (`jseg.config.change`).
       protocol: how the network looks at an image, a key of
-        `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None. `changes` come after
+        `jseg.tasks.inference.PROTOCOLS`; the configuration's if None. `changes` come after
         it.
       model: the network, where the run was started with `jseg.train(..., model=...)`.
 

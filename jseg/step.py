@@ -100,8 +100,9 @@ class LocalDevices:
   """
 
   def __init__(self, batch_size: int):
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    self._count = mesh.size
+    devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), (AXIS,))
+    self._devices, self._count = devices, mesh.size
     self._batch = self.round_up(batch_size)
     self._same, self._split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
     self._given: Tree = None
@@ -121,6 +122,28 @@ class LocalDevices:
     if tree is not self._given:
       self._given, self._copies = tree, jax.device_put(tree, self._same)
     return self._copies
+
+  def map(self, function: Callable[..., _Result]) -> Callable[..., Callable[[], _Result]]:
+    """Maps `function(same, *arrays)` over the devices, each of which gets its part of the arrays.
+
+    Args:
+      function: of a pytree (see `replicate`) and of arrays [b ...], to a pytree of arrays [b ...].
+
+    Returns:
+      A function that starts the same of a whole batch, whose size the devices must divide. It
+      returns a function without arguments that waits for the results, and gives them as NumPy's.
+    """
+    # Not jit with sharded arguments: what orders or compacts a whole batch would be computed across
+    # the devices.
+    mapped = jax.pmap(
+      lambda same, arrays: function(same, *arrays), in_axes=(None, 0), devices=self._devices
+    )
+
+    def start(same: Tree, *arrays: np.ndarray) -> Callable[[], _Result]:
+      results = mapped(same, [a.reshape(self._count, -1, *a.shape[1:]) for a in arrays])
+      return lambda: jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:]), results)
+
+    return start
 
   def shard(self, *arrays: np.ndarray) -> list[Array]:
     """Splits the first axis of arrays over the devices, which must divide it."""

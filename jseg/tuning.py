@@ -81,7 +81,7 @@ def tune_crf(
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}.
     protocol: how the network looks at an image, a key of
-      `jseg.tasks.semantic.inference.PROTOCOLS`; the configuration's if None.
+      `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
 
   Raises:
     InputError: no such run, checkpoint, split or ranges; the network is of volumes or objects;

@@ -11,13 +11,17 @@ from jseg import allocator
 SCRIPT = """
 import resource, sys
 import numpy as np
-from jseg.allocator import keep_freed_memory
-taken = keep_freed_memory() if sys.argv[1] == "keep" else False
+from jseg.allocator import give_back_memory, keep_freed_memory
+taken = keep_freed_memory() if sys.argv[1] != "leave" else False
 def faults():
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   np.ones(2**23)
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
+if sys.argv[1] == "give back":
+  resident = lambda: int(open("/proc/self/statm").read().split()[1])
+  before = resident()
+  taken = give_back_memory() and before - resident() > 15_000
 print(taken, faults())
 """
 
@@ -43,6 +47,14 @@ def test_a_freed_block_is_not_faulted_in_again():
   taken, faults = run("keep")
   assert faults < 1000 or not taken
   assert run("leave")[1] > 10_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_what_was_kept_is_given_back():
+  kept, _ = run("keep")
+  given, faults = run("give back")
+  assert given or not kept
+  assert faults > 10_000  # and no longer kept
 
 
 def test_own_settings_win(monkeypatch):

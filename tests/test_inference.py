@@ -17,9 +17,9 @@ from jseg import config as configs
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
 from jseg.run import Run
-from jseg.tasks.semantic.inference import PROTOCOLS, Inference, protocol_changes
+from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
 from jseg.tasks.semantic.predict import SemanticPredictor
-from jseg.tasks.semantic.windows import blend, gaussian_weights, overlapping, tiles
+from jseg.tasks.windows import blend, gaussian_weights, overlapping, tiles
 from jseg.types import InputError
 
 CLASSES = data.ClassInfo(("a", "b", "c"))
@@ -117,6 +117,34 @@ def test_windows_that_see_as_far_as_the_network_give_what_the_whole_image_gives(
   # Blended, a pixel's windows weigh most where they see all of what it depends on.
   windows = predict(net, (96, 128), mode="window").probabilities
   np.testing.assert_allclose(windows, whole, atol=0.02)
+
+
+# Name and margin, the next multiple of 32 above how far the tiny preset sees. Left out are networks
+# whose every pixel depends on the whole image or a large part of it: PSPNet (pyramid pooling),
+# DeepLab V3 (image pooling), DeepLab V2 (scales, which are resized by the image's own size) and
+# RefineNet, which sees more than 300 pixels far.
+REACHES = [("unet", 32), ("segnet", 224), ("fcn8s", 256), ("deeplab_v1", 224), ("fcn_resnet", 224)]
+
+
+@pytest.mark.parametrize(("name", "margin"), REACHES)
+def test_logits_of_tiles_are_those_of_the_whole_image(name, margin):
+  model = jseg.models.create(name, 3, **jseg.models.get(name).TINY)
+  variables = draw(model, np.zeros((1, 64, 64, 3), np.float32))
+  # Two rows of three tiles, which meet where their margins see no more than the image has.
+  shape, tile = (2 * margin + 64, 3 * margin + 64), (3 * margin + 32, 3 * margin + 32)
+  image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+
+  def logits(size, **options):
+    inference = Inference(**options)
+    predictor = SemanticPredictor(model, CLASSES, size, inference=inference)
+    return np.asarray(predictor(variables, image)._logits_at_full_size())
+
+  whole = logits(shape)
+  tiled = logits(tile, mode="tile", margin=margin)
+  # Tiles go on as a mirror image, where the whole image is padded.
+  inside = tuple(slice(margin, n - margin) for n in shape)
+  scale = np.abs(whole[inside]).max()
+  np.testing.assert_allclose(tiled[inside], whole[inside], atol=1e-5 * scale)
 
 
 def test_the_batch_and_the_devices_change_nothing(net):
@@ -235,8 +263,10 @@ def test_protocols_have_names(run):
   assert protocol_changes(config, "pspnet")["inference.overlap"] == 1 / 3
   with pytest.raises(InputError, match="'psp' is unknown; choose from shrink, tile, window"):
     protocol_changes(config, "psp")
-  with pytest.raises(InputError, match="mask_rcnn finds objects"):
-    protocol_changes(configs.default("mask_rcnn"), "tile")
+  alone = configs.default("unet")
+  del alone["inference"]  # as of a task of one's own
+  with pytest.raises(InputError, match="the task of unet has no other protocol"):
+    protocol_changes(alone, "tile")
 
 
 def test_a_run_goes_on_with_another_protocol():

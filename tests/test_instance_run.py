@@ -144,8 +144,36 @@ def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
     rows = [row for row in results if row["image_id"] == f"{name}.png"]
     assert [row["score"] for row in rows] == pytest.approx(prediction.scores.tolist())
     assert (out / f"{name}_overlay.png").is_file()
+  # A window that holds the image gives what the whole image gives.
+  windows = jseg.Segmenter.from_run(workdir, protocol="window")
+  windows._predict._detect = segmenter._predict._detect
+  image = source(workdir)[0]["image"]
+  one, other = (predict(image).objects for predict in (segmenter, windows))
+  assert len(one) == len(other) > 0
+  np.testing.assert_array_equal(one.boxes, other.boxes)
+  np.testing.assert_array_equal(one.scores, other.scores)
+  assert one.masks == other.masks
   # One program for images of all sizes.
-  assert segmenter._predict._forward._cache_size() == 1
+  assert segmenter._predict._detect._cache_size() == 1
+
+
+def test_windows_are_the_same_in_evaluation_and_prediction(run):
+  workdir, _ = run
+  settings = {
+    "protocol": "window",
+    "changes": {"data.size": (24, 24), "inference.flip": "horizontal", "data.eval_batch_size": 8},
+  }
+  evaluation = evaluate(workdir, checkpoint="latest", worst=0, **settings)
+  saved = json.loads((workdir / "evaluation" / "val.json").read_text())
+  assert (saved["inference"]["mode"], saved["inference"]["flip"]) == ("window", "horizontal")
+  segmenter = jseg.Segmenter.from_run(workdir, "latest", **settings)
+  state, examples = AveragePrecisionState.empty(5), source(workdir)
+  for index in range(len(examples)):
+    found = segmenter(examples[index]["image"]).objects
+    state = state.update(index, examples[index]["objects"], found)
+  expected = state.compute(max_detections=None).to_dict(evaluation.names)
+  assert evaluation.scores.to_dict(evaluation.names) == expected
+  assert expected["box_map"] > 0
 
 
 @pytest.mark.parametrize(
@@ -156,9 +184,18 @@ def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
     (["evaluate", "RUN", "--split", "dev"], "no split 'dev'; it has train, val, test"),
     (
       ["predict", "RUN", "IMAGES", "--out", "OUT", "--protocol", "tile"],
-      "protocol: mask_rcnn finds objects in the whole image",
+      "inference.mode: tiles decide single pixels, and objects lie in several; choose shrink or",
     ),
-    (["evaluate", "RUN", "--protocol", "pspnet"], "protocol: mask_rcnn finds objects"),
+    (["evaluate", "RUN", "--protocol", "pspnet"], r"inference.scales: \(0.5, .* is for classes of"),
+    (["evaluate", "RUN", "--protocol", "nnunet"], "inference.average: 'logits' is for classes of"),
+    (
+      ["evaluate", "RUN", "--protocol", "window", "--set", "inference.overlap=0"],
+      "inference.overlap: 0 leaves nothing by which the parts of an object are known",
+    ),
+    (
+      ["evaluate", "RUN", "--protocol", "window", "--set", "data.short_side=24"],
+      "inference.mode: windows show an image at its own size, and data.short_side 24 asks for",
+    ),
     (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "crf: mask_rcnn has no such option"),
     (["tune-crf", "RUN"], "mask_rcnn: the CRF is for classes of images; there is nothing to tune"),
     (["export", "RUN"], "mask_rcnn finds objects; only networks with one class per pixel"),

@@ -14,7 +14,7 @@ from jseg import cli
 from jseg.loop import train
 from jseg.predict import Segmenter
 from jseg.run import load_model
-from jseg.tasks.semantic.inference import Inference
+from jseg.tasks.inference import Inference
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.types import InputError
 

@@ -8,7 +8,7 @@ import pytest
 import jseg.models
 from jseg import cli, recipes
 from jseg.install import requirements
-from jseg.tasks.semantic.inference import PROTOCOLS
+from jseg.tasks.inference import PROTOCOLS
 from jseg.types import InputError
 
 FILES = recipes.files()

@@ -18,7 +18,7 @@ from jseg import console, hosts, recipes
 from jseg.crf import CrfParams, parse_params
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
-from jseg.tasks.semantic.inference import PROTOCOLS
+from jseg.tasks.inference import PROTOCOLS
 from jseg.types import InputError
 
 # What isn't the program's fault but the place's: full, read-only, of somebody else.
@@ -180,8 +180,8 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     "--protocol",
     choices=PROTOCOLS,
     help="how the network looks at an image: shrink (to its canvas), window (overlapping and "
-    "blended), tile (U-Net's), or as papers measure: deeplab, pspnet, nnunet; details by --set "
-    "inference.KEY=VALUE (default: the run's)",
+    "blended), tile (U-Net's), or as papers measure: deeplab, pspnet, nnunet; objects take shrink "
+    "and window; details by --set inference.KEY=VALUE (default: the run's)",
   )
 
 

@@ -12,6 +12,24 @@ def paste(
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
   """Puts a mask of small resolution back into its image: the inverse of `coverage`.
 
+  Args:
+    probabilities: float [m m].
+    box: float [4].
+    size: height and width of the image.
+    threshold: pixels with more than this probability belong to the object.
+
+  Returns:
+    (bool [h w], its frame (y0, x0, y1, x1) within the image).
+  """
+  enlarged, frame = paste_probabilities(probabilities, box, size)
+  return enlarged > threshold, frame
+
+
+def paste_probabilities(
+  probabilities: np.ndarray, box: np.ndarray, size: Size
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+  """Enlarges a mask of small resolution to its box in an image.
+
   Probabilities belong to the middles of the box's cells; between them they are interpolated, and
   beyond the outermost ones they fall to 0 a cell further out, as in Detectron2's
   `paste_masks_in_image`. (torchvision's rounds the box to whole pixels first, which moves edges by
@@ -21,10 +39,9 @@ def paste(
     probabilities: float [m m].
     box: float [4].
     size: height and width of the image.
-    threshold: pixels with more than this probability belong to the object.
 
   Returns:
-    (bool [h w], its frame (y0, x0, y1, x1) within the image).
+    (float [h w], its frame (y0, x0, y1, x1) within the image).
   """
   axes = []
   for start, end, length, cells in zip(box[:2], box[2:], size, probabilities.shape, strict=True):
@@ -36,7 +53,7 @@ def paste(
     weight = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
     axes.append((first, last, weight))
   (y0, y1, rows), (x0, x1, columns) = axes
-  return rows @ probabilities @ columns.T > threshold, (y0, x0, y1, x1)
+  return rows @ probabilities @ columns.T, (y0, x0, y1, x1)
 
 
 def objects_from_detections(

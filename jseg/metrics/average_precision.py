@@ -7,12 +7,14 @@ scores of the whole split in one order.
 import contextlib
 import dataclasses
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from jseg import hosts
 from jseg.data.files.instances import Objects, coco_masks, encode_rle
 from jseg.metrics.images import ImageScores
 from jseg.metrics.numbers import mean_of_present, percent, plain
@@ -175,12 +177,21 @@ class AveragePrecisionState:
     """Returns the union of two states."""
     return AveragePrecisionState(self.num_classes, {**self.images, **other.images})
 
-  def compute(self, max_detections: int = 100) -> InstanceScores:
+  def gather(self) -> "AveragePrecisionState":
+    """Returns the union over all processes, each of which must ask."""
+    parts = hosts.gather(json.dumps(list(self.images.items()), default=bytes.decode).encode())
+    images = {index: tuple(image) for part in parts for index, image in json.loads(part)}
+    return self if len(parts) == 1 else AveragePrecisionState(self.num_classes, images)
+
+  def compute(self, max_detections: int | None = 100) -> InstanceScores:
     """Returns the metrics.
 
     Args:
-      max_detections: number of detections per image that count, the best ones; COCO's is 100.
+      max_detections: number of detections per image that count, the best ones; COCO's is 100. None:
+        all do.
     """
+    if max_detections is None:
+      max_detections = max((len(found) for _, _, found in self.images.values()), default=1)
     annotations, results, sizes = [], [], []
     for index, (size, truth, found) in sorted(self.images.items()):
       sizes.append({"id": index, "height": size[0], "width": size[1]})
@@ -204,7 +215,7 @@ def coco_annotations(objects: Objects) -> list[Row]:
     row = {
       "category_id": int(objects.classes[i]),
       "bbox": [x0, y0, x1 - x0, y1 - y0],
-      "segmentation": encode_rle(objects.mask(i)),
+      "segmentation": encode_rle(objects.crop(i), objects.frames[i].tolist(), objects.size),
       "area": float(objects.areas[i]),
       "iscrowd": int(objects.crowd[i]),
     }

@@ -9,8 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jseg.console import one_line
 from jseg.data import Objects
+from jseg.types import InputError
 
 _CROWD = (150, 150, 150)
+_MOST_IDS = 2**16 - 1
 
 
 def draw_objects(
@@ -121,7 +123,16 @@ def save_instance_map(objects: Objects, path: pathlib.Path) -> None:
   """Writes a PNG of 16 bits: pixels hold the number of their object, from 1; 0 is none.
 
   Where found objects overlap, the one of the higher score is in front; of true ones the smaller.
+
+  Raises:
+    InputError: there are more objects than 16 bits can number.
   """
+  if len(objects) > _MOST_IDS:
+    raise InputError(
+      f"{path.name}: {len(objects):,} objects were found, and a PNG of 16 bits numbers "
+      f"{_MOST_IDS:,}; raise model.min_score, or write no mask (--write overlay): detections.json "
+      "has them all"
+    )
   ids = np.zeros(objects.size, np.uint16)
   rank = -objects.areas if objects.scores is None else objects.scores
   for i in np.argsort(rank, kind="stable").tolist():

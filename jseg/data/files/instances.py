@@ -6,7 +6,7 @@ image h x w has the box (0, 0, h, w).
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -148,6 +148,21 @@ def coco_masks() -> ModuleType:
   return mask
 
 
-def encode_rle(mask: np.ndarray) -> Json:
-  """Encodes a bool mask [h w] as COCO's run-length code: {"size": [h, w], "counts": bytes}."""
-  return coco_masks().encode(np.asfortranarray(mask, np.uint8))
+def encode_rle(crop: np.ndarray, corner: Sequence[int] = (0, 0), size: Size = ()) -> Json:
+  """Encodes a mask as COCO's run-length code: {"size": [H, W], "counts": bytes}.
+
+  Only the crop is looked at, so that the objects of a large image cost what they cover.
+
+  Args:
+    crop: bool [h w].
+    corner: row and column of the image where the crop begins.
+    size: (H, W) of the image; () is that of the crop.
+  """
+  height, width = size or crop.shape
+  # Down the columns, the pixels before which the mask begins or ends; both at once where it goes on
+  # from the foot of a column to the head of the next.
+  column, row = np.nonzero(np.diff(np.pad(crop.T, ((0, 0), (1, 1))), axis=1))
+  place, times = np.unique((column + corner[1]) * height + row + corner[0], return_counts=True)
+  ends = place[(times == 1) & (place < height * width)]
+  runs = np.diff(ends, prepend=0, append=height * width).tolist()
+  return coco_masks().frPyObjects({"size": [height, width], "counts": runs}, height, width)

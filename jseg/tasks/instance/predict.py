@@ -3,16 +3,21 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import jax
 import numpy as np
 from PIL import Image
 
-from jseg.data import ClassInfo, Objects, as_channels, objects_from_detections, resize_and_pad
+from jseg.data import ClassInfo, Objects, as_channels, resize_and_pad
 from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
 from jseg.report import PNG, draw_objects, save_instance_map
+from jseg.step import LocalDevices
+from jseg.tasks.inference import GRIDS, Inference
+from jseg.tasks.instance.views import Found, Frame, View, find, merge
+from jseg.tasks.windows import gaussian_weights, overlapping
 from jseg.types import Array, Detections, InputError, Variables
 
 
@@ -116,18 +121,25 @@ def output_names(stem: str, write: Sequence[str] = ()) -> list[str]:
 class InstancePredictor:
   """Finds the objects in images of any size: `predictor(variables, image)`.
 
-  Images larger than the network's canvas are shrunk to fit it, smaller ones padded, as in training;
-  boxes and masks are brought back to the image's own size. One program serves all sizes.
+  Where the protocol shrinks, images larger than the network's canvas are shrunk to fit it, smaller
+  ones padded, as in training; boxes and masks are brought back to the image's own size. Otherwise
+  images keep their size and are worked through in windows, and what several windows have found of
+  an object is brought together (`jseg.tasks.instance.views`). One program serves all sizes.
 
   Args:
     model: network of objects.
     classes: names and colors of the classes.
     size: canvas (height, width) of the network.
     channels: 3 (RGB) or 1 (gray).
+    inference: how the network looks at an image.
+    batch_size: windows and mirror images that it sees at a time, over all local devices.
     short_side: pixels that the shorter side of images is brought to; see
       `jseg.data.resize_and_pad`.
     statistics: of scientific images, mean and deviation of each channel; None: images are colors.
     bands: of scientific images, the channels that pictures show.
+
+  Raises:
+    InputError: the protocol is for classes of pixels (`Inference.check_objects`).
   """
 
   def __init__(
@@ -137,6 +149,8 @@ class InstancePredictor:
     size: Sequence[int],
     channels: int = 3,
     *,
+    inference: Inference | None = None,
+    batch_size: int = 1,
     short_side: int = 0,
     statistics: Statistics | None = None,
     bands: Sequence[int] = (),
@@ -144,16 +158,20 @@ class InstancePredictor:
     self._classes = classes
     self._size = tuple(int(n) for n in size)
     self._channels = channels
+    self._inference = inference or Inference()
+    self._inference.check_objects(short_side)
     self._short_side = short_side
     self._scaled, self._bands = statistics is not None, tuple(bands)
+    self._devices = LocalDevices(batch_size)
+    gaussian = self._inference.blend == "gaussian"
+    self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
 
-    @jax.jit
-    def forward(variables: Variables, image: Array, size: Array) -> Detections:
-      prepared = prepare(image[None], size[None], statistics)
-      detections = model.apply(variables, prepared, size=size[None], train=False)
-      return jax.tree.map(lambda a: a[0], detections)
+    def detect(variables: Variables, image: Array, size: Array) -> Detections:
+      prepared = prepare(image, size, statistics)
+      return cast(Detections, model.apply(variables, prepared, size=size, train=False))
 
-    self._forward = forward
+    self._detect = jax.jit(detect)
+    self._detect_on_devices = self._devices.map(detect)
 
   def __call__(self, variables: Variables, image: np.ndarray) -> InstancePrediction:
     """Finds the objects of one image.
@@ -168,7 +186,62 @@ class InstancePredictor:
     image = as_channels(image, self._channels, scaled=self._scaled)
     if image.ndim != 3:
       raise InputError(f"this network takes images, not an array of shape {image.shape}")
-    canvas, covered = resize_and_pad(image, self._size, self._short_side)
-    detections = self._forward(variables, canvas, np.array(covered, np.int32))
-    objects = objects_from_detections(jax.device_get(detections), covered, image.shape[:2])
+    found = self._found(variables, image, self._views(image.shape[:2]))
+    objects = merge(found, image.shape[:2])
     return InstancePrediction(image, objects, self._classes, self._bands)
+
+  def _views(self, shape: Sequence[int]) -> list[View]:
+    """All that the network is shown of an image, by the upper edges."""
+    parts: list[tuple[Frame, np.ndarray]] = []
+    if self._inference.mode == "shrink":
+      height, width = shape
+      parts.append(((0, 0, height, width), np.broadcast_to(np.float32(1), (height, width))))
+    else:
+      for window in overlapping(shape, self._size, self._inference.overlap, GRIDS[2]):
+        y, x = window.place
+        parts.append(((y.start, x.start, y.stop, x.stop), self._weights[window.inner]))
+    flips = self._inference.flipped_axes(2)
+    return [View(frame, weights, flipped) for frame, weights in parts for flipped in flips]
+
+  def _found(
+    self, variables: Variables, image: np.ndarray, views: Sequence[View]
+  ) -> Iterator[tuple[View, list[Found]]]:
+    """Views and their objects; the host lags a batch behind the devices."""
+    shape = image.shape[:2]
+
+    def objects(
+      part: Sequence[View], sizes: np.ndarray, detected: Detections
+    ) -> Iterator[tuple[View, list[Found]]]:
+      for i, view in enumerate(part):
+        one = jax.tree.map(lambda a, i=i: a[i], detected)
+        yield view, find(view, one, sizes[i].tolist(), shape)
+
+    if len(views) == 1:  # which further devices can't help with
+      images, sizes = self._show(image, views, 1)
+      yield from objects(views, sizes, jax.device_get(self._detect(variables, images, sizes)))
+      return
+    variables = self._devices.replicate(variables)
+    pending = None
+    for part in self._devices.batches(views):
+      images, sizes = self._show(image, part, self._devices.round_up(len(part)))
+      current = part, sizes, self._detect_on_devices(variables, images, sizes)
+      if pending is not None:
+        yield from objects(*pending[:2], pending[2]())
+      pending = current
+    if pending is not None:
+      yield from objects(*pending[:2], pending[2]())
+
+  def _show(
+    self, image: np.ndarray, views: Sequence[View], count: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """What the network is shown: `count` canvases, and int32 [count 2], what views cover of them.
+
+    Those beyond the last view are empty.
+    """
+    images = np.zeros((count, *self._size, self._channels), image.dtype)
+    sizes = np.ones((count, 2), np.int32)
+    for i, view in enumerate(views):
+      y0, x0, y1, x1 = view.frame
+      shown = np.ascontiguousarray(np.flip(image[y0:y1, x0:x1], view.flipped))  # as OpenCV asks
+      images[i], sizes[i] = resize_and_pad(shown, self._size, self._short_side)
+    return images, sizes

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from jseg import augment
 from jseg.config_values import at_least, build
-from jseg.console import CONSOLE
+from jseg.console import CONSOLE, progress
 from jseg.data import (
   IMAGE_SUFFIXES,
   NIFTI_SUFFIXES,
@@ -39,6 +39,7 @@ from jseg.scaling import statistics
 from jseg.step import Forward, Losses, LossFn, replicate
 from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
+from jseg.tasks.inference import Inference
 from jseg.tasks.instance import forward
 from jseg.tasks.instance.predict import (
   KINDS,
@@ -76,7 +77,7 @@ class InstanceTask:
 
   @staticmethod
   def defaults(network: type[Network]) -> dict[str, dict[str, object]]:
-    """Returns keys of `data`, and the sections `augment` and `loss`.
+    """Returns keys of `data`, and the sections `augment`, `loss` and `inference`.
 
     Keys:
       data.max_objects: objects per training image; the largest are taken.
@@ -93,6 +94,7 @@ class InstanceTask:
       },
       "augment": {"crop": (), **augment.instance_arguments()},
       "loss": dict.fromkeys(DETECTION_LOSSES, 1.0),
+      "inference": dataclasses.asdict(Inference()),
     }
 
   @staticmethod
@@ -109,6 +111,9 @@ class InstanceTask:
         f"data.short_side: {config.data.short_side} must fit data.size, {config.data.size}"
       )
     at_least({f"loss.{name}": weight for name, weight in config.loss.items()}, 0)
+    inference = _make_inference(config)
+    build("inference", inference.check, config.data.size)
+    build("inference", inference.check_objects, config.data.short_side)
     _make_augment(config)
 
   @staticmethod
@@ -190,6 +195,19 @@ class InstanceTask:
     """
     nothing = AveragePrecisionState.empty(len(self.classes.names))  # before hours of training
     source = dataset.source(split)
+    if not _make_inference(self.config).one_pass:
+      predict = self.predictor()
+
+      def evaluate_images(variables: Variables) -> InstanceScores:
+        local, state = jax.tree.map(lambda x: x.addressable_data(0), variables), nothing
+        indices = range(jax.process_index(), len(source), jax.process_count())
+        for index in progress(indices, f"evaluating {split}", len(indices)):
+          example = source[index]
+          found = predict(local, example["image"]).objects
+          state = state.update(index, example["objects"], found)
+        return state.gather().compute(max_detections=None)
+
+      return evaluate_images
     prepared = functools.partial(prepare, statistics=statistics(self.config))
     step = forward.make_detect_step(self.model, prepared)
     short_side = self.config.data.short_side
@@ -197,7 +215,7 @@ class InstanceTask:
       self.config, dataset, split, step, label_size=None, short_side=short_side
     )
 
-    def evaluate(variables: Variables) -> InstanceScores:
+    def evaluate_batches(variables: Variables) -> InstanceScores:
       state = nothing
       for indices, sizes, detections in map(jax.device_get, results(variables)):
         for place, index in enumerate(indices.tolist()):
@@ -207,9 +225,9 @@ class InstanceTask:
           image = jax.tree.map(lambda a, place=place: a[place], detections)
           found = objects_from_detections(image, tuple(sizes[place]), tuple(truth.size))
           state = state.update(index, truth, found)
-      return state.compute(max_detections=self.config.model.detections)
+      return state.compute(max_detections=None)
 
-    return evaluate
+    return evaluate_batches
 
   def measure(
     self, variables: Variables, dataset: Dataset, split: str, **options: Any
@@ -243,6 +261,8 @@ class InstanceTask:
       self.classes,
       keys.size,
       keys.channels,
+      inference=_make_inference(self.config),
+      batch_size=keys.eval_batch_size,
       short_side=keys.short_side,
       statistics=statistics(self.config),
       bands=tuple(keys.shown),
@@ -313,6 +333,10 @@ class InstanceTask:
   def legend(self) -> Sequence[tuple[str, Sequence[int]]]:
     """Returns nothing: every object has a color of its own."""
     return ()
+
+
+def _make_inference(config: ConfigDict) -> Inference:
+  return build("inference", Inference, **config.inference)
 
 
 def _make_augment(config: ConfigDict) -> augment.Augment:

@@ -28,9 +28,9 @@ from jseg.models import Network
 from jseg.nn import resize_to
 from jseg.report import PNG, legend, overlay
 from jseg.step import LocalDevices
+from jseg.tasks.inference import GRIDS, Inference
 from jseg.tasks.semantic.forward import Decided, decide_at_full_size
-from jseg.tasks.semantic.inference import GRIDS, Inference
-from jseg.tasks.semantic.windows import Window, blend, gaussian_weights, overlapping, tiles
+from jseg.tasks.windows import Window, blend, gaussian_weights, overlapping, tiles
 from jseg.types import Array, InputError, Outputs, Variables
 
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that

@@ -39,10 +39,10 @@ from jseg.scaling import statistics
 from jseg.step import Forward, LossFn, replicate
 from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
+from jseg.tasks.inference import Inference
 from jseg.tasks.semantic import forward
 from jseg.tasks.semantic.evaluation import count_batches, count_images, count_whole_images
 from jseg.tasks.semantic.forward import Targets as SemanticTargets
-from jseg.tasks.semantic.inference import Inference
 from jseg.tasks.semantic.predict import (
   KINDS,
   SemanticPrediction,

@@ -1,4 +1,4 @@
-"""How a network of classes looks at an image of any size: one protocol for all that predict."""
+"""How a network looks at an image of any size: one protocol for all that predict."""
 
 import dataclasses
 import itertools
@@ -29,10 +29,11 @@ class Inference:
     margin: pixels on every side of a tile that are context alone; -1: a quarter of the canvas.
     blend: how windows are weighed where they overlap: "gaussian" (a deviation of an eighth of the
       window, as in nnU-Net) or "uniform".
-    average: what is averaged over windows, flips and scales: "probabilities" or "logits".
+    average: what is averaged over windows, flips and scales: "probabilities" or "logits"; of masks
+      of objects the former.
     flip: mirror images that are predicted too: "none", "horizontal" or "all" (of each axis, and
       of their combinations).
-    scales: sizes at which the image is shown, 1 being its own; for images only.
+    scales: sizes at which the image is shown, 1 being its own; for classes of images only.
 
   Raises:
     InputError: a value is impossible.
@@ -90,6 +91,40 @@ class Inference:
     grid = GRIDS[len(size)]
     return [(n // 4 if self.margin < 0 else self.margin) // grid * grid for n in size]
 
+  def check_objects(self, short_side: int = 0) -> None:
+    """Refuses what can't be done where objects are found one by one.
+
+    Args:
+      short_side: pixels that images' shorter sides are brought to; 0 leaves them as they are.
+
+    Raises:
+      InputError: what decides single pixels (tiles, averaged logits), scales, windows without an
+        overlap, or windows of images that were to be resized.
+    """
+    if self.mode == "tile":
+      raise InputError(
+        "mode: tiles decide single pixels, and objects lie in several; choose shrink or window"
+      )
+    if self.average != "probabilities":
+      raise InputError(
+        f"average: {self.average!r} is for classes of pixels; of objects' masks probabilities are "
+        "averaged, so leave it at 'probabilities'"
+      )
+    if tuple(self.scales) != (1.0,):
+      raise InputError(
+        f"scales: {tuple(self.scales)} is for classes of pixels; objects are looked for at one "
+        "size, so leave it at (1.0,)"
+      )
+    if self.mode == "window" and not self.overlap:
+      raise InputError(
+        "overlap: 0 leaves nothing by which the parts of an object are known; 0.25 is a good value"
+      )
+    if self.mode == "window" and short_side:
+      raise InputError(
+        f"mode: windows show an image at its own size, and data.short_side {short_side} asks for "
+        "another; set data.short_side to 0, or choose shrink"
+      )
+
   @property
   def one_pass(self) -> bool:
     """Whether the network sees the whole image once, as it is or shrunk."""
@@ -125,11 +160,11 @@ def protocol_changes(config: ConfigDict, name: str) -> dict[str, object]:
     name: a key of `PROTOCOLS`.
 
   Raises:
-    InputError: there is no such protocol, or the run's network finds objects.
+    InputError: there is no such protocol, or the run's task has none.
   """
   if "inference" not in config:
     raise InputError(
-      f"protocol: {config.model.name} finds objects in the whole image, and has no other protocol"
+      f"protocol: the task of {config.model.name} has no other protocol; leave it out"
     )
   if name not in PROTOCOLS:
     raise InputError(f"protocol: {name!r} is unknown; choose from {', '.join(PROTOCOLS)}")
