@@ -21,6 +21,7 @@ from notebooks import NOTEBOOKS, ROOT, set_values
 
 SMALL = {
   "course.ipynb": {"SECONDS": 5, "MAX_STEPS": 20, "IMAGES": 100},
+  "crf.ipynb": {"SIZE": 48, "IMAGES": 4, "STEPS": 2},
   "own_loop.ipynb": {"STEPS": 40},
   "quickstart.ipynb": {"STEPS": 40, "OWN_STEPS": 20, "IMAGES": 100, "WIDTHS": (8, 16)},
   "tpu.ipynb": {"STEPS": 20, "BATCH_PER_CHIP": 4, "SIZE": 32, "IMAGES": 100, "WIDTHS": (8, 16)},
