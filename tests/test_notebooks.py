@@ -24,6 +24,7 @@ SMALL = {
     "WIDTHS": (4, 8),
     "MEASURED": 2,
   },
+  "volumes.ipynb": {"STEPS": 2, "SCANS": 3, "WIDTHS": (2, 4)},
 }
 PICTURES = {
   "course.ipynb": 13,
@@ -31,6 +32,7 @@ PICTURES = {
   "own_loop.ipynb": 3,
   "quickstart.ipynb": 7,
   "tpu.ipynb": 2,
+  "volumes.ipynb": 4,
 }
 each_notebook = pytest.mark.parametrize("path", tools.NOTEBOOKS, ids=lambda p: p.stem)
 
