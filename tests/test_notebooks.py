@@ -14,6 +14,7 @@ tools = types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "notebooks.p
 SMALL = {
   "course.ipynb": {"SECONDS": 1000, "MAX_STEPS": 2, "IMAGES": 24},
   "crf.ipynb": {"SIZE": 32, "IMAGES": 2, "STEPS": 1},
+  "mask_rcnn.ipynb": {"STEPS": 2, "IMAGES": 16, "WIDTH": 0.125},
   "own_loop.ipynb": {"STEPS": 12, "BATCH": 4, "SIZE": 32, "WIDTHS": (4, 8)},
   "quickstart.ipynb": {"STEPS": 4, "OWN_STEPS": 2, "IMAGES": 80, "WIDTHS": (4, 8)},
   "tpu.ipynb": {
@@ -29,6 +30,7 @@ SMALL = {
 PICTURES = {
   "course.ipynb": 13,
   "crf.ipynb": 6,
+  "mask_rcnn.ipynb": 7,
   "own_loop.ipynb": 3,
   "quickstart.ipynb": 7,
   "tpu.ipynb": 2,
