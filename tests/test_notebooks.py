@@ -16,6 +16,7 @@ SMALL = {
   "crf.ipynb": {"SIZE": 32, "IMAGES": 2, "STEPS": 1},
   "mask_rcnn.ipynb": {"STEPS": 2, "IMAGES": 16, "WIDTH": 0.125},
   "own_loop.ipynb": {"STEPS": 12, "BATCH": 4, "SIZE": 32, "WIDTHS": (4, 8)},
+  "pretrained.ipynb": {"STEPS": 2, "IMAGES": 16, "MASKS": 8, "WIDTH": 0.125},
   "quickstart.ipynb": {"STEPS": 4, "OWN_STEPS": 2, "IMAGES": 80, "WIDTHS": (4, 8)},
   "tpu.ipynb": {
     "STEPS": 4,
@@ -32,6 +33,7 @@ PICTURES = {
   "crf.ipynb": 6,
   "mask_rcnn.ipynb": 7,
   "own_loop.ipynb": 3,
+  "pretrained.ipynb": 2,
   "quickstart.ipynb": 7,
   "tpu.ipynb": 2,
   "volumes.ipynb": 4,

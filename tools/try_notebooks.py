@@ -24,6 +24,7 @@ SMALL = {
   "crf.ipynb": {"SIZE": 48, "IMAGES": 4, "STEPS": 2},
   "mask_rcnn.ipynb": {"STEPS": 20, "IMAGES": 80, "WIDTH": 0.125},
   "own_loop.ipynb": {"STEPS": 40},
+  "pretrained.ipynb": {"STEPS": 10, "IMAGES": 80, "WIDTH": 0.125},
   "quickstart.ipynb": {"STEPS": 40, "OWN_STEPS": 20, "IMAGES": 100, "WIDTHS": (8, 16)},
   "volumes.ipynb": {"STEPS": 20, "SCANS": 6, "WIDTHS": (4, 8)},
   "tpu.ipynb": {"STEPS": 20, "BATCH_PER_CHIP": 4, "SIZE": 32, "IMAGES": 100, "WIDTHS": (8, 16)},
