@@ -54,6 +54,8 @@ napoleon_custom_sections = [("Kinds", "params_style"), ("Keys", "params_style")]
 
 html_theme = "furo"
 html_title = f"jseg {release}"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_theme_options = {
   "source_repository": _REPOSITORY,
   "source_branch": "main",

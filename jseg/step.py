@@ -28,9 +28,9 @@ Losses = dict[str, tuple[Array, Array]]
 Counts = dict[str, Array]
 """Integers by name that add up over devices and batches, such as a confusion matrix."""
 LossFn = Callable[[Tree, Tree], Losses]
-"""`(outputs, targets) -> {name: (sum, count)}`, of one device's part of a batch."""
+"""From (outputs, targets) of one device's part of a batch to its losses."""
 CountFn = Callable[[Tree, Tree], Counts]
-"""`(outputs, targets) -> {name: integers}`, of one device's part of a batch."""
+"""From (outputs, targets) of one device's part of a batch to what is counted in it."""
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 """`(state, batch, key) -> (state, metrics)`."""
 

@@ -3,8 +3,10 @@
 A page's blocks run one after the other, as its reader would run them, from the names that
 `names_of_the_reader` gives and in a folder with a trained run, `runs/mine`. A block that can't run
 has a comment above it: `<!-- not run: REASON -->`, or `<!-- example -->` if another test runs it.
+One that is a file has `<!-- file: NAME.py -->`: it is written, for the later blocks to import.
 """
 
+import pathlib
 import re
 import shutil
 import textwrap
@@ -28,11 +30,13 @@ BLOCK = re.compile(
 
 
 def blocks(page):
-  """Blocks of Python of a page that are run, with the lines they begin at."""
+  """Blocks of Python of a page: lines they begin at, file names of those that are files, code."""
   text = page.read_text()
   for match in BLOCK.finditer(text):
-    if not (match[1] or "").startswith(("not run: ", "example")):
-      yield text.count("\n", 0, match.start(3)), textwrap.dedent(match[3])
+    comment = match[1] or ""
+    if not comment.startswith(("not run: ", "example")):
+      file = comment.removeprefix("file: ") if comment.startswith("file: ") else ""
+      yield text.count("\n", 0, match.start(3)), file, textwrap.dedent(match[3])
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,10 @@ def names_of_the_reader():
 )
 def test_blocks_of_python_run(page, reader, monkeypatch):
   monkeypatch.chdir(reader)
+  monkeypatch.syspath_prepend(reader)
   names = {**names_of_the_reader(), "__name__": page.stem}
-  for line, block in blocks(page):
+  for line, file, block in blocks(page):
+    if file:
+      pathlib.Path(file).write_text(block)
+      continue
     exec(compile("\n" * line + block, str(page), "exec"), names)

@@ -13,6 +13,10 @@ tools = types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "notebooks.p
 
 SMALL = {
   "course.ipynb": {"SECONDS": 1000, "MAX_STEPS": 2, "IMAGES": 24},
+  "crf.ipynb": {"SIZE": 32, "IMAGES": 2, "STEPS": 1},
+  "mask_rcnn.ipynb": {"STEPS": 2, "IMAGES": 16, "WIDTH": 0.125},
+  "own_loop.ipynb": {"STEPS": 12, "BATCH": 4, "SIZE": 32, "WIDTHS": (4, 8)},
+  "pretrained.ipynb": {"STEPS": 2, "IMAGES": 16, "MASKS": 8, "WIDTH": 0.125},
   "quickstart.ipynb": {"STEPS": 4, "OWN_STEPS": 2, "IMAGES": 80, "WIDTHS": (4, 8)},
   "tpu.ipynb": {
     "STEPS": 4,
@@ -22,8 +26,18 @@ SMALL = {
     "WIDTHS": (4, 8),
     "MEASURED": 2,
   },
+  "volumes.ipynb": {"STEPS": 2, "SCANS": 3, "WIDTHS": (2, 4)},
 }
-PICTURES = {"course.ipynb": 13, "quickstart.ipynb": 7, "tpu.ipynb": 2}
+PICTURES = {
+  "course.ipynb": 13,
+  "crf.ipynb": 6,
+  "mask_rcnn.ipynb": 7,
+  "own_loop.ipynb": 3,
+  "pretrained.ipynb": 2,
+  "quickstart.ipynb": 7,
+  "tpu.ipynb": 2,
+  "volumes.ipynb": 4,
+}
 each_notebook = pytest.mark.parametrize("path", tools.NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -43,6 +57,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
   said = "".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
   text = re.sub(r"\x1b\[[\d;]*m", "", said)  # without colors
   assert "jseg is installed already" in text
+  if path.name == "own_loop.ipynb":
+    assert "largest difference after resuming: 0.0\n" in text
   if path.name == "tpu.ipynb":  # the signal came after step 2, and the run went on from there
     assert "saved at step 3" in text
     assert "resuming at step 3" in text

@@ -21,7 +21,12 @@ from notebooks import NOTEBOOKS, ROOT, set_values
 
 SMALL = {
   "course.ipynb": {"SECONDS": 5, "MAX_STEPS": 20, "IMAGES": 100},
+  "crf.ipynb": {"SIZE": 48, "IMAGES": 4, "STEPS": 2},
+  "mask_rcnn.ipynb": {"STEPS": 20, "IMAGES": 80, "WIDTH": 0.125},
+  "own_loop.ipynb": {"STEPS": 40},
+  "pretrained.ipynb": {"STEPS": 10, "IMAGES": 80, "WIDTH": 0.125},
   "quickstart.ipynb": {"STEPS": 40, "OWN_STEPS": 20, "IMAGES": 100, "WIDTHS": (8, 16)},
+  "volumes.ipynb": {"STEPS": 20, "SCANS": 6, "WIDTHS": (4, 8)},
   "tpu.ipynb": {"STEPS": 20, "BATCH_PER_CHIP": 4, "SIZE": 32, "IMAGES": 100, "WIDTHS": (8, 16)},
 }
 RUN = "import pathlib, sys, nbclient, nbformat as f; n = f.read(sys.argv[1], 4); " + (
