@@ -49,7 +49,7 @@ def give_back_memory() -> bool:
   """Undoes `keep_freed_memory`, and gives what is free back; for what needs much memory as it is.
 
   Blocks that are kept lie about in pieces too small for the next large one: of an image of 12,000 x
-  9,000 in windows, with what its decoder left, they were a sixth of the peak.
+  9,000 in windows, with what its decoder left, they were an eighth of the peak.
 
   Returns:
     Whether any was given back.
