@@ -106,6 +106,7 @@ THOROUGH = tuple(
     r"cuda\.py::test_convolutions\w*\[(?!(unet|unet3d|deeplab_v3)\])",
     r"backbones\.py::test_features_by_stride\[resnet(101|152)",
     r"end_to_end\.py::test_evaluation_agrees_over_devices\[2\]",
+    r"docs_blocks\.py::test_blocks_of_python_run\[write_a_network",
     r"examples\.py::test_example\[own_(loss|dataset|network)\]",
     r"export\.py::test_it_gives_the_same_logits_without_this_library\[pspnet\]",
     r"golden\.py::test_backbone\[(alexnet_fc|vgg16-|vgg16_timm|resnet18|resnet50-)",
