@@ -118,11 +118,10 @@ def test_network(name, i):
   model, variables, results, meta = network(name)
   x = image(meta, i)
   check(model, variables, x)
-  found, state = jax.jit(functools.partial(model.apply, capture_intermediates=True))(variables, x)
-  inner = {
-    key: jax.tree.map(np.asarray, state["intermediates"][key]["__call__"])
-    for key in ("fpn", "rpn", "box_head")
-  }
+  found, state = jax.device_get(
+    jax.jit(functools.partial(model.apply, capture_intermediates=True))(variables, x)
+  )
+  inner = {key: state["intermediates"][key]["__call__"] for key in ("fpn", "rpn", "box_head")}
   levels = [level.transpose(0, 3, 1, 2) for level in inner["fpn"][0]]
   for number, level in enumerate(levels, 2):
     close(kept(level), results[f"p{number}_{i}"], f"p{number}")

@@ -10,6 +10,7 @@ from jseg import config as configs
 from jseg import models
 from jseg.models import Network
 from jseg.nn import Conv, Dropout, Norm, Staged
+from jseg.parameters import jit_once
 from jseg.types import InputError, Outputs
 
 
@@ -30,7 +31,7 @@ class Small(Network, Staged):
 
 def derive(model, image):
   """(variables, (loss, updated collections), gradient) of a training pass."""
-  variables = model.init(jax.random.key(0), image)
+  variables = jit_once(model.init)(jax.random.key(0), image)
 
   def loss(params):
     outputs, updated = model.apply(

@@ -43,8 +43,8 @@ def make_batch(seed, batch=8):
   return {"image": image, "label": label, "size": np.full((batch, 2), SIZE, np.int32)}
 
 
-def make_parts(freeze=(), **augment):
-  model = models.create("unet", K, widths=(4, 8), norm="batch")
+def make_parts(freeze=(), widths=(4, 8), **augment):
+  model = models.create("unet", K, widths=widths, norm="batch")
   knobs = {"momentum": 0.9, "weight_decay": 1e-3, "freeze": freeze}
   optimizer = make_optimizer(optax.constant_schedule(0.1), **knobs)
   step = make_train_step(
@@ -67,10 +67,10 @@ def on_devices(state, devices):
 
 def test_frozen_parts_have_no_gradient():
   batch = shard(make_batch(0), 1)
-  names = sorted(jax.device_get(make_parts()[2].params))
+  names = sorted(jax.device_get(make_parts(widths=(4,))[2].params))
   norms = {}
   for freeze in ((), tuple(names[::2]), tuple(names[1::2])):
-    _, step, state = make_parts(freeze)
+    _, step, state = make_parts(freeze, widths=(4,))
     before = jax.device_get(state.params)
     state, metrics = step(on_devices(state, 1), batch, jax.random.key(1))
     norms[freeze] = float(metrics["grad_norm"])

@@ -15,7 +15,7 @@ from jseg.crf import CrfParams, dense_crf
 @pytest.fixture(scope="module")
 def chips():
   if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu isn't installed; it is for x86-64 Linux alone")
+    pytest.skip("libtpu isn't installed: pip install -e '.[tpu_compile]', on x86-64 Linux")
   # Otherwise the first process keeps all others out until it ends, as if chips were shared.
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   return ahead.tpu("v5e:2x2")

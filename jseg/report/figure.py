@@ -3,6 +3,7 @@
 import io
 import pathlib
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jseg.console import one_line
@@ -25,5 +26,6 @@ def make_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
   """Writes a figure as PNG, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
   png = io.BytesIO()
-  figure.savefig(png, format="png")
+  # Figure.savefig draws everything twice to find the layout, which drawing once finds as well.
+  FigureCanvasAgg(figure).print_png(png)
   write_bytes(path, png.getvalue())
