@@ -88,6 +88,8 @@ SLOW = (
   "test_augment_own.py",
   "test_length.py",
   "test_class_order.py",
+  "test_instance_views.py",
+  "test_tasks.py",
 )
 for name in SLOW:
   assert (pathlib.Path(__file__).parent / name).is_file(), f"SLOW names {name}, which isn't there"
