@@ -1,11 +1,15 @@
 """How the documentation site is built: `python -m sphinx -W --keep-going docs docs/_build`.
 
+The notebooks of `colab` are pages of it, with pictures and numbers where `tools/notebooks.py --run`
+has run them before, and without where not.
+
 The pages are written to be read on GitHub too. What only the site can have, the references that
 come from the code, is put where a page has a comment such as `<!-- arguments: unet -->`
 (`generated.py`).
 """
 
 import dataclasses
+import json
 import pathlib
 import re
 import sys
@@ -31,7 +35,7 @@ author = "the authors of jseg"
 release = version = jseg.__version__
 
 extensions = [
-  "myst_parser",
+  "myst_nb",
   "sphinx.ext.autodoc",
   "sphinx.ext.autosummary",
   "sphinx.ext.napoleon",
@@ -41,6 +45,8 @@ extensions = [
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 
+nb_execution_mode = "off"
+nb_merge_streams = True
 myst_heading_anchors = 3  # links to headings are those of GitHub
 highlight_language = "none"
 
@@ -84,6 +90,20 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = generated.fill(_leave_the_folder(page, source[0]))
 
 
+def _cells(notebook: pathlib.Path) -> list[str]:
+  return ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+
+
+def _bring_notebooks(app: Sphinx) -> None:
+  """Copies the notebooks that haven't been run, or were other ones then."""
+  pages = HERE / "notebooks"
+  pages.mkdir(exist_ok=True)
+  for path in (ROOT / "colab").glob("*.ipynb"):
+    page = pages / path.name
+    if not page.is_file() or _cells(page) != _cells(path):
+      page.write_text(path.read_text())
+
+
 def _sign(app: Sphinx, what: str, name: str, code: Any, *_: Any) -> tuple[str, str] | None:
   """Writes a module's signature without what Flax adds; types are told with the attributes."""
   if what != "class" or not issubclass(code, nn.Module):
@@ -102,5 +122,6 @@ def _argument(field: dataclasses.Field[Any]) -> str:
 
 def setup(app: Sphinx) -> None:
   """Connects what changes pages and signatures before they are parsed."""
+  app.connect("builder-inited", _bring_notebooks)
   app.connect("source-read", _read)
   app.connect("autodoc-process-signature", _sign)

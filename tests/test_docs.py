@@ -56,6 +56,11 @@ def listed(page):
   return found
 
 
+def test_every_notebook_is_a_page():
+  listing = re.findall(r"^notebooks/(\w+)$", (DOCS / "index.md").read_text(), flags=re.MULTILINE)
+  assert sorted(listing) == sorted(path.stem for path in (ROOT / "colab").glob("*.ipynb"))
+
+
 def test_every_page_is_listed_once():
   assert "docs/index.md" in links(PAGES[0])
   found = listed(DOCS / "index.md")

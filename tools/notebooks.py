@@ -1,11 +1,16 @@
-"""Writes into the notebooks of colab/ what they share: the install cell and the badge.
+"""What the notebooks of colab/ share is written into them, and they are run for the site.
 
-python tools/notebooks.py
+  python tools/notebooks.py                      # writes install cell and badge into all
+  python tools/notebooks.py --run                # runs all, for the pages of docs/notebooks
+  python tools/notebooks.py --run crf volumes    # runs some
 
 The install cell is colab/install.py; the repository's address is the one in pyproject.toml.
 """
 
+import argparse
 import pathlib
+import tempfile
+import time
 import tomllib
 
 import nbformat
@@ -13,6 +18,7 @@ from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+PAGES = ROOT / "docs" / "notebooks"  # written by `--run`, or without results by docs/conf.py
 
 
 def repository() -> str:
@@ -69,8 +75,37 @@ def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path) -> None:
   NotebookClient(notebook, timeout=1200, resources=resources).execute()
 
 
+def run_for_the_site(path: pathlib.Path) -> None:
+  """Runs a notebook as it is committed, and writes it with its results into `PAGES`.
+
+  Args:
+    path: the notebook.
+  """
+  notebook = nbformat.read(path, as_version=4)
+  with tempfile.TemporaryDirectory() as folder:
+    execute(notebook, pathlib.Path(folder))
+  PAGES.mkdir(exist_ok=True)
+  (PAGES / path.name).write_text(nbformat.writes(notebook, indent=1) + "\n")
+
+
 def main() -> None:
-  """Writes the shared cells."""
+  """Does what the command line asks for."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  names = [path.stem for path in NOTEBOOKS]
+  parser.add_argument("--run", nargs="*", choices=names, metavar="NAME", help=", ".join(names))
+  arguments = parser.parse_args()
+  if arguments.run is None:
+    write_shared_cells()
+    return
+  for path in NOTEBOOKS:
+    if path.stem in (arguments.run or names):
+      start = time.monotonic()
+      run_for_the_site(path)
+      print(f"{path.stem}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def write_shared_cells() -> None:
+  """Writes the install cell and the badge into every notebook."""
   for path in NOTEBOOKS:
     notebook = nbformat.read(path, as_version=4)
     for tag, source in shared_cells(path.name).items():
