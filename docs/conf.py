@@ -104,6 +104,16 @@ def _bring_notebooks(app: Sphinx) -> None:
       page.write_text(path.read_text())
 
 
+def _link_to_notebook(
+  app: Sphinx, page: str, template: str, context: dict[str, Any], *_: Any
+) -> None:
+  """Leads from the page of a notebook to the notebook, not to the copy that the build made."""
+  folder, _slash, name = page.partition("/")
+  if folder == "notebooks":
+    for kind, what in (("view", "blob"), ("edit", "edit")):
+      context[f"theme_source_{kind}_link"] = f"{_REPOSITORY}/{what}/main/colab/{name}.ipynb"
+
+
 def _sign(app: Sphinx, what: str, name: str, code: Any, *_: Any) -> tuple[str, str] | None:
   """Writes a module's signature without what Flax adds; types are told with the attributes."""
   if what != "class" or not issubclass(code, nn.Module):
@@ -124,4 +134,5 @@ def setup(app: Sphinx) -> None:
   """Connects what changes pages and signatures before they are parsed."""
   app.connect("builder-inited", _bring_notebooks)
   app.connect("source-read", _read)
+  app.connect("html-page-context", _link_to_notebook)
   app.connect("autodoc-process-signature", _sign)

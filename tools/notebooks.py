@@ -110,6 +110,7 @@ def write_shared_cells() -> None:
     notebook = nbformat.read(path, as_version=4)
     for tag, source in shared_cells(path.name).items():
       tagged(notebook, tag).source = source
+    tagged(notebook, "install").metadata.tags = ["install", "hide-input"]  # folded on the site
     path.write_text(nbformat.writes(notebook, indent=1) + "\n")
 
 
