@@ -47,6 +47,8 @@ templates_path = ["_templates"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_output_stderr = "remove"  # paths of the machine that ran them
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # links to headings are those of GitHub
 highlight_language = "none"
 

@@ -4,6 +4,7 @@ Names of classes and files are anything. All that is printed goes through here, 
 their characters is taken for markup, commands the terminal, or ends the program.
 """
 
+import importlib.util
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn, TypeVar
@@ -85,7 +86,11 @@ def progress(
     console: where the bar is shown.
     transient: whether it disappears at the end.
   """
-  return track(items, escape(description), total=total, transient=transient, console=console)
+  # A notebook without ipywidgets can't move a bar: Rich would warn instead, once for each.
+  still = console.is_jupyter and importlib.util.find_spec("ipywidgets") is None
+  return track(
+    items, escape(description), total=total, transient=transient, console=console, disable=still
+  )
 
 
 def end(message: str) -> NoReturn:

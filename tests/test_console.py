@@ -1,6 +1,7 @@
 """What is printed is what names are, on any terminal."""
 
 import io
+import sys
 
 import pytest
 from rich.table import Table
@@ -77,3 +78,11 @@ def test_an_error_ends_the_program_in_one_printable_message():
   with pytest.raises(SystemExit) as info:
     console.end("a \x1b[2Jfile [/b]")
   assert info.value.code == "error: a \\x1b[2Jfile [/b]"
+
+
+def test_a_notebook_without_widgets_is_spared_a_warning(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "ipywidgets", None)
+  shown = PlainConsole()
+  shown.is_jupyter = True
+  assert list(progress(range(3), "reading", 3, shown)) == [0, 1, 2]
+  assert capsys.readouterr().out == ""
