@@ -4,7 +4,8 @@ Channels that aren't colors, as those of scientific images, have a mean and devi
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SAMPLE = 2**20  # pixels of an image that its picture's black and white are taken from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,20 @@ class Statistics:
 
   mean: Sequence[float]
   deviation: Sequence[float]
+
+
+class Rows(Protocol):
+  """An image [h w c]: an array, or what reads its rows when they are asked for."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(h, w, c)."""
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Type of its numbers."""
+
+  def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 def _mean_std(
@@ -145,11 +161,29 @@ def picture(image: np.ndarray, bands: Sequence[int] = ()) -> np.ndarray:
 
   Returns:
     uint8 images as they are; of floats uint8 [h w 3] or [h w 1], where black and white are half a
-    percent of each shown channel's pixels.
+    percent of each shown channel's pixels (see `make_picture`).
+  """
+  return make_picture(image, bands)(image)
+
+
+def make_picture(image: Rows, bands: Sequence[int] = ()) -> Callable[[np.ndarray], np.ndarray]:
+  """Makes `draw(part [m n c]) -> picture`, by which all parts of an image are pictured alike.
+
+  Args:
+    image: as for `picture`; only some of its rows are read. Of more than a million pixels, black
+      and white are percentiles of about a million, in rows evenly spaced.
+    bands: as for `picture`.
   """
   if image.dtype == np.uint8:
-    return image
-  bands = tuple(bands) or ((0, 1, 2) if image.shape[-1] >= 3 else (0,))
-  shown = image[..., list(bands)].astype(np.float32)
-  low, high = np.percentile(shown, (0.5, 99.5), axis=(0, 1))
-  return ((shown - low) * 255 / np.maximum(high - low, 1e-3)).clip(0, 255).astype(np.uint8)
+    return lambda part: part
+  height, width, channels = image.shape
+  shown = list(bands) or ([0, 1, 2] if channels >= 3 else [0])
+  rows = np.linspace(0, height - 1, min(height, max(1, _SAMPLE // width))).astype(int).tolist()
+  sample = np.concatenate([image[row : row + 1][..., shown] for row in rows])
+  low, high = np.percentile(sample.astype(np.float32), (0.5, 99.5), axis=(0, 1))
+
+  def draw(part: np.ndarray) -> np.ndarray:
+    values = part[..., shown].astype(np.float32)
+    return ((values - low) * 255 / np.maximum(high - low, 1e-3)).clip(0, 255).astype(np.uint8)
+
+  return draw

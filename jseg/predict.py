@@ -24,6 +24,7 @@ from jseg.collection import Inputs, find_inputs, plan_outputs
 from jseg.console import progress
 from jseg.crf import CrfParams, params_to_dict
 from jseg.data import ClassInfo, FileError, pixel_limit
+from jseg.data.files.stored import LARGE, StoredImage
 from jseg.models import Network
 from jseg.outputs import GO_ON, WriteError, try_folder, unwritable
 from jseg.parameters import digest
@@ -33,7 +34,6 @@ from jseg.types import Arguments, InputError, Json, Variables
 
 _PARTIAL = ".jseg-partial"  # hidden: not an input, and not a result
 _THREADS = max(2, min(8, os.cpu_count() or 1))  # that read images ahead and write results
-_LARGE = 2**26  # numbers of an image beside which no other is held
 
 
 class Segmenter:
@@ -96,12 +96,12 @@ class Segmenter:
     opened = Run.open(run, changes, protocol=protocol, model=model)
     return cls(opened.task, opened.restore(checkpoint)[1], **options)
 
-  def __call__(self, image: np.ndarray) -> Any:
+  def __call__(self, image: np.ndarray | StoredImage) -> Any:
     """Predicts one image.
 
     Args:
       image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (gray); a volume float32 [d h w c] as
-        `jseg.data.read_volume` gives it.
+        `jseg.data.read_volume` gives it; or what `task.read` gives of a file.
 
     Returns:
       `SemanticPrediction` or `InstancePrediction`, by the run's task.
@@ -261,7 +261,7 @@ def _overlapped(
   pool = ThreadPoolExecutor(_THREADS)
 
   def predict(
-    read: Future[np.ndarray], name: str, file: pathlib.Path
+    read: Future[np.ndarray | StoredImage], name: str, file: pathlib.Path
   ) -> tuple[Future[object], bool]:
     """What is being written of an image that was read, and whether it is a large one."""
     try:
@@ -272,18 +272,18 @@ def _overlapped(
       failed.set_exception(error)
       return failed, False
     write = functools.partial(_write, saving=saving)
-    return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > _LARGE
+    return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > LARGE
 
   def results() -> Iterator[tuple[str, Future[object]]]:
     unread, most = iter(files.values()), 1
-    reads: deque[Future[np.ndarray]] = deque()
+    reads: deque[Future[np.ndarray | StoredImage]] = deque()
     writes: deque[tuple[str, Future[object]]] = deque()
     for name, file in files.items():
       for following in itertools.islice(unread, max(0, most - len(reads))):
         reads.append(pool.submit(_read, segmenter.task, following))
       written, large = predict(reads.popleft(), name, file)
       writes.append((name, written))
-      # No other image is held beside a large one.
+      # Nothing of another image is held beside a large one.
       most = 1 if large else _THREADS
       while len(writes) > (0 if large else _THREADS):
         yield writes.popleft()
@@ -295,10 +295,10 @@ def _overlapped(
     pool.shutdown(cancel_futures=True)
 
 
-def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray:
+def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray | StoredImage:
   with pixel_limit(task.config.data.max_pixels):
     image = task.read(file)
-  if image.size > _LARGE:
+  if image.size > LARGE:
     give_back_memory()  # decoders took more than the image does
   return image
 

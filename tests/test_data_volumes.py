@@ -20,13 +20,14 @@ from jseg import data
 from jseg.collection import find_inputs
 from jseg.data import VolumePreparation
 from jseg.data.files.nifti import Volume, read_mask_file
-from jseg.data.files.preparation import resample
+from jseg.data.files.preparation import resample, resample_nnunet
 from jseg.data.patches import cut_patch, is_about_foreground
 from jseg.data.sources.volumes import volumes_source
 from jseg.record import describe_source
 from jseg.types import IGNORE, InputError
 
 SIZE = (5, 4, 3)  # x, y, z
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "nnunet.npz"
 
 
 def save(path, array, affine=None, **header):
@@ -467,6 +468,59 @@ def test_resampling_by_hand():
   assert errors[1] < errors[0] / 5
 
 
+def test_nnunet_resamples_the_same():
+  golden = np.load(GOLDEN)
+  for i in range(len(golden) // 3):
+    volume, spacings, found = (golden[f"{name}{i}"] for name in ("volume", "spacings", "found"))
+    preparation = VolumePreparation(spacing=spacings[1].tolist(), interpolation="nnunet")
+    assert preparation.size(volume.shape, spacings[0]) == found.shape
+    ours = resample_nnunet(volume, found.shape, spacings.tolist())
+    np.testing.assert_allclose(ours, found, rtol=1e-5, atol=1e-4)  # of up to 100
+    given = volume_of(volume[..., None], spacings[0])
+    np.testing.assert_allclose(
+      preparation.image(given)[..., 0], standard(found), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_thick_slices_by_hand():
+  # Of two slices 9 mm apart become six of 3 mm, three of each, whatever lies beside them.
+  volume = np.stack([np.zeros((2, 2)), np.full((2, 2), 8.0)]).astype(np.float32)
+  finer = resample_nnunet(volume, (6, 2, 2), ((9, 1, 1), (3, 1, 1)))
+  assert finer[:, 0, 0].tolist() == [0, 0, 0, 8, 8, 8]
+  # Three times isn't more than three: there the change is smooth, and no value beyond the two.
+  smooth = resample_nnunet(volume, (6, 2, 2), ((3, 1, 1), (1, 1, 1)))[:, 0, 0]
+  assert (np.diff(smooth) >= 0).all()
+  assert 0 <= smooth[0] < smooth[2] < 4 < smooth[3] < smooth[5] <= 8
+
+
+def test_intensities_by_hand(root):
+  # Foreground 0, 1, ..., 99 in one scan and 100 in the other: equal parts, whatever the numbers.
+  for name, first, count, mask_value in (("one", 0, 100, 1), ("three", 100, 1, 1)):
+    values = np.full((5, 4, 6), -1000.0)
+    values.ravel()[:count] = first + np.arange(count)
+    mask = np.zeros(values.shape, np.uint8)
+    mask.ravel()[:count] = mask_value
+    mask.ravel()[-1] = 255  # void, which is no foreground
+    add_pair(root / "train", name, values, mask)
+  (found,) = data.foreground_intensities(root, voxels=10_000)
+  # Half of all is 100; the other half runs evenly from 0 to 99.
+  expected = (0.99, 100, 0.5 * 49.5 + 0.5 * 100)
+  np.testing.assert_allclose(found[:3], expected, atol=0.05)
+  spread = np.sqrt(0.5 * (np.arange(100) ** 2).mean() + 0.5 * 100**2 - expected[2] ** 2)
+  assert found[3] == pytest.approx(spread, rel=1e-2)
+  # What is done with them: clipped, less the mean, over the deviation; the same for every volume.
+  numbers = ((0, 100, 50, 25), (-1, 1, 0, 2))
+  both = np.array([[-9.0, 5.0], [25.0, -5.0], [300.0, 0.5]]).reshape(1, 1, 3, 2)
+  image = VolumePreparation(intensities=numbers).image(volume_of(both))
+  np.testing.assert_allclose(image.reshape(3, 2), [[-2, 0.5], [-1, -0.5], [2, 0.25]])
+  with pytest.raises(InputError, match=r"are of 1 channel\(s\), and a volume has 2"):
+    VolumePreparation(intensities=numbers[:1]).image(volume_of(both))
+  with pytest.raises(InputError, match="no split 'dev'; it has"):
+    data.foreground_intensities(root, "dev")
+  with pytest.raises(InputError, match="no scan of val has a voxel of another class"):
+    data.foreground_intensities(root, "val")
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
   labels=arrays.arrays(
@@ -512,7 +566,8 @@ def test_the_same_preparation_is_the_same_set(root):
   assert fingerprint(interpolation="cubic") == fingerprint()  # of nothing
   different = [{"window": (40, 400)}, {"percentiles": (1, 99)}, {"spacing": (1, 1, 2)}]
   different += [{}, {"spacing": (1, 1, 2), "interpolation": "cubic"}, {"spacing": (1, 2, 1)}]
-  assert len({fingerprint(**options) for options in different}) == 6
+  different += [{"intensities": ((0, 1, 0, n),)} for n in (1, 2)]
+  assert len({fingerprint(**options) for options in different}) == 8
 
 
 @pytest.mark.parametrize(
@@ -528,6 +583,10 @@ def test_the_same_preparation_is_the_same_set(root):
     ({"spacing": (1, 0, 1)}, "spacing"),
     ({"spacing": ("1", 1, 1)}, "spacing"),
     ({"interpolation": "spline"}, "interpolation: 'spline' is unknown; choose from linear, cubic"),
+    ({"intensities": (1, 2, 3, 4)}, r"intensities: \(1, 2, 3, 4\) must be \(low, high, mean, dev"),
+    ({"intensities": ((2, 1, 0, 1),)}, "intensities"),
+    ({"intensities": ((0, 1, 0, 0),)}, "intensities"),
+    ({"intensities": ((0, 1, 0, 1),), "window": (0, 1)}, "window and intensities both clip"),
   ],
 )
 def test_impossible_preparations(root, options, match):

@@ -9,6 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import tifffile
 from helpers.untrained import make_run
 from PIL import Image
 
@@ -16,7 +17,7 @@ import jseg
 from jseg import cli
 from jseg.predict import predict_files
 from jseg.record import RECORD
-from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
+from jseg.tasks.semantic.predict import KINDS, SemanticPrediction, SemanticPredictor
 from jseg.tasks.semantic.task import SemanticTask
 from jseg.types import InputError
 
@@ -396,3 +397,33 @@ def test_what_is_written_is_chosen_and_masks_hold_the_values_of_the_data_set(run
     predict_files(folder, [tmp_path / "a.png"], out, write=["mask", "mask"])
   with pytest.raises(InputError, match=r"other settings .*source_ids"):
     predict_files(folder, [tmp_path / "a.png"], out, write=["mask", "confidence"])
+
+
+@pytest.mark.parametrize("protocol", ["window", "tile"])
+def test_a_large_tiff_is_read_by_rows_and_gives_the_same_files(
+  run, tmp_path, monkeypatch, protocol
+):
+  pixels = np.random.default_rng(0).integers(0, 256, (75, 60, 3), np.uint8)
+  tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(32, 16))
+  changes = {"inference.margin": 0, "data.eval_batch_size": 8}
+  options = {"protocol": protocol, "changes": changes, "write": tuple(KINDS)}
+  assert predict_files(run, [tmp_path / "a.tif"], tmp_path / "whole", **options).done == ["a"]
+  monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
+  monkeypatch.setattr("jseg.data.files.stored._LEAST_BYTES", 1)
+  for name in ("images.read_image", "stored.read_image", "stored.StoredImage.__array__"):
+    monkeypatch.setattr(f"jseg.data.files.{name}", lambda *_: pytest.fail("it was read whole"))
+  assert predict_files(run, [tmp_path / "a.tif"], tmp_path / "rows", **options).done == ["a"]
+  found, expected = (
+    {name: content for name, (_, content) in states(tmp_path / folder).items()}
+    for folder in ("rows", "whole")
+  )
+  assert sorted(found) == ["a.png", "a_confidence.png", "a_legend.png", "a_overlay.png"]
+  assert found == expected
+
+
+@pytest.mark.parametrize("changes", [{}, {"inference.mode": "window", "inference.scales": (0.5,)}])
+def test_where_all_of_a_large_tiff_is_needed_it_is_read_whole(run, tmp_path, monkeypatch, changes):
+  tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+  monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
+  segmenter = jseg.Segmenter.from_run(run, changes=changes)
+  assert isinstance(segmenter.task.read(tmp_path / "a.tif"), np.ndarray)

@@ -17,7 +17,7 @@ from jseg import config as configs
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
 from jseg.models import Network
-from jseg.predict import Segmenter
+from jseg.predict import Segmenter, predict_files
 from jseg.run import Run
 from jseg.types import InputError, Outputs
 from jseg.weights import adapt_kernel, image_kernels, transfer
@@ -102,6 +102,24 @@ def test_prediction_by_command_line_is_what_evaluation_counts(root, run, protoco
       assert (overlay.size, overlay.mode) == ((14, 12), "RGB")
   found = evaluate(run, protocol=protocol)
   assert found.scores.pixel_accuracy == pytest.approx(np.trace(counts) / counts.sum())
+
+
+def test_a_large_tiff_is_scaled_as_its_rows_are_read(run, tmp_path, monkeypatch):
+  image = np.tile(scene(3)[0], (3, 4, 1))
+  layout = {"photometric": "minisblack", "planarconfig": 1}
+  tifffile.imwrite(tmp_path / "a.tif", image, tile=(16, 16), **layout)
+  options = {"protocol": "window", "changes": {"data.eval_batch_size": 8}}
+  predict_files(run, [tmp_path / "a.tif"], tmp_path / "whole", **options)
+  monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
+  monkeypatch.setattr("jseg.data.files.stored.StoredImage.__array__", lambda *_: pytest.fail("all"))
+  assert predict_files(run, [tmp_path / "a.tif"], tmp_path / "rows", **options).failed == {}
+  for name in ("a.png", "a_overlay.png"):
+    assert (tmp_path / "rows" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+  np.save(tmp_path / "few.npy", image[..., :2])
+  tifffile.imwrite(tmp_path / "few.tif", image[..., :2], **layout)
+  for name in ("few.npy", "few.tif"):
+    failed = predict_files(run, [tmp_path / name], tmp_path / name[-3:], **options).failed
+    assert "has 2 channel(s), and the run is of 5" in failed["few"]
 
 
 def test_other_images_are_refused_by_name(run, tmp_path, capsys):

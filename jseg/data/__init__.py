@@ -29,6 +29,7 @@ if TYPE_CHECKING:
   from jseg.data.scaling import find_ends, parse_scaling, scale
   from jseg.data.sheet import contact_sheet
   from jseg.data.sources.base import Example, Item, ListedSource, Source
+  from jseg.data.sources.volumes import foreground_intensities
 
 __all__ = [
   "IMAGE_SUFFIXES",
@@ -54,6 +55,7 @@ __all__ = [
   "find_ends",
   "find_keypoints",
   "flatten_volume",
+  "foreground_intensities",
   "list_files",
   "load",
   "objects_from_detections",
@@ -86,6 +88,7 @@ _HOMES = {
   "files.scientific": ("SCIENTIFIC_SUFFIXES", "read_scientific"),
   "scaling": ("find_ends", "parse_scaling", "scale"),
   "sources.base": ("Example", "Item", "ListedSource", "Source"),
+  "sources.volumes": ("foreground_intensities",),
   "files.nifti": ("flatten_volume",),
   "files.preparation": ("VolumePreparation", "read_volume", "write_mask"),
   "repair": ("repair_folder",),

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from jseg.data import ClassInfo, Dataset, FileError, read_scientific, scale
+from jseg.data.files.stored import StoredImage, open_scientific
 from jseg.data.records import Decoded
 from jseg.metrics import ImageScores
 from jseg.models import Network
@@ -96,8 +97,8 @@ class Serving:
   channels: int
 
 
-Predictor = Callable[[Variables, np.ndarray], Prediction]
-"""`(variables, image) -> prediction`, for an image of any size."""
+Predictor = Callable[[Variables, Any], Prediction]
+"""`(variables, image) -> prediction`, for an image of any size, as `Task.read` gives it."""
 
 
 class Task(Protocol):
@@ -185,7 +186,7 @@ class Task(Protocol):
   def save_plots(self, scores: Any, path: pathlib.Path) -> None:
     """Writes plots of an evaluation to files whose names begin with `path`."""
 
-  def read(self, path: pathlib.Path) -> np.ndarray:
+  def read(self, path: pathlib.Path) -> np.ndarray | StoredImage:
     """Reads one image or volume to predict."""
 
   def predictor(self, **options: Any) -> Predictor:
@@ -265,16 +266,32 @@ def read_scaled(keys: ConfigDict, path: pathlib.Path) -> np.ndarray:
   Raises:
     InputError: it can't be read, or has other channels than the run.
   """
-  first = bool(keys.options.get("channels_first", False))
-  image = read_scientific(path, channels_first=first)
-  if image.shape[-1] != keys.channels:
+  image = read_scientific(path, channels_first=_channels_first(keys))
+  _check_like_run(keys, path, image.shape[-1])
+  return scale(image, keys.low, keys.high)
+
+
+def open_scaled(keys: ConfigDict, path: pathlib.Path) -> np.ndarray | StoredImage:
+  """Reads a scientific image as `read_scaled`; of a large TIFF, rows when they are asked for."""
+  image = open_scientific(path, channels_first=_channels_first(keys))
+  _check_like_run(keys, path, image.shape[-1])
+  if isinstance(image, StoredImage):
+    return image.map(lambda part: scale(part, keys.low, keys.high))
+  return scale(image, keys.low, keys.high)
+
+
+def _channels_first(keys: ConfigDict) -> bool:
+  return bool(keys.options.get("channels_first", False))
+
+
+def _check_like_run(keys: ConfigDict, path: pathlib.Path, channels: int) -> None:
+  if channels != keys.channels:
     raise FileError(
       "layout",
       path,
-      f"has {image.shape[-1]} channel(s), and the run is of {keys.channels}",
+      f"has {channels} channel(s), and the run is of {keys.channels}",
       "Give the channels of the training images, in the same order",
     )
-  return scale(image, keys.low, keys.high)
 
 
 def check_size(key: str, size: Sequence[object], ndim: int) -> None:

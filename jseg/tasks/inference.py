@@ -130,6 +130,11 @@ class Inference:
     """Whether the network sees the whole image once, as it is or shrunk."""
     return self.mode == "shrink" and self.flip == "none" and tuple(self.scales) == (1.0,)
 
+  @property
+  def by_rows(self) -> bool:
+    """Whether a part of the rows of an image is all that is needed of it at a time."""
+    return self.mode != "shrink" and tuple(self.scales) == (1.0,)
+
   def flipped_axes(self, ndim: int) -> list[tuple[int, ...]]:
     """Returns the spatial axes, counted from 0, that are flipped in each pass of the network."""
     axes = {"none": (), "horizontal": (ndim - 1,), "all": tuple(range(ndim))}[self.flip]

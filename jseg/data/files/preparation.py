@@ -15,15 +15,16 @@ from jseg.types import InputError
 
 _Value = TypeVar("_Value")
 
-INTERPOLATIONS = {"linear": 1, "cubic": 3}
+INTERPOLATIONS = ("linear", "cubic", "nnunet")
+_ANISOTROPIC = 3  # times the closest voxels that slices lie apart, beyond which nnU-Net cubes none
 
 
 @dataclasses.dataclass(frozen=True)
 class VolumePreparation:
   """How the values and the grid of volumes are changed; by default only normalized.
 
-  First values are clipped, by `window` or `percentiles`; then the grid is changed; then each
-  channel is brought to mean 0 and variance 1 over the volume.
+  First values are clipped, by `window`, `percentiles` or `intensities`; then the grid is changed;
+  then each channel is brought to mean 0 and variance 1, over the volume or by `intensities`.
 
   Attributes:
     window: (level, width) in the units of the file, such as Hounsfield units: values are clipped to
@@ -32,8 +33,12 @@ class VolumePreparation:
       clipped to these percentiles of the volume; () is off.
     spacing: millimeters between voxels along d, h and w to which volumes are resampled, their masks
       by nearest neighbor; () leaves each on its own grid.
-    interpolation: of resampled images, "linear" or "cubic". Nothing is filtered where voxels become
-      fewer, as in nnU-Net.
+    interpolation: of resampled images, "linear", "cubic", or "nnunet" (see `resample_nnunet`).
+      Nothing is filtered where voxels become fewer, as in nnU-Net.
+    intensities: (low, high, mean, deviation) of each channel, the same for all volumes: values are
+      clipped to low and high, the mean is subtracted, and they are divided by the deviation;
+      nnU-Net's normalization of CT, if they are those of the data set's foreground
+      (`jseg.data.foreground_intensities`); () is off.
 
   Raises:
     InputError: a value is impossible.
@@ -43,6 +48,7 @@ class VolumePreparation:
   percentiles: Sequence[float] = ()
   spacing: Sequence[float] = ()
   interpolation: str = "linear"
+  intensities: Sequence[Sequence[float]] = ()
 
   def __post_init__(self) -> None:
     if self.window and not (_are_numbers(self.window, 2) and self.window[1] > 0):
@@ -56,8 +62,14 @@ class VolumePreparation:
         f"percentiles: {low_high!r} must be (low, high) in ascending order from 0 to 100, as "
         "(0.5, 99.5)"
       )
-    if self.window and self.percentiles:
-      raise InputError("window and percentiles both clip the values; leave one out")
+    clips = [n for n in ("window", "percentiles", "intensities") if getattr(self, n)]
+    if len(clips) > 1:
+      raise InputError(f"{' and '.join(clips)} both clip the values; leave one out")
+    if self.intensities and not _are_intensities(self.intensities):
+      raise InputError(
+        f"intensities: {self.intensities!r} must be (low, high, mean, deviation) for each channel, "
+        "low below high and a deviation above 0, as ((-958, 327, 82.9, 136.9),)"
+      )
     if self.spacing and not (_are_numbers(self.spacing, 3) and min(self.spacing) > 0):
       raise InputError(
         f"spacing: {self.spacing!r} must be three numbers above 0, millimeters between voxels "
@@ -71,12 +83,12 @@ class VolumePreparation:
   @property
   def is_default(self) -> bool:
     """Whether volumes are normalized alone; an interpolation without a spacing does nothing."""
-    return not (self.window or self.percentiles or self.spacing)
+    return not (self.window or self.percentiles or self.spacing or self.intensities)
 
   @property
   def text(self) -> str:
     """The same for the same preparation, whether its numbers are lists, whole or neither."""
-    numbers = (self.window, self.percentiles, self.spacing)
+    numbers = (self.window, self.percentiles, self.spacing, *self.intensities)
     return (
       f"{[[*map(float, each)] for each in numbers]} {self.interpolation if self.spacing else ''}"
     )
@@ -102,12 +114,25 @@ class VolumePreparation:
     elif self.percentiles:
       ends = np.percentile(array, self.percentiles, axis=(0, 1, 2)).astype(np.float32)
       array = np.clip(array, *ends)
+    elif self.intensities:
+      if len(self.intensities) != array.shape[-1]:
+        raise InputError(
+          f"intensities: {self.intensities!r} are of {len(self.intensities)} channel(s), and a "
+          f"volume has {array.shape[-1]}; give four numbers for each"
+        )
+      low, high, mean, deviation = np.transpose(self.intensities).astype(np.float32)
+      array = (np.clip(array, low, high) - mean) / deviation
     size = self.size(volume.size, volume.spacing)
     if size != volume.size:
-      order = INTERPOLATIONS[self.interpolation]
-      channels = [resample(array[..., c], size, order) for c in range(array.shape[-1])]
+      channels = [self._resample(array[..., c], size, volume) for c in range(array.shape[-1])]
       array = np.stack(channels, -1)
-    return normalize_volume(array.astype(np.float32, copy=False))
+    array = array.astype(np.float32, copy=False)
+    return array if self.intensities else normalize_volume(array)
+
+  def _resample(self, channel: np.ndarray, size: Sequence[int], volume: Volume) -> np.ndarray:
+    if self.interpolation == "nnunet":
+      return resample_nnunet(channel, size, (volume.spacing, self.spacing))
+    return resample(channel, size, {"linear": 1, "cubic": 3}[self.interpolation])
 
 
 NORMALIZED = VolumePreparation()
@@ -180,14 +205,55 @@ def resample(array: np.ndarray, size: Sequence[int], order: int) -> np.ndarray:
   """Brings a grid to another number of voxels that cover the same space.
 
   Args:
-    array: [d h w], of which the type is kept.
-    size: depth, height and width of the result.
+    array: [d h w] or [h w], of which the type is kept.
+    size: sizes of the result.
     order: 0 for the nearest voxel, 1 for linear, 3 for cubic interpolation.
   """
   if array.shape == tuple(size):
     return array
   factors = [m / n for n, m in zip(array.shape, size, strict=True)]
   return ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+
+
+def resample_nnunet(
+  array: np.ndarray, size: Sequence[int], spacings: Sequence[Sequence[float]]
+) -> np.ndarray:
+  """Brings an image to another number of voxels as nnU-Net's default does.
+
+  Cubic, and no value beyond those that there were. Where slices lie more than three times as far
+  apart as voxels within them, before or else after, each slice is for itself, and along the axis
+  across them the nearest one is taken (`resample_data_or_seg_to_shape` of nnunetv2).
+
+  Args:
+    array: float [d h w].
+    size: depth, height and width of the result.
+    spacings: (before, after), millimeters between voxels along d, h and w.
+  """
+  axis = _axis_of_slices(spacings)
+  if axis is None:
+    return _cubic(array, size)
+  within = [n for i, n in enumerate(size) if i != axis]
+  slices = np.stack([_cubic(each, within) for each in np.moveaxis(array, axis, 0)])
+  return np.moveaxis(resample(slices, [size[axis], *within], 0), 0, axis)
+
+
+def _axis_of_slices(spacings: Sequence[Sequence[float]]) -> int | None:
+  """The axis across thick slices, by the first of the spacings that has such; None: none does."""
+  for spacing in spacings:
+    if max(spacing) > _ANISOTROPIC * min(spacing):
+      coarse = [i for i, length in enumerate(spacing) if length == max(spacing)]
+      return coarse[0] if len(coarse) == 1 else None
+  return None
+
+
+def _cubic(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
+  return resample(array, size, 3).clip(array.min(), array.max())
+
+
+def _are_intensities(values: object) -> bool:
+  return isinstance(values, tuple | list) and all(
+    _are_numbers(each, 4) and each[0] < each[1] and each[3] > 0 for each in values
+  )
 
 
 def _are_numbers(values: Sequence[float], count: int) -> bool:

@@ -117,18 +117,18 @@ def decode_scientific(
   Raises:
     FileError: as for `read_scientific`.
   """
-  with _naming(where):
+  with naming(where):
     if data.startswith(_NPY):
       array = _read_npy(data, where, channels_first)
     elif data.startswith(_TIFF):
       array = _read_tiff(data, where, channels_first)
     else:
       array = _read_png(data, where)
-    return _finite(_native(array, where), where)
+    return finite(native(array, where), where)
 
 
 @contextlib.contextmanager
-def _naming(where: Path | str) -> Iterator[None]:
+def naming(where: Path | str) -> Iterator[None]:
   """Turns whatever a damaged file happens to break into a FileError."""
   try:
     yield
@@ -162,7 +162,7 @@ def decode_numbers_mask(data: bytes, where: Path | str) -> RawMask:
   Raises:
     FileError: it is damaged, no such array, or a number isn't whole.
   """
-  with _naming(where):
+  with naming(where):
     array = _load_npy(data, where)
     if array.ndim != 2 or array.dtype.kind not in "biuf":
       what = f"is an array of shape {array.shape} and type {array.dtype}"
@@ -216,15 +216,16 @@ def _check_dtype(dtype: np.dtype | None, where: Path | str) -> None:
   raise FileError("values", where, f"its numbers are of type {dtype}, which isn't read", fix)
 
 
-def _native(array: np.ndarray, where: Path | str) -> np.ndarray:
-  """An array in this machine's byte order; floats of any size as float32."""
+def native(array: np.ndarray, where: Path | str) -> np.ndarray:
+  """Returns an array in this machine's byte order; floats of any size as float32."""
   _check_dtype(array.dtype, where)
   dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
   with np.errstate(over="ignore"):
     return np.ascontiguousarray(array, dtype)
 
 
-def _finite(array: np.ndarray, where: Path | str) -> np.ndarray:
+def finite(array: np.ndarray, where: Path | str) -> np.ndarray:
+  """Returns an array [h w c] as it is. Raises FileError if a number is infinite or none."""
   if array.dtype.kind == "f" and (broken := array.size - np.isfinite(array).sum()):
     channels = np.flatnonzero(~np.isfinite(array).all((0, 1))).tolist()
     raise FileError(
@@ -237,20 +238,27 @@ def _finite(array: np.ndarray, where: Path | str) -> np.ndarray:
   return array
 
 
-def _check_chain(data: bytes) -> None:
-  """Raises ValueError if the list of pages never ends or leaves the file: tifffile would follow it.
+def _check_chain(stream: BinaryIO) -> int:
+  """Follows the list of pages of a TIFF, and returns the length of the file.
 
   Each page's tags end with the place of the next page's.
+
+  Raises:
+    ValueError: the list never ends or leaves the file; tifffile would follow it.
   """
-  order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-  big = 43 in data[2:4]
+  length = stream.seek(0, io.SEEK_END)
+  stream.seek(0)
+  first = stream.read(4)
+  order: Literal["little", "big"] = "little" if first[:2] == b"II" else "big"
+  big = 43 in first[2:]
   width, tag, place = (8, 20, 8) if big else (4, 12, 4)  # bytes of a place, of a tag, and where
   seen: set[int] = set()
 
   def number(start: int, count: int) -> int:
-    if start + count > len(data):
-      raise ValueError(f"its list of pages leads to byte {start:,}, of {len(data):,}")
-    return int.from_bytes(data[start : start + count], order)
+    if start + count > length:
+      raise ValueError(f"its list of pages leads to byte {start:,}, of {length:,}")
+    stream.seek(start)
+    return int.from_bytes(stream.read(count), order)
 
   while place := number(place, width):
     if place in seen or len(seen) == _MOST_PAGES:
@@ -260,26 +268,43 @@ def _check_chain(data: bytes) -> None:
     if tags > _MOST_TAGS:
       raise ValueError(f"page {len(seen)} has {tags:,} tags")
     place += (8 if big else 2) + tags * tag
+  return length
 
 
 def _read_tiff(data: bytes, where: Path | str, channels_first: bool) -> np.ndarray:
-  _check_chain(data)
-  with import_tifffile().TiffFile(io.BytesIO(data)) as file:
-    series = file.series
-    if len(series) != 1:
-      fix = "Save the one that is meant as a file of its own"
-      raise FileError("layout", where, f"holds {len(series)} images of different kinds", fix)
-    whole = series[0]
-    for page in whole.pages:
-      if page is not None:
-        _check_page(page, len(data), where)
+  with open_tiff(io.BytesIO(data), where) as whole:
     axes, shape = whole.axes, tuple(whole.shape)
-    _check_dtype(whole.dtype, where)
     check_values(shape, where)
     array = whole.asarray(maxworkers=1)
   if array.shape != shape:
     raise ValueError(f"its header says {shape}, and it holds {array.shape}")
   return _channels_last(array, axes, where, channels_first)
+
+
+@contextlib.contextmanager
+def open_tiff(stream: BinaryIO, where: Path | str) -> Iterator[Any]:
+  """Opens a TIFF of one image, and gives tifffile's series of it, checked but for its size.
+
+  Args:
+    stream: the file.
+    where: name of the file, for messages.
+
+  Raises:
+    FileError: it holds several images, or what is no number.
+    ValueError: it is damaged.
+  """
+  length = _check_chain(stream)
+  stream.seek(0)
+  with import_tifffile().TiffFile(stream) as file:
+    series = file.series
+    if len(series) != 1:
+      fix = "Save the one that is meant as a file of its own"
+      raise FileError("layout", where, f"holds {len(series)} images of different kinds", fix)
+    for page in series[0].pages:
+      if page is not None:
+        _check_page(page, length, where)
+    _check_dtype(series[0].dtype, where)
+    yield series[0]
 
 
 def _check_page(page: Any, length: int, where: Path | str) -> None:

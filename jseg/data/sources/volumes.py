@@ -39,7 +39,7 @@ from jseg.data.files.preparation import NORMALIZED, VolumePreparation, resample
 from jseg.data.sources.base import Example, ListedSource
 from jseg.data.sources.folder import Layout, count_images, holds_volumes, read_folder
 from jseg.data.sources.pairs import FilePair
-from jseg.types import InputError
+from jseg.types import IGNORE, InputError
 
 
 def volumes_source(
@@ -50,6 +50,7 @@ def volumes_source(
   percentiles: Sequence[float] = (),
   spacing: Sequence[float] = (),
   interpolation: str = "linear",
+  intensities: Sequence[Sequence[float]] = (),
 ) -> ListedSource:
   """Reads a folder of volumes and masks.
 
@@ -60,13 +61,15 @@ def volumes_source(
     window: (level, width) that values are clipped to, as the following in `VolumePreparation`.
     percentiles: (low, high), percentiles of each volume that values are clipped to.
     spacing: millimeters between voxels along d, h and w that volumes are resampled to.
-    interpolation: "linear" or "cubic".
+    interpolation: "linear", "cubic" or "nnunet".
+    intensities: (low, high, mean, deviation) of each channel, by which values are clipped and
+      normalized.
 
   Raises:
     InputError: the folder, its classes or its layout are missing, nibabel is, or a value is
       impossible.
   """
-  preparation = VolumePreparation(window, percentiles, spacing, interpolation)
+  preparation = VolumePreparation(window, percentiles, spacing, interpolation, intensities)
   make_pair = functools.partial(VolumePair, preparation=preparation)
   layout = dataclasses.replace(VOLUMES, make_pair=make_pair)
   source = read_folder(root, layout, None, fractions, seed)
@@ -136,6 +139,49 @@ class VolumePair(FilePair[Volume, Volume]):
     flat = values.reshape(len(values), -1).astype(np.int32)
     label = masks.make_label(masks.RawMask(flat), self.classes, self.table, self.mask)
     return masks.Label(label.ids.reshape(raw.size), label.values.reshape(raw.size))
+
+
+def foreground_intensities(
+  root: str | Path, split: str = "train", voxels: int = 2**16
+) -> tuple[tuple[float, float, float, float], ...]:
+  """The intensities of a folder's foreground, which is what isn't of the first class or void.
+
+  They are nnU-Net's for CT: the percentiles .5 and 99.5, mean and standard deviation of all
+  scans together, of which each has the same weight. nnU-Net draws 10^8 voxels at random in all.
+
+  Args:
+    root: the folder, as for `volumes_source`.
+    split: the split that they are of.
+    voxels: how many of each scan are taken, evenly spaced.
+
+  Returns:
+    (low, high, mean, deviation) of each channel, for `intensities` in `VolumePreparation`.
+
+  Raises:
+    InputError: the folder, the split or a file is wrong, or there is no foreground.
+  """
+  source = volumes_source(root)
+  if split not in source.splits:
+    raise InputError(f"{root} has no split {split!r}; it has {', '.join(source.splits)}")
+  samples = []
+  for pair in cast(Iterable[VolumePair], source.splits[split]):
+    image, raw = pair.read_image(), pair.read_mask()
+    pair.check(image, raw)
+    ids = pair.make_label(raw).ids
+    values = image.array[(ids > 0) & (ids != IGNORE)]
+    if len(values):
+      samples.append(values[np.linspace(0, len(values) - 1, voxels).round().astype(int)])
+  if not samples:
+    raise InputError(f"{root}: no scan of {split} has a voxel of another class than the first")
+  sample = np.concatenate(samples).astype(np.float64)
+  low, high = np.percentile(sample, (0.5, 99.5), axis=0)
+  columns = zip(low, high, sample.mean(0), sample.std(0), strict=True)
+  return tuple((_short(a), _short(b), _short(c), _short(d)) for a, b, c, d in columns)
+
+
+def _short(value: float) -> float:
+  """In five digits, which are enough, and can be written down."""
+  return float(f"{value:.5g}")
 
 
 VOLUMES = Layout(NIFTI_SUFFIXES, VolumePair, ("semantic", "semantic3d"), channels=True)

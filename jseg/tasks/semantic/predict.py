@@ -9,7 +9,6 @@ from typing import TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jseg import crf as dense
 from jseg.arithmetic import cdiv, strips
@@ -23,10 +22,11 @@ from jseg.data import (
   write_mask,
 )
 from jseg.data.files.preparation import NORMALIZED
-from jseg.images import Statistics, picture, prepare
+from jseg.data.files.stored import StoredImage
+from jseg.images import Statistics, make_picture, prepare
 from jseg.models import Network
 from jseg.nn import resize_to
-from jseg.report import PNG, legend, overlay
+from jseg.report import PNG, legend, overlay, save_png
 from jseg.step import LocalDevices
 from jseg.tasks.inference import GRIDS, Inference
 from jseg.tasks.semantic.forward import Decided, decide_at_full_size
@@ -52,6 +52,7 @@ _Scores = TypeVar("_Scores", np.ndarray, Array)
 
 _decide_at_full_size = jax.jit(decide_at_full_size, static_argnums=(3, 4))
 _LEAST = 1e-30  # a probability whose logarithm is finite
+_ALPHA = 0.55  # opacity of the colors of classes over an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,14 @@ class SemanticPrediction:
 
   Attributes:
     image: uint8 [h w 3] or [h w 1], as given; a volume float32 [d h w c]; a scientific image
-      float32 [h w c] in 0..255.
+      float32 [h w c] in 0..255. Where rows were read from a file, it still is.
     mask: uint8 [h w] or [d h w], the class of every pixel.
     classes: names and colors of the classes.
     bands: of a scientific image, the channels that pictures show (`jseg.images.picture`).
     preparation: of a volume, how it was read.
   """
 
-  image: np.ndarray
+  image: np.ndarray | StoredImage
   mask: np.ndarray
   classes: ClassInfo
   _logits: Callable[[], Array | np.ndarray]
@@ -113,20 +114,31 @@ class SemanticPrediction:
       raise InputError(_NO_VOLUMES)
     if self.image.dtype != np.uint8:
       raise InputError(_NO_NUMBERS)
-    log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), self.image, params))
+    image = np.asarray(self.image)
+    log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), image, params))
     mask, confidence = _decide(log_q, "logits", self._confidence is not None)
     return dataclasses.replace(
       self, mask=mask, _logits=lambda: log_q, _size=mask.shape, _confidence=confidence
     )
 
-  def overlay(self, alpha: float = 0.55) -> np.ndarray:
+  def overlay(self, alpha: float = _ALPHA) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
 
     Args:
       alpha: opacity of the colors, in [0, 1].
     """
-    image, mask = flatten_volume(self.image, self.mask)
-    return overlay(picture(image, self.bands), mask, self.classes.palette, alpha)
+    result = np.empty((*self.mask.shape[-2:], 3), np.uint8)
+    for rows, strip in self._overlay_strips(alpha):
+      result[rows] = strip
+    return result
+
+  def _overlay_strips(self, alpha: float) -> Iterator[tuple[slice, np.ndarray]]:
+    image, mask = self.image, self.mask
+    if isinstance(image, np.ndarray):
+      image, mask = flatten_volume(image, mask)
+    draw = make_picture(image, self.bands)
+    for rows in strips(mask.shape):
+      yield rows, overlay(draw(image[rows]), mask[rows], self.classes.palette, alpha)
 
   def shares(self) -> dict[str, float]:
     """Returns each class's share of the pixels, by name."""
@@ -174,7 +186,7 @@ class SemanticPrediction:
       if path.suffix == ".gz":
         self._write_volume(kind, path, like)
       else:
-        self._picture(kind, source_ids).save(path, **PNG)
+        self._write_picture(kind, path, source_ids)
     return paths
 
   def _write_volume(self, kind: str, path: pathlib.Path, like: str | pathlib.Path | None) -> None:
@@ -186,24 +198,27 @@ class SemanticPrediction:
       values = np.rint(255 * self.confidence)
     write_mask(path, values.astype(np.uint16), like, self.preparation)
 
-  def _picture(self, kind: str, source_ids: bool) -> Image.Image:
-    """What is written of an image under a name in `KINDS`."""
-    if kind == "overlay":
-      return Image.fromarray(self.overlay())
+  def _write_picture(self, kind: str, path: pathlib.Path, source_ids: bool) -> None:
+    """Writes what an image has under a name in `KINDS`, in strips."""
+    height, width = self.mask.shape[-2:]
     if kind == "legend":
-      return legend(self.shares(), self.classes.palette)
+      legend(self.shares(), self.classes.palette).save(path, **PNG)
+      return
+    if kind == "overlay":
+      save_png(path, (strip for _, strip in self._overlay_strips(_ALPHA)), (height, width))
+      return
+    parts, palette = strips(self.mask.shape), None
     if kind == "confidence":
-      return Image.fromarray(np.rint(255 * self.confidence).astype(np.uint8))
-    values = np.arange(len(self.classes.names))
-    if source_ids:
-      values = np.array(self.classes.values)
-    if values.max() > 255:
-      return Image.fromarray(values.astype(np.uint16)[self.mask])
-    palette = np.zeros((256, 3), np.uint8)
-    palette[values] = self.classes.palette
-    mask = Image.fromarray(values.astype(np.uint8)[self.mask] if source_ids else self.mask, "P")
-    mask.putpalette(palette[: values.max() + 1].ravel().tolist())
-    return mask
+      confidence = self.confidence
+      shown = (np.rint(255 * confidence[rows]).astype(np.uint8) for rows in parts)
+    else:
+      values = np.array(self.classes.values) if source_ids else np.arange(len(self.classes.names))
+      kept = values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+      if kept.dtype == np.uint8:
+        palette = np.zeros((values.max() + 1, 3), np.uint8)
+        palette[values] = self.classes.palette
+      shown = (kept[self.mask[rows]] for rows in parts)
+    save_png(path, shown, (height, width), palette)
 
 
 KINDS = {"mask": "", "overlay": "_overlay", "legend": "_legend", "confidence": "_confidence"}
@@ -288,36 +303,38 @@ class SemanticPredictor:
     self._whole = _make_whole(model, statistics, confident)
     self._scores = _make_scores(model, statistics, self._inference.flipped_axes(ndim))
 
-  def __call__(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+  def __call__(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     """Segments one image.
 
     Args:
       variables: parameters and statistics of the network.
       image: uint8 [h w 3] (RGB), [h w 4] (RGBA) or [h w] (gray); a volume float32 [d h w c] as
         `jseg.data.read_volume` gives it; a scientific image float32 [h w c] in 0..255, as
-        `jseg.data.scale` gives it.
+        `jseg.data.scale` gives it; or such an image of which rows are read when needed.
 
     Raises:
       InputError: it is of another type or shape.
     """
-    image = as_channels(image, self._channels, scaled=self._scaled)
+    as_shown = functools.partial(as_channels, channels=self._channels, scaled=self._scaled)
+    image = image.map(as_shown) if isinstance(image, StoredImage) else as_shown(image)
     prediction = dataclasses.replace(
       self._segment(variables, image), bands=self._bands, preparation=self.preparation
     )
     return prediction if self._crf is None else prediction.refine(self._crf)
 
-  def _segment(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+  def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     shape = image.shape[:-1]
     if len(shape) != len(self._size):
       kinds = {2: "images", 3: "volumes"}
       raise InputError(
         f"this network takes {kinds[len(self._size)]}, not an array of shape {image.shape}"
       )
+    if self._inference.mode != "shrink":
+      return self._segment_by_windows(variables, image)
+    whole = np.asarray(image)
     if self._inference.one_pass:
-      return self._segment_at_once(variables, image)
-    if self._inference.mode == "shrink":
-      return self._segment_on_canvas(variables, image)
-    return self._segment_by_windows(variables, image)
+      return self._segment_at_once(variables, whole)
+    return self._segment_on_canvas(variables, whole)
 
   def _segment_at_once(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     shape = image.shape[:-1]
@@ -351,7 +368,9 @@ class SemanticPredictor:
     )
     return self._prediction(image, decided, low, tuple(size))
 
-  def _segment_by_windows(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
+  def _segment_by_windows(
+    self, variables: Variables, image: np.ndarray | StoredImage
+  ) -> SemanticPrediction:
     shape, average = image.shape[:-1], self._average(image.shape[:-1])
 
     def logits() -> np.ndarray:
@@ -381,7 +400,7 @@ class SemanticPredictor:
     return protocol.average
 
   def _strips(
-    self, variables: Variables, image: np.ndarray, average: str
+    self, variables: Variables, image: np.ndarray | StoredImage, average: str
   ) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows of an image, and their scores float32 [rows ... k]; of several scales, all at once."""
     shape, scales = image.shape[:-1], self._inference.scales
@@ -390,14 +409,14 @@ class SemanticPredictor:
       return
     total = np.zeros((*shape, len(self._classes.names)), np.float32)
     for scale in scales:
-      shown = resize(image, _scaled(shape, scale))
+      shown = resize(np.asarray(image), _scaled(shape, scale))
       scores = np.concatenate([part for _, part in self._blended(variables, shown, average)])
       total += resize(scores, shape, linear=True)
     total /= len(scales)
     yield slice(0, shape[0]), total
 
   def _blended(
-    self, variables: Variables, image: np.ndarray, average: str
+    self, variables: Variables, image: np.ndarray | StoredImage, average: str
   ) -> Iterator[tuple[slice, np.ndarray]]:
     shape = image.shape[:-1]
     # What fits is padded, as in training.
@@ -408,7 +427,11 @@ class SemanticPredictor:
     return blend(self._scored(variables, image, windows, average), shape, self._weights)
 
   def _scored(
-    self, variables: Variables, image: np.ndarray, windows: Sequence[Window], average: str
+    self,
+    variables: Variables,
+    image: np.ndarray | StoredImage,
+    windows: Sequence[Window],
+    average: str,
   ) -> Iterator[tuple[Window, np.ndarray]]:
     """Windows and their scores float32 [... k]; the host lags a batch behind the devices."""
     variables = self._devices.replicate(variables)

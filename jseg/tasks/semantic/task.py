@@ -29,6 +29,7 @@ from jseg.data import (
   read_volume,
 )
 from jseg.data.files.channels import FIRST_SUFFIXES
+from jseg.data.files.stored import StoredImage, open_image
 from jseg.data.records import Decoded
 from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores
@@ -37,7 +38,7 @@ from jseg.models.with_crf import WithCRF
 from jseg.report import VOID_COLOR, colorize, save_calibration_plot, save_confusion_plot
 from jseg.scaling import statistics
 from jseg.step import Forward, LossFn, replicate
-from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
+from jseg.tasks.base import Serving, Unseen, check_channels, check_size, open_scaled, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.inference import Inference
 from jseg.tasks.semantic import forward
@@ -328,10 +329,11 @@ class SemanticTask:
       return IMAGE_SUFFIXES
     return (*(FIRST_SUFFIXES if self.config.data.channels > 1 else ()), *NIFTI_SUFFIXES)
 
-  def read(self, path: pathlib.Path) -> np.ndarray:
+  def read(self, path: pathlib.Path) -> np.ndarray | StoredImage:
     """Reads an image, or for a network of volumes a NIfTI volume.
 
-    Scientific images are scaled by the run's own ranges.
+    Scientific images are scaled by the run's own ranges. Of large TIFF images that are shown in
+    windows, rows are read when they are needed.
 
     Raises:
       InputError: it can't be read, or is of the other kind.
@@ -347,10 +349,11 @@ class SemanticTask:
         f"{path} is no volume, but {network} takes volumes as NIfTI ({', '.join(NIFTI_SUFFIXES)}); "
         "convert it, or use a run of a network of images"
       )
+    by_rows = _make_inference(self.config).by_rows
     if self.config.data.low:
-      return read_scaled(self.config.data, path)
+      return (open_scaled if by_rows else read_scaled)(self.config.data, path)
     if not is_volume:
-      return read_image(path)
+      return open_image(path) if by_rows else read_image(path)
     return read_volume(path, _preparation(self.config), join=self.config.data.channels > 1)
 
   def predictor(
@@ -422,7 +425,8 @@ class SemanticTask:
     self, prediction: SemanticPrediction, example: Decoded
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image, truth and prediction in the classes' colors; of volumes, the middle slice."""
-    image, truth, mask = flatten_volume(prediction.image, example["label"], prediction.mask)
+    shown = np.asarray(prediction.image)
+    image, truth, mask = flatten_volume(shown, example["label"], prediction.mask)
     palette = self.classes.palette
     hidden = np.where(truth == IGNORE, IGNORE, mask)
     image = images.picture(image, self.config.data.shown)
