@@ -1,8 +1,10 @@
 """Windows, flips and scales: one protocol for evaluation and prediction."""
 
 import dataclasses
+import functools
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from jseg import cli, data
 from jseg import config as configs
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
+from jseg.models import Network
 from jseg.run import Run
+from jseg.step import replicate
 from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
 from jseg.tasks.semantic.predict import SemanticPredictor
+from jseg.tasks.semantic.task import SemanticTask
 from jseg.tasks.windows import blend, gaussian_weights, overlapping, tiles
-from jseg.types import InputError
+from jseg.types import InputError, Outputs
 
 CLASSES = data.ClassInfo(("a", "b", "c"))
 rng = np.random.default_rng(0)
@@ -249,6 +254,58 @@ def test_evaluation_and_prediction_are_the_same(run, protocol):
   expected = dataclasses.asdict(PROTOCOLS[protocol])
   expected["scales"] = changes.get("inference.scales", (1.0,))
   assert saved["inference"] == json.loads(json.dumps(expected))
+
+
+class Edges(Network):
+  """One convolution, which compiles in no time."""
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    return Outputs(nn.Conv(self.num_classes, (3, 3))(image))
+
+
+class Shown:
+  """Stands for a data set of images of several sizes, the truth of which is what is predicted."""
+
+  ndim = 2
+
+  def __init__(self, shapes, predict):
+    images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    self.examples = [{"image": image, "label": predict(image).mask} for image in images]
+    self.classes = CLASSES
+
+  def source(self, split):
+    return self.examples
+
+  def max_size(self, split):
+    return tuple(np.max([example["label"].shape for example in self.examples], 0).tolist())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_devices_and_batches_change_no_pixel(protocol, monkeypatch):
+  config = configs.default("unet")
+  config.data.size = (32, 40)
+  for key, value in protocol_changes(config, protocol).items():
+    config.inference[key.removeprefix("inference.")] = value
+  if len(config.inference.scales) > 1:
+    config.inference.scales = (0.5, 1.0)
+  model, devices = Edges(num_classes=3), jax.local_devices()
+  variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+  dataset = None
+  for count, batch_size in ((4, 1), (1, 3), (2, 4)):
+    for name in ("devices", "local_devices"):
+      monkeypatch.setattr(jax, name, lambda n=count: devices[:n])
+      monkeypatch.setattr(jax, f"{name[:-1]}_count", lambda n=count: n)
+    config.data.eval_batch_size = batch_size
+    task = SemanticTask(config, model, CLASSES)
+    predict = functools.partial(task.predictor(), variables)
+    dataset = dataset or Shown([(70, 45), (20, 40), (33, 9)], predict)
+    for example in dataset.examples:
+      np.testing.assert_array_equal(predict(example["image"]).mask, example["label"])
+    matrix = task.evaluator(dataset, "val")(replicate(variables)).matrix
+    np.testing.assert_array_equal(matrix, np.diag(matrix.diagonal()))
+    assert matrix.sum() == 70 * 45 + 20 * 40 + 33 * 9
+    assert (matrix.diagonal() > 0).all()
 
 
 def test_the_command_takes_a_protocol_and_details(run, capsys):

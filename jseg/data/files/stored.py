@@ -224,7 +224,7 @@ class _Reader:
       end = self._first
     if stop > end:
       new = self._unpack(end, min(cdiv(stop, self._step) * self._step, self._height))
-      kept = self._rows[first // self._step * self._step - self._first :]
+      kept = self._rows[first - self._first :]
       self._first = end - len(kept)
       self._rows = np.concatenate([kept, new]) if len(kept) else new
     return self._rows[first - self._first : stop - self._first]
