@@ -300,7 +300,6 @@ class SemanticPredictor:
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
     self._devices = LocalDevices(batch_size)
-    self._whole = _make_whole(model, statistics, confident)
     self._scores = _make_scores(model, statistics, self._inference.flipped_axes(ndim))
 
   def __call__(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
@@ -339,9 +338,10 @@ class SemanticPredictor:
   def _segment_at_once(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     shape = image.shape[:-1]
     canvas_image, size = resize_and_pad(image, self._size)
-    low, decided = self._whole(
-      variables, canvas_image, np.array(size, np.int32), np.array(shape), _canvas(shape)
-    )
+    # Two programs: what is compiled for each canvas is without the network.
+    sizes = np.array(size, np.int32)
+    low = self._scores("logits", variables, canvas_image[None], sizes[None])[0]
+    decided = _decide_at_full_size(low, sizes, np.array(shape), _canvas(shape), self._confident)
     return self._prediction(image, decided, low, tuple(size))
 
   def _prediction(
@@ -466,26 +466,6 @@ def _make_scores(
     return total / len(flips)
 
   return jax.jit(scores, static_argnums=0)
-
-
-def _make_whole(
-  model: Network, statistics: Statistics | None, confident: bool
-) -> Callable[..., tuple[Array, Decided]]:
-  """Makes `whole(variables, image, size, full_size, canvas=) -> (logits, classes at full size)`."""
-
-  @functools.partial(jax.jit, static_argnames="canvas")
-  def whole(
-    variables: Variables,
-    image: Array,
-    size: Array,
-    full_size: Array,
-    canvas: tuple[int, int],
-  ) -> tuple[Array, Decided]:
-    prepared = prepare(image[None], size[None], statistics)
-    logits = cast(Outputs, model.apply(variables, prepared, train=False)).logits[0]
-    return logits, decide_at_full_size(logits, size, full_size, canvas, confident)
-
-  return whole
 
 
 def _logits(scores: _Scores, average: str) -> _Scores:
