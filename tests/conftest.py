@@ -122,6 +122,7 @@ THOROUGH = tuple(
     r"golden\.py::test_segnet\[segnet_odd",
     r"golden\.py::test_torchvision\[fcn",
     r"golden\.py::test_unet3d_unpadded",
+    r"inference\.py::test_devices_and_batches_change_no_pixel\[(nnunet|pspnet|tile|deeplab)\]",
     r"inference\.py::test_evaluation_and_prediction_are_the_same\[(nnunet|pspnet|tile)\]",
     r"inference\.py::test_logits_of_tiles\w*\[(?!unet)",
     r"instance_run\.py::test_windows_are_the_same",
