@@ -320,12 +320,11 @@ def test_a_large_canvas_takes_few_bytes_a_pixel(picture, reader, bytes_each, tmp
     ({"kind": "JPEG"}, 6),  # of OpenCV, whose array is copied; after Pillow's were given back
     ({"kind": "JPEG", "exif": exif(6)}, 7),
     ({"kind": "PNG", "compress_level": 1}, 6),
-    ({"kind": "TIFF", "compression": "tiff_lzw"}, 7),
   ],
-  ids=["photo", "turned photo", "PNG", "TIFF"],
+  ids=["photo", "turned photo", "PNG"],
 )
 def test_a_large_image_takes_as_much_as_the_limit_counts(options, bytes_each, tmp_path):
-  side, path = 2400, tmp_path / "x"
+  side, path = 3600, tmp_path / "x"  # arrays that are returned to the system at once
   path.write_bytes(encode(Image.new("RGB", (side, side), (90, 60, 30)), **options))
 
   def prepare():

@@ -165,7 +165,7 @@ def _is_plain(data: bytes, image: Image.Image) -> bool:
     return True
   found = hashlib.sha256()
   for part in strips(shape):
-    found.update(np.ascontiguousarray(array[part] if array.ndim == 2 else array[part, :, ::-1]))
+    found.update((array[part] if array.ndim == 2 else array[part, :, ::-1]).tobytes())
   return found.digest() == seen
 
 
