@@ -89,4 +89,4 @@ def _judge(
   elif count > _MOST_SCANS:
     fault = f"the image comes in {count} scans, of {_MOST_SCANS} at most"
   variants = tuple(b"".join((scans, bits, _END)) for bits in (_ONES, _OTHERS))
-  return Scans(variants, 2 * sum(sizes.values()) / max(sizes.values()), fault)
+  return Scans(variants, 2 * sum(sizes.values()) / max(*sizes.values(), 1), fault)
