@@ -370,13 +370,23 @@ def composed(webp, side):
 )
 def test_what_takes_many_bytes_a_pixel_has_fewer_of_them(kind, options, bytes_each, tmp_path):
   path, content = tmp_path / "x", encode(RGB, kind, **options)
+  check_limit(read_image, path, content, bytes_each)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(np.int32, 9), (np.float32, 13)])
+def test_what_takes_many_bytes_as_a_mask(dtype, bytes_each, tmp_path):
+  check_limit(read_as_mask, tmp_path / "x", encode(LABELS.astype(dtype), "TIFF"), bytes_each)
+
+
+def check_limit(reader, path, content, bytes_each):
+  """Each of 154 pixels takes so many bytes."""
   fewest = cdiv(154 * bytes_each, 7)
   with pixel_limit(fewest - 1):
-    message = refused(read_image, path, content)
+    message = refused(reader, path, content)
   assert f"154 pixels, and the limit is 153 where each takes {bytes_each} bytes" in message
   assert "save it as PNG" in message
   with pixel_limit(fewest):
-    assert read_image(path).shape == RGB.shape
+    reader(path)
 
 
 def test_a_canvas_of_webp_is_limited_before_it_is_composed(tmp_path, monkeypatch):

@@ -197,6 +197,8 @@ def _digest_of(data: bytes) -> bytes:
 def _bytes_each(image: Any, data: bytes, scans: Scans | None) -> int:
   """Memory that reading takes for a pixel, at least `COLOR_BYTES`."""
   match image.format:
+    case _ if image.mode in ("I", "F"):  # masks; floats are compared with whole numbers
+      return 9 if image.mode == "I" else 13
     case "TIFF" if image.tag_v2.get(_ORIENTATION, 1) != 1:  # as Pillow turns it
       return 8
     case "JPEG" | "MPO" if scans is not None:
