@@ -146,8 +146,8 @@ class DataKeys:
     batch_size: examples in a step, over all devices.
     eval_batch_size: examples in a batch of the evaluation, over all devices.
     threads: threads that read and decode examples.
-    max_pixels: pixels of an image (fewer of WebP, AVIF and JPEG 2000), or values of a volume, up to
-      which files are read.
+    max_pixels: pixels of an image up to which it is read, fewer where its format takes more memory;
+      twice as many values of a volume or a scientific image.
   """
 
   name: str = "shapes"

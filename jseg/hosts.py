@@ -238,13 +238,16 @@ def gather(data: bytes) -> list[bytes]:
 def lost_processes() -> Iterator[None]:
   """Leaves it to JAX to end this process where a step failed because another one was lost.
 
-  JAX knows which, when it has had no sign of life from it for `HEARTBEAT_SECONDS`.
+  JAX knows which, when it has had no sign of life from it for `HEARTBEAT_SECONDS`. Within another
+  such block, only this one waits for that.
   """
   try:
     yield
   except Exception as error:
-    if jax.process_count() > 1 and _is_of_others(error):
+    waited = getattr(error, "jseg_waited", False)
+    if jax.process_count() > 1 and not waited and _is_of_others(error):
       time.sleep(2 * HEARTBEAT_SECONDS)
+      setattr(error, "jseg_waited", True)  # noqa: B010, no error has it by its type
     raise
 
 

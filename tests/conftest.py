@@ -110,6 +110,7 @@ THOROUGH = tuple(
     r"\[(?!(unet|unet3d|fcn8s|deeplab_v3)\])",
     r"crf\.py::test_gradients_equal_finite_differences\[(?!lattice)",
     r"cuda\.py::test_convolutions\w*\[(?!unet\])",
+    r"data_hostile\.py::test_a_large_image_takes",
     r"docs_blocks\.py::test_blocks_of_python_run\[write_a_network",
     r"end_to_end\.py::test_evaluation_agrees_over_devices\[2\]",
     r"examples\.py::test_example\[own_(loss|dataset|network)\]",

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from helpers.fuzz import ROUNDS, damaged
 from helpers.mangled import encode, exif, write
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from jseg import cli
 from jseg import config as configs
+from jseg.arithmetic import cdiv
 from jseg.data import ClassInfo, check_folder, pixel_limit, read_image, read_volume
 from jseg.data.files.classes import EXAMPLE, voc_colormap
 from jseg.data.files.images import canonical_image, decode_image
@@ -177,6 +178,66 @@ def test_damaged_images_and_masks_are_read_or_refused(kind, tmp_path):
   assert outcomes[0] > 0
 
 
+SCENE = np.asarray(Image.fromarray(RGB).resize((70, 50), Image.Resampling.BICUBIC))
+JPEGS = {
+  "color": {"subsampling": 2},
+  "full color": {"subsampling": 0},
+  "optimized": {"optimize": True, "quality": 20},
+  "in parts": {"restart_marker_blocks": 3},
+  "progressive": {"progressive": True},
+}
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_cut_jpeg_is_told(kind, gray):
+  """Wherever it is cut, and whatever follows; decoders fill the rest with gray."""
+  picture = Image.fromarray(SCENE).convert("L" if gray else "RGB")
+  content = encode(picture, "JPEG", **JPEGS[kind])
+  whole = canonical_image(content, "x.jpg")
+  assert content[-2:] == b"\xff\xd9"
+  assert whole.data == content
+  start = content.index(b"\xff\xda") + 14
+  for place in [*np.linspace(start, len(content) - 24, 12, dtype=int).tolist(), len(content) - 12]:
+    for behind in (b"", b"\xff\xd9", b"\xff\xd9" + bytes(400)):
+      with pytest.raises(InputError, match=r"x\.jpg: .*(truncated|was cut|broken).*\. Restore it"):
+        canonical_image(content[:place] + behind, "x.jpg")
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize(
+  "behind", [b"garbage", bytes(1000), b"\xff\xd9\xff\xd8\xff", encode(RGB, "JPEG")]
+)
+def test_what_follows_a_jpeg_does_not_matter(kind, behind):
+  content = encode(SCENE, "JPEG", **JPEGS[kind])
+  expected = decode_image(content)
+  for more in (content + behind, content[:-2] + bytes(30) + content[-2:]):
+    np.testing.assert_array_equal(decode_image(canonical_image(more, "x.jpg").data), expected)
+
+
+def test_a_jpeg_of_many_passes_is_refused():
+  """Each takes the time of an image that may be of any size."""
+  content = encode(SCENE, "JPEG", progressive=True)
+  start = content.rindex(b"\xff\xda")
+  longer = content[:-2] + content[start:-2] * 100 + content[-2:]
+  with pytest.raises(InputError, match=r"comes in 110 scans, of 100 at most"):
+    canonical_image(longer, "x.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "indexed"])
+def test_an_image_is_turned_as_pillow_turns_it(kind, orientation, tmp_path):
+  picture = Image.fromarray(RGB).convert("P" if kind == "indexed" else "RGB")
+  content = encode(picture, kind.replace("indexed", "PNG"), exif=exif(orientation))
+  path = tmp_path / "x"
+  path.write_bytes(content)
+  upright = ImageOps.exif_transpose(Image.open(path))
+  np.testing.assert_array_equal(read_image(path), np.asarray(upright.convert("RGB")))
+  read_as_image(path)
+  if kind != "JPEG":
+    np.testing.assert_array_equal(read_mask(content, path).values, np.asarray(upright))
+
+
 @pytest.mark.parametrize(
   "damage",
   [b"garbage!", b"II", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + bytes(20)],
@@ -248,9 +309,29 @@ COLORED.putpalette(voc_colormap(256).tobytes())
   ids=["prepared image", "image", "gray mask", "colored mask"],
 )
 def test_a_large_canvas_takes_few_bytes_a_pixel(picture, reader, bytes_each, tmp_path):
-  path, side = tmp_path / "x.gif", 6000
+  path, side = tmp_path / "x.gif", 3000
   path.write_bytes(on_canvas(encode(picture, "GIF", transparency=0), side))
-  assert peak_of(lambda: reader(path)) < bytes_each * side**2 + 24 * MIB  # of strips and the PNG
+  assert peak_of(lambda: reader(path)) < bytes_each * side**2 + 12 * MIB  # of strips and the PNG
+
+
+@pytest.mark.parametrize(
+  ("options", "bytes_each"),
+  [
+    ({"kind": "JPEG"}, 6),  # of OpenCV, whose array is copied; after Pillow's were given back
+    ({"kind": "JPEG", "exif": exif(6)}, 7),
+    ({"kind": "PNG", "compress_level": 1}, 6),
+  ],
+  ids=["photo", "turned photo", "PNG"],
+)
+def test_a_large_image_takes_as_much_as_the_limit_counts(options, bytes_each, tmp_path):
+  side, path = 3600, tmp_path / "x"  # arrays that are returned to the system at once
+  path.write_bytes(encode(Image.new("RGB", (side, side), (90, 60, 30)), **options))
+
+  def prepare():
+    canonical_image(path.read_bytes(), path)
+
+  assert peak_of(prepare) < bytes_each * side**2 + 8 * MIB  # of strips and the file
+  assert peak_of(lambda: read_image(path)) < 7 * side**2 + 8 * MIB
 
 
 def test_what_follows_a_picture_takes_no_memory(tmp_path):
@@ -283,18 +364,29 @@ def composed(webp, side):
     ("WEBP", {}, 16),
     ("AVIF", {}, 16),
     ("JPEG2000", {}, 20),
-    ("JPEG2000", {"tile_size": (7, 5)}, 7),  # a fifth of the image
+    ("JPEG2000", {"tile_size": (7, 11)}, 12),  # half of the image
+    ("JPEG", {"progressive": True, "subsampling": 0}, 10),  # 6 of them for coefficients
   ],
 )
 def test_what_takes_many_bytes_a_pixel_has_fewer_of_them(kind, options, bytes_each, tmp_path):
   path, content = tmp_path / "x", encode(RGB, kind, **options)
-  fewest = 154 * bytes_each // 3 + 1
+  check_limit(read_image, path, content, bytes_each)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(np.int32, 9), (np.float32, 13)])
+def test_what_takes_many_bytes_as_a_mask(dtype, bytes_each, tmp_path):
+  check_limit(read_as_mask, tmp_path / "x", encode(LABELS.astype(dtype), "TIFF"), bytes_each)
+
+
+def check_limit(reader, path, content, bytes_each):
+  """Each of 154 pixels takes so many bytes."""
+  fewest = cdiv(154 * bytes_each, 7)
   with pixel_limit(fewest - 1):
-    message = refused(read_image, path, content)
+    message = refused(reader, path, content)
   assert f"154 pixels, and the limit is 153 where each takes {bytes_each} bytes" in message
   assert "save it as PNG" in message
   with pixel_limit(fewest):
-    assert read_image(path).shape == RGB.shape
+    reader(path)
 
 
 def test_a_canvas_of_webp_is_limited_before_it_is_composed(tmp_path, monkeypatch):
@@ -302,7 +394,7 @@ def test_a_canvas_of_webp_is_limited_before_it_is_composed(tmp_path, monkeypatch
   path.write_bytes(composed(content, 20))
   np.testing.assert_array_equal(read_image(path)[:11, :14], RGB)
   monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # all decode by it
-  assert "the limit is 50,331,648" in refused(read_image, path, composed(content, 8000))
+  assert "the limit is 58,720,256" in refused(read_image, path, composed(content, 8000))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -402,9 +494,9 @@ def test_what_lies_behind_or_before_the_voxels_is_bounded(tmp_path):
 def test_the_limit_of_values_is_a_setting(tmp_path):
   path = tmp_path / "x.nii"
   path.write_bytes(SCAN)
-  with pixel_limit(59):
-    assert "3 x 4 x 5 are 60 values, and the limit is 59" in refused(read_volume, path)
-  with pixel_limit(60):
+  with pixel_limit(29):
+    assert "3 x 4 x 5 are 60 values, and the limit is 58, 2 for a" in refused(read_volume, path)
+  with pixel_limit(30):
     assert read_volume(path).shape == (5, 4, 3, 1)
 
 

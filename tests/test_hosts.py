@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -51,7 +52,11 @@ def start_two(*arguments):
     )
     for index in range(2)
   ]
-  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  try:
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   return [process.returncode for process in processes], outputs
 
 
@@ -84,8 +89,12 @@ def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_processes_agree_and_one_that_is_lost_ends_the_other(killed):
-  statuses, outputs = start_two(killed)
+def test_processes_agree_and_one_that_is_lost_ends_the_other(killed, tmp_path):
+  saves = [tmp_path / "run"] if killed == 1 else []  # once will do
+  statuses, outputs = start_two(killed, *saves)
+  for output in outputs:
+    full = "could not be saved in .*/run: the disk is full. .* untouched \\(steps: 1\\). Free some"
+    assert len(re.findall(full, output)) == len(saves), output
   for output, first in zip(outputs, (True, False), strict=True):
     assert f"the file a.png is damaged; made by {first}" in output
     assert "differently: data.batch_size: 8 in process 0, 16 in process 1. Start all" in output
@@ -347,8 +356,9 @@ def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
     (lambda: step.replicate(np.ones(3)), "jax.device_put"),
     (lambda: hosts.everywhere(True), "jax.experimental.multihost_utils.process_allgather"),
     (lambda: jseg.evaluate("run"), "jseg.evaluation.meet"),
+    (lambda: jseg.evaluate("run"), "jax.block_until_ready"),  # in `meet`, which waits by itself
   ],
-  ids=["meet", "replicate", "everywhere", "evaluate"],
+  ids=["meet", "replicate", "everywhere", "evaluate", "meet to evaluate"],
 )
 def test_jax_ends_what_fails_as_another_process_was_lost(monkeypatch, talk, part):
   """It knows which was; a traceback would come before its message, or beside it."""

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=data.MAX_PIXELS,
     metavar="N",
-    help="pixels of an image, or values of a volume, up to which it is read (default: %(default)s)",
+    help="pixels of an image up to which it is read; volumes have twice as many values "
+    "(default: %(default)s)",
   )
   parser.add_argument(
     "--option",

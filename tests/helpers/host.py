@@ -1,8 +1,8 @@
-"""One of two processes: helpers/host.py PORT INDEX [RUN DATA_DIR [STOP] | KILLED].
+"""One of two processes: helpers/host.py PORT INDEX [RUN DATA_DIR [STOP] | KILLED [FOLDER]].
 
 Both train one tiny run; with STOP, process 1 gets SIGTERM after that step. Without RUN they only
-agree on what process 0 finds wrong, and find out that they were started differently; then the
-process KILLED is, while the other waits for it.
+agree on what process 0 finds wrong, and find out that they were started differently; with FOLDER
+they save there, and the disk is full. Then the process KILLED is, while the other waits for it.
 """
 
 import os
@@ -41,7 +41,37 @@ def smooth(monkeypatch):
   monkeypatch.setattr(unet, "max_pool", lambda x: avg_pool(x, 2, 2))
 
 
-def agree(killed):
+def save_on_a_full_disk(folder):
+  """Process 0 can't finish its second checkpoint, and then it can."""
+  from test_checkpoint import assert_equal, make_state
+
+  from helpers.chaos import Writes
+  from jseg.checkpoint import Checkpoints
+
+  checkpoints = Checkpoints(folder)
+  writes = Writes(folder, "full")
+
+  def save(step):
+    checkpoints.save(make_state(step), {"next_index": step})
+    checkpoints.wait()
+
+  save(1)
+  writes.number = 2 * writes.count  # the last write of the next, which is in the background
+  try:
+    save(2)
+  except InputError as error:
+    print(error, flush=True)
+  writes.close()
+  checkpoints = Checkpoints(folder)
+  for step in (1, 2):
+    restored, position = checkpoints.restore(make_state(0))
+    assert_equal(restored, make_state(step))
+    assert position == {"next_index": step}
+    save(2)
+    checkpoints = Checkpoints(folder)
+
+
+def agree(killed, folder):
   def fail():
     raise InputError("the file a.png is damaged")
 
@@ -56,17 +86,19 @@ def agree(killed):
     hosts.agree({"jseg": "0.1.0", "data.batch_size": 8 if hosts.is_first() else 16})
   except InputError as error:
     print(error, flush=True)
+  if folder:
+    save_on_a_full_disk(folder)
   if jax.process_index() == killed:
     os.kill(os.getpid(), signal.SIGKILL)
   hosts.everywhere(True)
 
 
 def main(port, index, run, data_dir="", stop="0"):
-  if not data_dir:
+  if run.isdigit():
     hosts.HEARTBEAT_SECONDS = 10  # it waits for one that is lost
   hosts.connect(f"localhost:{port}", 2, int(index), run=run)
-  if not data_dir:
-    return agree(killed=int(run))
+  if run.isdigit():
+    return agree(int(run), folder=data_dir)
   from jseg.loop import train
 
   def on_log(step, metrics):

@@ -4,6 +4,8 @@ Preparation, `check_folder` and prediction all read through here.
 """
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from jseg.arithmetic import strips
 from jseg.data.files import FileError, read_bytes
-from jseg.data.files.opening import Opened, image_strips, open_checked, palette
+from jseg.data.files.opening import Opened, digest, image_strips, open_checked, palette
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def read_image(path: Path | str) -> np.ndarray:
   Raises:
     FileError: the file is unreadable or has more than 8 bits per channel.
   """
-  return _pixels(_open(read_bytes(Path(path)), path).image)
+  return _pixels(_open(read_bytes(Path(path)), path))
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -113,17 +115,19 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
     FileError: the image is damaged, deeper than 8 bits, or refused by `open_checked`.
   """
   opened = _open(data, where)
-  image, orientation = opened.image, opened.orientation
-  keep = (
+  image, size = opened.image, opened.size
+  common = (
     image.format in ("JPEG", "PNG")
     and image.mode in ("L", "RGB")
     and opened.depth == 8
     and "transparency" not in image.info
-    and orientation == 1
-    and _is_plain(data, image)
+    and opened.orientation == 1
   )
-  content = data if keep else _encode(_pixels(image, backwards=True))
-  return CanonicalImage(content, (image.height, image.width), orientation, opened.exif_damaged)
+  if common and _is_plain(data, image):
+    content = data
+  else:
+    content = _encode(_pixels(_open(data, where) if common else opened, backwards=True))
+  return CanonicalImage(content, size, opened.orientation, opened.exif_damaged)
 
 
 def _open(data: bytes, where: Path | str) -> Opened:
@@ -144,17 +148,25 @@ def _open(data: bytes, where: Path | str) -> Opened:
 
 
 def _is_plain(data: bytes, image: Image.Image) -> bool:
-  """Whether OpenCV, by which training reads it, sees in a file what Pillow sees."""
-  array = _decode(data) if image.format == "JPEG" or _is_whole(data) else None
-  if array is None or array.dtype != np.uint8:
-    return False
-  if array.shape != (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]:
-    return False
+  """Whether OpenCV, by which training reads it, sees in a file what Pillow sees.
+
+  Args:
+    data: the file's bytes.
+    image: what Pillow sees; closed, as both would be nearly twice the memory.
+  """
+  kind, shape = image.format, (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]
   # Decoders of JPEG may round in ways of their own.
-  shown = array[..., None] if array.ndim == 2 else array[..., ::-1]
-  return image.format == "JPEG" or all(
-    np.array_equal(shown[part], rows) for part, rows in _rows(image)
-  )
+  seen = None if kind == "JPEG" else digest(image)
+  image.close()
+  array = _decode(data) if kind == "JPEG" or _is_whole(data) else None
+  if array is None or array.dtype != np.uint8 or array.shape != shape:
+    return False
+  if seen is None:
+    return True
+  found = hashlib.sha256()
+  for part in strips(shape):
+    found.update((array[part] if array.ndim == 2 else array[part, :, ::-1]).tobytes())
+  return found.digest() == seen
 
 
 def _is_whole(png: bytes) -> bool:
@@ -166,26 +178,30 @@ def _is_whole(png: bytes) -> bool:
   return name == b"IEND" and place <= len(png)
 
 
-def _pixels(image: Image.Image, *, backwards: bool = False) -> np.ndarray:
+def _pixels(opened: Opened, *, backwards: bool = False) -> np.ndarray:
   """The pixels of an image without its alpha: uint8 [h w 3], or [h w 1] if it is gray.
 
   Args:
-    image: the image; closed if it is indexed, as it and its colors would be a third more.
+    opened: the image; closed, as both would be twice the memory of what comes after.
     backwards: whether colors are in the order blue, green, red.
   """
-  pixels = np.empty((image.height, image.width, 1 if _is_gray(image) else 3), np.uint8)
+  image, size = opened.image, opened.size
+  pixels = np.empty((*size, 1 if _is_gray(image) else 3), np.uint8)
   if image.mode == "P":
     colors = palette(image)[0][:, :: -1 if backwards else 1]
     # Colors are written from the front, and never reach an index that is still to be read.
-    indices = pixels.reshape(-1)[2 * image.height * image.width :].reshape(pixels.shape[:2])
+    indices = pixels.reshape(-1)[2 * math.prod(size) :].reshape(size)
+    stored = opened.stored(indices)
     for part, strip in image_strips(image):
-      indices[part] = strip
+      stored[part] = strip
     image.close()
-    for part in strips(indices.shape):
+    for part in strips(size):
       pixels[part] = colors[indices[part]]
     return pixels
+  stored = opened.stored(pixels)
   for part, rows in _rows(image):
-    pixels[part] = rows[..., ::-1] if backwards else rows
+    stored[part] = rows[..., ::-1] if backwards else rows
+  image.close()
   return pixels
 
 

@@ -9,8 +9,13 @@ from pathlib import Path
 from jseg.data.files import FileError
 from jseg.types import InputError
 
-MAX_PIXELS = 2**28
-"""Pixels of an image, and values of a volume, up to which they are read by default."""
+MAX_PIXELS = 2**27
+"""Pixels of an image up to which it is read by default: those of a color take less than 1 GiB."""
+
+COLOR_BYTES = 7
+"""Memory that reading takes for a pixel of a color image: four bytes are Pillow's, three ours."""
+
+_VALUES_EACH = 2  # of a volume, for each of the pixels that an image may have
 
 # Beyond it, neither OpenCV decodes an image, nor does a prepared record hold a volume.
 _MOST = 2**30
@@ -22,7 +27,8 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
   """Lets whatever is read inside the `with` block have up to so many pixels.
 
   Args:
-    max_pixels: pixels of an image, or values of a volume: voxels times channels.
+    max_pixels: pixels of an image. A volume, or a scientific image, may have twice as many values:
+      voxels or pixels, times channels.
 
   Raises:
     InputError: it isn't a number from 1 to 2^30.
@@ -36,23 +42,24 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
     _limit.reset(token)
 
 
-def check_pixels(size: tuple[int, int], where: Path | str, bytes_each: int = 3) -> None:
+def check_pixels(size: tuple[int, int], where: Path | str, bytes_each: int = COLOR_BYTES) -> None:
   """Refuses an image that is larger than the limit, before memory is reserved for it.
 
   Args:
     size: (width, height).
     where: name of the file, for messages.
-    bytes_each: memory that decoding its format takes for a pixel. With more than the three of a
-      color, fewer pixels are read, in no more memory.
+    bytes_each: memory that reading its format takes for a pixel. With more than `COLOR_BYTES`,
+      fewer pixels are read, in no more memory.
 
   Raises:
     FileError: there are more than the limit.
   """
-  count, limit = math.prod(size), _limit.get() * 3 // bytes_each
+  many = bytes_each > COLOR_BYTES
+  count, limit = math.prod(size), _limit.get() * COLOR_BYTES // max(bytes_each, COLOR_BYTES)
   if count > limit:
-    of_format = f" where each takes {bytes_each} bytes, as in this format" if bytes_each > 3 else ""
+    of_format = f" where each takes {bytes_each} bytes, as in this format" if many else ""
     problem = f"{size[0]} wide x {size[1]} high are {count:,} pixels, and the limit is {limit:,}"
-    other = "save it as PNG, " if bytes_each > 3 else ""
+    other = "save it as PNG, " if many else ""
     raise _too_large(where, problem + of_format, count * bytes_each, other)
 
 
@@ -66,10 +73,11 @@ def check_values(shape: Sequence[int], where: Path | str) -> None:
   Raises:
     FileError: there are more than the limit.
   """
-  count, limit = math.prod(shape), _limit.get()
+  count, limit = math.prod(shape), min(_limit.get() * _VALUES_EACH, _MOST)
   if count > limit:
     size = " x ".join(map(str, shape))
-    problem = f"{size} are {count:,} values, and the limit is {limit:,}"
+    rule = f"{limit:,}, {_VALUES_EACH} for a pixel of data.max_pixels"
+    problem = f"{size} are {count:,} values, and the limit is {rule}"
     raise _too_large(where, problem, count * 8)
 
 

@@ -103,19 +103,17 @@ def read_mask(data: bytes, where: Path | str) -> RawMask:
     raise FileError("values", where, f"{kind} cannot hold class values", "Save it as 8-bit PNG")
   if image.format == "GIF" and image.mode == "P":
     return _of_gif(opened)
-  array = _stored(image)
-  alpha = array[..., -1] if image.mode in ("RGBA", "LA", "PA") else None
-  transparent = alpha is not None and bool((alpha != alpha.flat[0]).any())
-  if image.mode in ("RGB", "RGBA", "RGBX"):
-    return RawMask(array[..., :3], turned=opened.orientation > 1, transparent=transparent)
-  if alpha is not None:
-    array = array[..., 0]
+  alpha = image.getchannel("A").getextrema() if image.mode in ("RGBA", "LA", "PA") else (0, 0)
+  turned, transparent = opened.orientation > 1, alpha[0] != alpha[1]
+  colors, count = palette(image) if image.mode in ("P", "PA") else (None, 0)
+  array = _upright(opened)
+  image.close()  # or it would take as much again
+  if array.ndim == 3:
+    return RawMask(array, turned=turned, transparent=transparent)
   values, shown = _numbers(array, opened, where)
-  colors, depth = None, opened.depth if opened.maximum is None else opened.maximum.bit_length()
-  if image.mode in ("P", "PA"):
-    colors, count = palette(image)
-    depth = 1 if count == 2 else depth
-  return RawMask(values, depth, colors, shown, opened.orientation > 1, transparent)
+  depth = opened.depth if opened.maximum is None else opened.maximum.bit_length()
+  depth = 1 if count == 2 else depth
+  return RawMask(values, depth, colors, shown, turned, transparent)
 
 
 def _of_gif(opened: Opened) -> RawMask:
@@ -125,22 +123,22 @@ def _of_gif(opened: Opened) -> RawMask:
   turned = opened.orientation > 1
   if (used != used[:, :1]).any():
     # Its colors would be three times as large.
-    return RawMask(_stored(opened.image), 8, colors, turned=turned, renumbered=True)
+    return RawMask(_upright(opened), 8, colors, turned=turned, renumbered=True)
   grays = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-  return RawMask(_stored(opened.image, colors[:, 0]), 8, grays, turned=turned)
+  return RawMask(_upright(opened, colors[:, 0]), 8, grays, turned=turned)
 
 
-def _stored(image: Image.Image, table: np.ndarray | None = None) -> np.ndarray:
-  """The array of an image, or what a table has for its numbers."""
-  if image.mode[0] in "IF":
-    return np.asarray(image)
+def _upright(opened: Opened, table: np.ndarray | None = None) -> np.ndarray:
+  """The array of an image without its alpha, or what a table has for its numbers."""
   found = None
-  for part, strip in image_strips(image):
+  for part, strip in image_strips(opened.image):
     rows = np.asarray(strip)
+    if rows.ndim == 3:
+      rows = rows[..., :3] if rows.shape[2] > 2 else rows[..., 0]
     rows = rows if table is None else table[rows]
     if found is None:
-      found = np.empty((image.height, *rows.shape[1:]), rows.dtype)
-    found[part] = rows
+      found = np.empty((*opened.size, *rows.shape[2:]), rows.dtype)
+    opened.stored(found)[part] = rows
   assert found is not None
   return found
 
@@ -151,7 +149,8 @@ def _numbers(
   """The numbers of a gray image as stored and, where that differs, as shown."""
   mode, largest = opened.image.mode, 255
   if mode == "F":
-    array = np.clip(whole_numbers(array, where), -1, 2**30)
+    array = whole_numbers(array, where)
+    np.clip(array, -1, 2**30, out=array)
   elif opened.maximum is not None:  # Pillow stretches PGM to 8 or 16 bits
     white = 255 if mode == "L" else 65535
     stored = np.rint(np.arange(white + 1) * (opened.maximum / white))
@@ -189,17 +188,22 @@ def whole_numbers(array: np.ndarray, where: Path | str, step: float = 0.0) -> np
   """
   if array.dtype.kind in "iu":
     return array
-  whole = np.rint(array)
   # A step as wide as the classes' distance explains nothing.
-  slack = (0.505 * step if step < 0.1 else 0) + 1e-4 * np.clip(np.abs(array), 1, 100)
-  with np.errstate(invalid="ignore"):
-    broken = ~(np.abs(array - whole) <= slack)
-  if broken.any():
+  of_step = 0.505 * step if step < 0.1 else 0
+  whole, broken, example = np.empty_like(array), 0, 0.0
+  for part in strips(array.shape):
+    found, whole[part] = array[part], np.rint(array[part])
+    slack = of_step + 1e-4 * np.clip(np.abs(found), 1, 100)
+    with np.errstate(invalid="ignore"):
+      off = ~(np.abs(found - whole[part]) <= slack)
+    if off.any():
+      broken, example = broken + int(off.sum()), example if broken else found[off][0]
+  if broken:
     noun = "voxels" if array.ndim == 3 else "pixels"
     raise FileError(
       "values",
       where,
-      f"value {array[broken][0]:g} is no whole number ({broken.sum()} {noun} are not)",
+      f"value {example:g} is no whole number ({broken} {noun} are not)",
       "A mask holds class values: resample masks by nearest neighbor",
     )
   return whole

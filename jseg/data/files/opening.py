@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import struct
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import GifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from jseg.arithmetic import strips
 from jseg.data.files import FileError
-from jseg.data.files.limits import check_pixels
+from jseg.data.files.jpeg import Scans, find_scans
+from jseg.data.files.limits import COLOR_BYTES, check_pixels
 from jseg.data.files.listing import IMAGE_FORMATS
 from jseg.types import InputError
 
@@ -44,8 +46,9 @@ class Opened:
   """A decoded file.
 
   Attributes:
-    image: the image, upright, as Pillow decodes it.
-    orientation: EXIF's orientation, which was applied; 1 if there is none.
+    image: the image as Pillow decodes it, which turns a TIFF upright and nothing else.
+    orientation: EXIF's orientation; 1 if there is none.
+    to_turn: the orientation that `image` has, see `stored`.
     depth: bits per channel as stored; Pillow itself truncates 16-bit color without a word.
     maximum: of a gray PGM, the sample that is white; else None.
     white_is_zero: of a gray TIFF, that 0 is white (MinIsWhite); Pillow inverts up to 8 bits.
@@ -55,11 +58,37 @@ class Opened:
 
   image: Image.Image
   orientation: int
+  to_turn: int
   depth: int
   maximum: int | None = None
   white_is_zero: bool = False
   writer: str = ""
   exif_damaged: bool = False
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(height, width), upright."""
+    size = self.image.height, self.image.width
+    return size[::-1] if self.to_turn > 4 else size
+
+  def stored(self, upright: np.ndarray) -> np.ndarray:
+    """A view of an upright array [h w ...] in which the pixels lie as in `image`."""
+    match self.to_turn:
+      case 2:
+        return upright[:, ::-1]
+      case 3:
+        return upright[::-1, ::-1]
+      case 4:
+        return upright[::-1]
+      case 5:
+        return upright.swapaxes(0, 1)
+      case 6:
+        return np.rot90(upright)
+      case 7:
+        return upright.swapaxes(0, 1)[::-1, ::-1]
+      case 8:
+        return np.rot90(upright, -1)
+    return upright
 
 
 class _Still(GifImagePlugin.GifImageFile):
@@ -75,6 +104,14 @@ def image_strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
   """The strips of an image: (rows, image of them). Pillow makes copies of all that it converts."""
   for rows in strips((image.height, image.width)):
     yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def digest(image: Image.Image) -> bytes:
+  """A digest of an image's pixels."""
+  found = hashlib.sha256()
+  for _, rows in image_strips(image):
+    found.update(rows.tobytes())
+  return found.digest()
 
 
 def palette(image: Image.Image) -> tuple[np.ndarray, int]:
@@ -108,11 +145,12 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
 
 
 def _open(data: bytes, where: Path | str) -> Opened:
-  is_gif = data.startswith((b"GIF87a", b"GIF89a"))
-  stream = io.BytesIO(data)
-  with _without_pillows_limit():
-    image: Any = _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
-  check_pixels(image.size, where, _bytes_each(image, data))
+  scans = find_scans(data)
+  if scans is not None and scans.fault:
+    raise FileError("unreadable", where, scans.fault, _RESTORE)
+  variant, *others = (data,) if scans is None else scans.variants
+  image = _start(variant)
+  check_pixels(image.size, where, _bytes_each(image, data, scans))
   if max(image.size) > _LONGEST:
     size = f"{image.width} wide x {image.height} high"
     raise FileError("size", where, f"{size}: a side is over {_LONGEST:,} pixels", "Cut it")
@@ -121,18 +159,19 @@ def _open(data: bytes, where: Path | str) -> Opened:
   with _without_pillows_limit() if large else contextlib.nullcontext():
     _check_frames(image, where)  # before memory is taken for one of them, as for a PNG's EXIF
   exif_damaged = _is_damaged(image.info.get("exif") or b"")
-  orientation = 1 if exif_damaged else image.getexif().get(_ORIENTATION, 1)
-  orientation = orientation if orientation in range(1, 9) else 1
+  orientation = 1 if exif_damaged else _orientation(image)
   tile = image.tile[0].args if image.format == "PPM" and image.tile else None
+  shown = [_digest_of(other) for other in others]  # one by one, for the memory
   with _without_pillows_limit() if large else contextlib.nullcontext():
     image.load()
-  upright = ImageOps.exif_transpose(image) if orientation > 1 else image
+  if any(other != digest(image) for other in shown):
+    raise OSError("the file was cut, or ends too early")
   _check_bands(image, where)
-  upright.format = image.format
   tags = getattr(image, "tag_v2", {})
   return Opened(
-    image=upright,
+    image=image,
     orientation=orientation,
+    to_turn=1 if exif_damaged else _orientation(image),
     depth=_depth(image, data, tile),
     maximum=tile[1] if isinstance(tile, tuple) and len(tile) == 2 and image.mode in "LI" else None,
     white_is_zero=image.format == "TIFF" and tags.get(262) == 0 and image.mode != "P",
@@ -141,17 +180,37 @@ def _open(data: bytes, where: Path | str) -> Opened:
   )
 
 
-def _bytes_each(image: Image.Image, data: bytes) -> int:
-  """Memory that it takes to decode a pixel, at least the three of a color."""
+def _start(data: bytes) -> Any:
+  """Opens an image without decoding it."""
+  is_gif = data.startswith((b"GIF87a", b"GIF89a"))
+  stream = io.BytesIO(data)
+  with _without_pillows_limit():
+    return _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
+
+
+def _digest_of(data: bytes) -> bytes:
+  """A digest of an encoded image's pixels."""
+  with _start(data) as image:
+    return digest(image)
+
+
+def _bytes_each(image: Any, data: bytes, scans: Scans | None) -> int:
+  """Memory that reading takes for a pixel, at least `COLOR_BYTES`."""
   match image.format:
+    case _ if image.mode in ("I", "F"):  # masks; floats are compared with whole numbers
+      return 9 if image.mode == "I" else 13
+    case "TIFF" if image.tag_v2.get(_ORIENTATION, 1) != 1:  # as Pillow turns it
+      return 8
+    case "JPEG" | "MPO" if scans is not None:
+      return max(4 + math.ceil(scans.bytes_each), COLOR_BYTES)
     case "WEBP" | "AVIF":  # Their libraries keep several images, and Pillow copies one of them.
       return 16
     case "JPEG2000":  # OpenJPEG takes 17 for those of a tile, of which there may be just one.
       at = data.find(_SIZ)
       tile = math.prod(struct.unpack_from(">II", data, at + 24)) if at >= 0 else math.inf
       pixels = image.width * image.height
-      return 3 + math.ceil(17 * min(tile, pixels) / pixels)
-  return 3
+      return max(3 + math.ceil(17 * min(tile, pixels) / pixels), COLOR_BYTES)
+  return COLOR_BYTES
 
 
 @contextlib.contextmanager
@@ -163,6 +222,12 @@ def _without_pillows_limit() -> Iterator[None]:
       yield
     finally:
       Image.MAX_IMAGE_PIXELS = theirs
+
+
+def _orientation(image: Image.Image) -> int:
+  """Orientation by an image's EXIF data; 1 if there is none."""
+  orientation = image.getexif().get(_ORIENTATION, 1)
+  return orientation if orientation in range(1, 9) else 1
 
 
 def _is_damaged(exif: bytes) -> bool:

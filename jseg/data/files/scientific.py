@@ -360,7 +360,9 @@ def _read_png(data: bytes, where: Path | str) -> np.ndarray:
     what = f"{image.format} of mode {image.mode}, {opened.depth} bits"
     problem = f"is a {what}, and scientific images are TIFF, .npy, or gray or RGB PNG"
     raise FileError("layout", where, problem, "Save it as one of these")
+  check_values((*opened.size, 1 if gray else 3), where)
+  image.close()  # OpenCV is to have its memory
   array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-  if array is None or array.shape[:2] != (image.height, image.width):
+  if array is None or array.shape[:2] != opened.size:
     raise ValueError("OpenCV can't read it")
   return array[..., None] if array.ndim == 2 else array[..., ::-1]
