@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from jseg.data.files import FileError
 from jseg.data.files.channels import FIRST_SUFFIXES, further_channels
 from jseg.data.files.listing import list_files, split_suffix, usual_suffixes
+from jseg.outputs import refuse_remote
 from jseg.record import RECORD, Record
 from jseg.types import InputError
 
@@ -49,6 +50,7 @@ def find_inputs(paths: Sequence[pathlib.Path], suffixes: Collection[str]) -> Inp
   """
   found = Inputs({})
   for path in paths:
+    refuse_remote(path, "copy the images to this machine")
     if path.is_dir():
       _add_folder(found, path, suffixes)
     elif path.is_file():

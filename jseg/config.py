@@ -21,6 +21,8 @@ import optax
 from jseg import data, json_files, models, optim, tasks
 from jseg.config_values import at_least, build, defaults_of
 from jseg.models import Network
+from jseg.outputs import is_remote, refuse_remote
+from jseg.remote import cached
 from jseg.scaling import as_scaled, check_scaling, fit_scaling
 from jseg.types import InputError
 from jseg.weights.published import check_name, is_published
@@ -126,7 +128,8 @@ class DataKeys:
   Attributes:
     name: the data set: a source of the library, a TFDS set with `fields`, or your own source as
       "package.module:Name".
-    root: folder of the raw files, for sets that you bring.
+    root: folder of the raw files, for sets that you bring; "gs://BUCKET/NAME" and the like are
+      copied to this machine.
     data_dir: folder in which prepared sets are kept; "" is TFDS's own, ~/tensorflow_datasets.
     options: other arguments of the source, as `data.options.size=64` of "shapes".
     fields: of a TFDS set, which feature is the image and which the mask.
@@ -384,12 +387,14 @@ def load_dataset(
   Scientific images are scaled if the configuration says how.
   """
   keys = config.data
+  refuse_remote(keys.data_dir, "keep data.data_dir on a disk, as examples are read at random")
+  root = cached(keys.root) if is_remote(keys.root) else keys.root
   with data.pixel_limit(keys.max_pixels):
     if source is not None:
       return as_scaled(config, data.load(source))
     dataset = data.load(
       keys.name,
-      root=keys.root or None,
+      root=root or None,
       data_dir=keys.data_dir or None,
       options=keys.options.to_dict(),
       fields=keys.fields.to_dict(),

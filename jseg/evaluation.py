@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich.console import RenderableType
 
-from jseg import hosts, tasks
+from jseg import hosts, remote, tasks
 from jseg.console import ERRORS, progress
 from jseg.crf import CrfParams
 from jseg.data import Dataset, Examples
@@ -127,6 +127,7 @@ def evaluate(
         rows, captions = zip(*pictures, strict=True)
         title = f"{split}, step {step}: the worst of {len(source)} images"
         save_samples(rows, task.legend(), opened.files.worst(split), title, captions)
+      remote.keep(opened.path)
 
   hosts.on_first(save)
   return Evaluation(split, step, scores, opened.classes.names, extra, written=any(writable))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jseg import hosts, json_files
+from jseg import hosts, json_files, remote
 from jseg.install import install_line
 from jseg.outputs import try_file, write_bytes
 from jseg.run import Run
@@ -86,6 +86,7 @@ def export_run(
   }
   write_bytes(paths[0], exported.serialize())
   json_files.write(paths[1], about)
+  remote.keep(opened.path)
   return paths
 
 

@@ -33,8 +33,9 @@ from jseg.memory import compile_step, out_of_memory
 from jseg.models import Network
 from jseg.nn.norm import average_moments
 from jseg.optim import frozen_names
-from jseg.outputs import try_folder
+from jseg.outputs import is_remote, try_folder
 from jseg.profile import Trace
+from jseg.remote import working_copy
 from jseg.report import save_curves, save_samples, terminal_pictures
 from jseg.run import Files, Run, held
 from jseg.scaling import about_scaling, as_scaled, fit_scaling
@@ -82,7 +83,8 @@ def train(
 
   Args:
     config: a configuration (`jseg.config.default`).
-    workdir: the run directory; made if it isn't there.
+    workdir: the run directory; made if it isn't there. It may be in an object store, as
+      "gs://BUCKET/NAME" (`jseg.remote`).
     model: your own network; start the configuration from `jseg.config.default(model)`.
     dataset: your own data set, or a source that it is prepared from (`jseg.data.load`).
     optimizer: your own optax transformation, which has its own rate and decay; `config.optim`'s
@@ -109,6 +111,9 @@ def train(
   init_key, key = run_keys(config.seed)
 
   with contextlib.ExitStack() as stack:
+    if is_remote(workdir):
+      hosts.refuse("a run in an object store")
+    workdir = stack.enter_context(working_copy(workdir))
     hosts.on_first(lambda: stack.enter_context(held(workdir)))
     before = _planned_steps(workdir, config, model)
     run = Run.start(workdir, config, dataset.classes, model)
@@ -502,7 +507,7 @@ def initialize(state: TrainState, path: str, run: Run) -> tuple[TrainState, Sequ
     InputError: it can't be read, or nothing in it fits.
   """
   unused: list[str] = []
-  if pathlib.Path(path).expanduser().is_dir():
+  if is_remote(path) or pathlib.Path(path).expanduser().is_dir():
     source, what = _variables_of_run(path, run)
   else:
     found = find_network(path)

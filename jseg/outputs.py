@@ -17,6 +17,7 @@ GO_ON = "mend that, then start the same command again: it goes on from there"
 """Remedy where what was written before is kept."""
 
 _DAY = 86400.0
+_REMOTE = re.compile(r"[a-z][a-z0-9+.]+:/+[^/]")  # a drive of Windows is one letter
 _TEMPORARY = re.compile(r"\.jseg-(?P<host>.+)-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.tmp")
 
 
@@ -34,6 +35,30 @@ class WriteError(InputError):
     self.read_only = read_only
 
 
+def is_remote(place: str | pathlib.PurePath) -> bool:
+  """Whether a place is in an object store: "gs://BUCKET/NAME", "s3://BUCKET/NAME" and the like.
+
+  `pathlib` makes one slash of two: such a path is one too.
+  """
+  return bool(_REMOTE.match(str(place)))
+
+
+def refuse_remote(place: str | pathlib.PurePath, remedy: str) -> None:
+  """Refuses a place in an object store, where only runs and data sets can be (`jseg.remote`).
+
+  Args:
+    place: the place.
+    remedy: what the user is to do.
+
+  Raises:
+    InputError: it is in one.
+  """
+  if is_remote(place):
+    raise InputError(
+      f"{place} is in an object store, where only a run's --workdir and data.root can be; {remedy}"
+    )
+
+
 def try_folder(folder: pathlib.Path, remedy: str) -> None:
   """Makes a folder, unless it is there, and writes to it for a try.
 
@@ -44,6 +69,7 @@ def try_folder(folder: pathlib.Path, remedy: str) -> None:
   Raises:
     InputError: it can't be made or written to.
   """
+  refuse_remote(folder, "name a folder of this machine")
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jseg import config as configs
-from jseg import hosts, json_files, tasks
+from jseg import hosts, json_files, remote, tasks
 from jseg.checkpoint import Checkpoints
 from jseg.crf import CrfParams, load_params
 from jseg.data import ClassInfo, Dataset
@@ -173,7 +173,8 @@ class Run:
     """Reads a run directory.
 
     Args:
-      path: the directory, or a run that is open already.
+      path: the directory, in an object store too, of which it reads what is there now; or a run
+        that is open already.
       changes: values by dotted configuration key that are to differ (`jseg.config.change`).
       protocol: how the network looks at an image, a key of
         `jseg.tasks.inference.PROTOCOLS`; the configuration's if None. `changes` come after
@@ -190,7 +191,7 @@ class Run:
     if isinstance(path, Run):
       config = configs.change(path.config, changes) if changes else path.config
       return dataclasses.replace(path, config=config, given_model=model or path.given_model)
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(remote.downloaded(path)).expanduser()
     if not path.is_dir():
       raise InputError(f"there is no run directory {path}; give the --workdir of jseg train")
     files = Files(path)

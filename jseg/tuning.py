@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jseg import hosts, json_files
+from jseg import hosts, json_files, remote
 from jseg.arithmetic import evenly_spaced
 from jseg.console import progress
 from jseg.crf import CrfParams, params_from_dict, params_to_dict
@@ -116,6 +116,7 @@ def tune_crf(
     "miou_without": none_if_nan(result.without),
   }
   json_files.write(opened.files.crf, about)
+  remote.keep(opened.path)
   return result
 
 

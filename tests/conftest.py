@@ -90,6 +90,8 @@ SLOW = (
   "test_class_order.py",
   "test_instance_views.py",
   "test_tasks.py",
+  "test_multilabel.py",
+  "test_remote.py",
 )
 for name in SLOW:
   assert (pathlib.Path(__file__).parent / name).is_file(), f"SLOW names {name}, which isn't there"

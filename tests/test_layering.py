@@ -19,6 +19,7 @@ RANKS = {
   "lock": 2,
   "json_files": 2,
   "download": 2,
+  "remote": 3,
   "record": 4,
   "collection": 5,
   "parameters": 0,

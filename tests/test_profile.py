@@ -2,6 +2,8 @@
 
 import errno
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jseg.outputs import WriteError
@@ -64,3 +66,17 @@ def test_a_folder_that_cannot_be_written_is_told(calls, tmp_path, monkeypatch):
   monkeypatch.setattr("jax.profiler.stop_trace", full)
   with pytest.raises(WriteError, match=r"can't be written \(No space left"):
     trace(calls, tmp_path, 0, 6, 2)
+
+
+def test_a_trace_names_its_steps(tmp_path):
+  double = jax.jit(lambda x: 2 * x)
+  with Trace(tmp_path, 10, 2) as traced:
+    for step in range(11, 17):
+      with traced.step(step):
+        x = double(jnp.ones(3))
+      traced.ends(step, x)
+  (file,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+  planes = jax.profiler.ProfileData.from_file(str(file)).planes
+  events = [event for plane in planes for line in plane.lines for event in line.events]
+  steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+  assert sorted(steps) == [13, 14]

@@ -184,7 +184,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       left_out += example.notes
       yield i, _record(example, items[i].name)
     _refuse(self._survey.refusals(split))
-    for key, value in statistics.metadata(len(classes.names)).items():
+    for key, value in statistics.metadata(len(classes.label_names)).items():
       self.info.metadata[key][split] = value
     if sample:
       self.info.metadata["values"][split] = [sample[0].dtype.name, sample[0].shape[1]]
@@ -244,12 +244,12 @@ class SplitStatistics:
       self._objects_per_image[len(example.objects)] += 1
       self._crowds += int(example.objects.crowd.sum())
 
-  def metadata(self, num_classes: int) -> Json:
+  def metadata(self, num_labels: int) -> Json:
     """Everything by its key in the metadata."""
     return {
       "max_size": self._largest.tolist(),
-      "pixel_counts": self.counts[:num_classes].tolist(),
-      "pixels_where_present": self._where_present[:num_classes].tolist(),
+      "pixel_counts": self.counts[:num_labels].tolist(),
+      "pixels_where_present": self._where_present[:num_labels].tolist(),
       OBJECTS_PER_IMAGE: sorted(self._objects_per_image.items()),
       "crowds": self._crowds,
       SPACINGS: self._spacings,

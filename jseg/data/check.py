@@ -55,7 +55,7 @@ def _check_item(
     example, problems = attempt(item.load)
     if example is not None:
       contents.sizes[example.size] += 1
-      contents.add_pixels(example.counts)
+      contents.add_pixels(example.counts, source.classes)
   elif not (is_file(item.image) and is_file(item.mask)):
     return None  # among the source's problems already
   else:
@@ -64,7 +64,7 @@ def _check_item(
     if found.size is not None:
       contents.sizes[found.size] += 1
     if found.label is not None:
-      contents.add_pixels(count_bytes(found.label.ids))
+      contents.add_pixels(count_bytes(found.label.ids), source.classes)
   if example is not None and example.values is not None:
     contents.add_values(example.values)
   if example is not None and example.objects is not None:

@@ -26,8 +26,9 @@ class SplitReport:
   Attributes:
     count: number of examples.
     sizes: number of images of each (height, width), or (depth, height, width).
-    pixels: int64 [256], pixels of each train id; pixels[IGNORE] is void.
-    images_with: int64 [256], number of masks in which each train id occurs.
+    pixels: int64 [256], pixels of each class; pixels[IGNORE] is void.
+    labeled: pixels that aren't void.
+    images_with: int64 [256], number of masks in which each class occurs.
     objects: int64 [k], number of objects of each class; empty if the set has no objects.
     images_with_objects: int64 [k], number of images with objects of each class.
     most: largest number of objects in one image.
@@ -41,6 +42,7 @@ class SplitReport:
     default_factory=collections.Counter
   )
   pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+  labeled: int = 0
   images_with: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
   objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
   images_with_objects: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
@@ -71,10 +73,13 @@ class SplitReport:
       },
     }
 
-  def add_pixels(self, counts: np.ndarray) -> None:
+  def add_pixels(self, counts: np.ndarray, classes: ClassInfo) -> None:
     """Adds a mask: int64 [256], its pixels of each train id."""
-    self.pixels += counts
-    self.images_with += counts > 0
+    by_class = classes.by_class(counts)
+    self.pixels[: len(by_class)] += by_class
+    self.pixels[IGNORE] += counts[IGNORE]
+    self.labeled += int(counts[:IGNORE].sum())
+    self.images_with[: len(by_class)] += by_class > 0
 
   def add_values(self, values: Values) -> None:
     """Adds the numbers of a scientific image."""
@@ -154,7 +159,7 @@ def _splits_table(report: Report) -> Table:
     sizes = [f"{'x'.join(map(str, s[::-1]))} ({n})" for s, n in contents.sizes.most_common(3)]
     more = len(contents.sizes) - 3
     text = ", ".join(sizes) + (f" and {more} more" if more > 0 else "")
-    total = max(1, contents.pixels.sum())
+    total = max(1, contents.labeled + contents.pixels[IGNORE])
     table.add_row(split, str(contents.count), text, f"{contents.pixels[IGNORE] / total:.1%}")
   return table
 
@@ -169,8 +174,8 @@ def _classes_table(report: Report) -> Table:
   ):
     cells = []
     for contents in report.splits.values():
-      labeled = max(1, contents.pixels[:IGNORE].sum())
-      cells.append(f"{contents.pixels[i] / labeled:.2%} ({contents.images_with[i]})")
+      share = contents.pixels[i] / max(1, contents.labeled)
+      cells.append(f"{share:.2%} ({contents.images_with[i]})")
     table.add_row(Text.assemble(("■ ", "rgb({},{},{})".format(*color)), f"{i} {name}"), *cells)
   return table
 

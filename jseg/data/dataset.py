@@ -235,7 +235,10 @@ class Dataset:
     return total - crowds, crowds
 
   def pixel_counts(self, split: str) -> np.ndarray:
-    """Pixels of each class in a split: int64 [k]. Void is not counted."""
+    """Pixels of each train id in a split: int64 [k], or one each of `ClassInfo.combinations`.
+
+    Void is not counted.
+    """
     return self._total("pixel_counts", split)
 
   def median_frequency_weights(self, split: str) -> np.ndarray:

@@ -47,7 +47,7 @@ def contact_sheet(
     example, _ = attempt(item.load)
     if example is not None:
       image, label = _picture(example)
-      palette = voc_colormap(IGNORE) if source.has_objects else source.classes.palette
+      palette = voc_colormap(IGNORE) if source.has_objects else source.classes.label_palette
       tiles.append(_tile(image, label, palette, one_line(f"{split}/{item.name}")))
   if tiles:
     _compose(tiles, None if source.has_objects else source.classes).save(path)

@@ -123,7 +123,7 @@ class Survey:
     return notes
 
   def _nothing_to_learn(self, split: str) -> FileError | None:
-    contents, names = self._splits[split], self._classes.names
+    contents, names = self._splits[split], self._classes.label_names
     if self._has_objects:
       return no_object(split, int(contents.objects.sum()), contents.crowds)
     return one_class(split, contents.pixels[: len(names)], names) if self._has_labels else None
@@ -132,13 +132,13 @@ class Survey:
     contents = self._splits[split]
     if self._has_objects:
       return no_object(split, int(contents.objects.sum()), contents.crowds)
-    pixels = contents.pixels[: len(self._classes.names)]
+    pixels = contents.pixels[: len(self._classes.label_names)]
     return no_label(split, pixels) if self._has_labels else None
 
   def _absent(self, split: str) -> list[FileError]:
     """Classes that training will never see."""
     contents, names = self._splits[split], self._classes.names
-    found = contents.objects if self._has_objects else contents.pixels
+    found = contents.objects if self._has_objects else self._classes.by_class(contents.pixels)
     first = 1 if self._has_objects else 0
     absent = [name for i, name in enumerate(names) if i >= first and not found[i]]
     if not absent:

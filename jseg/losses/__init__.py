@@ -22,6 +22,8 @@ from jseg.types import Arguments, Array, InputError, InstanceOutputs
 
 __all__ = [
   "DETECTION_LOSSES",
+  "OVERLAPPING_PIXEL_LOSSES",
+  "OVERLAPPING_REGION_LOSSES",
   "PIXEL_LOSSES",
   "REGION_LOSSES",
   "Loss",
@@ -55,6 +57,18 @@ REGION_LOSSES: dict[str, str] = {
   "tversky": "jseg.losses.regions:tversky",
 }
 """Sums over images, as "module:function"; they take no weights."""
+
+OVERLAPPING_PIXEL_LOSSES: dict[str, str] = {
+  "cross_entropy": "jseg.losses.binary:cross_entropy",
+  "focal": "jseg.losses.binary:focal",
+}
+"""As `PIXEL_LOSSES`, where classes may overlap: of logits and truths [... k]."""
+
+OVERLAPPING_REGION_LOSSES: dict[str, str] = {
+  "dice": "jseg.losses.binary:dice",
+  "tversky": "jseg.losses.binary:tversky",
+}
+"""As `REGION_LOSSES`, where classes may overlap."""
 
 DETECTION_LOSSES: dict[str, Callable[[InstanceOutputs], tuple[Array, Array]]] = {
   "rpn_objectness": detection.rpn_objectness,
@@ -90,14 +104,18 @@ def _hyperparameters(loss: Loss) -> dict[str, object]:
   return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
 
-def _parse(name: str) -> tuple[str, str]:
+_TABLES = (PIXEL_LOSSES, REGION_LOSSES), (OVERLAPPING_PIXEL_LOSSES, OVERLAPPING_REGION_LOSSES)
+
+
+def _parse(name: str, overlapping: bool = False) -> tuple[str, str]:
   """Splits a name into those of a pixel and of a region loss, either of which may be empty."""
   first, plus, second = name.partition("+")
+  of_pixels, of_regions = _TABLES[overlapping]
   if plus:
-    _find(first, PIXEL_LOSSES)
-    _find(second, REGION_LOSSES)
+    _find(first, of_pixels)
+    _find(second, of_regions)
     return first, second
-  parameters = inspect.signature(_find(first, {**PIXEL_LOSSES, **REGION_LOSSES})).parameters
+  parameters = inspect.signature(_find(first, {**of_pixels, **of_regions})).parameters
   return (first, "") if set(_WEIGHTS) <= set(parameters) else ("", first)
 
 
@@ -119,6 +137,7 @@ def make_loss(
   name: str = "cross_entropy",
   set_weight: float = 1.0,
   options: Arguments | None = None,
+  overlapping: bool = False,
   **hyperparameters: Any,
 ) -> Loss:
   """Makes `loss(logits, label, class_weights=None, pixel_weights=None) -> (sum, count)`.
@@ -132,6 +151,9 @@ def make_loss(
       picked within each image. Weights reach the pixel loss only.
     set_weight: factor of the region loss in a sum.
     options: hyperparameters of your own loss by name; every one must be its argument.
+    overlapping: whether classes may overlap, so that each is a question of its own. The loss is
+      then one of logits and truths int [... k] (`jseg.losses.binary`): "cross_entropy", "focal",
+      "dice", "tversky", a sum or your own.
     **hyperparameters: hyperparameters of the losses here; what a loss doesn't have, it ignores.
 
   Raises:
@@ -139,11 +161,12 @@ def make_loss(
   """
   if not set_weight >= 0:
     raise InputError(f"set_weight: {set_weight} must be at least 0")
-  pixel_name, region_name = _parse(name)
+  pixel_table, region_table = _TABLES[overlapping]
+  pixel_name, region_name = _parse(name, overlapping)
   for key in hyperparameters:
     if key not in (known := arguments()):
       raise InputError(f"{key}: no loss has this argument; there are {', '.join(known)}")
-  used = [_find(n, t) for n, t in ((pixel_name, PIXEL_LOSSES), (region_name, REGION_LOSSES)) if n]
+  used = [_find(n, t) for n, t in ((pixel_name, pixel_table), (region_name, region_table)) if n]
   own = {key for loss in used for key in _hyperparameters(loss)} - arguments().keys()
   options = dict(options or {})
   for key in options:
@@ -156,12 +179,12 @@ def make_loss(
     loss = _find(name, table)
     own = _hyperparameters(loss)
     bound = functools.partial(loss, **{k: v for k, v in hyperparameters.items() if k in own})
-    _try(bound)
+    _try(bound, overlapping)
     return bound
 
   # Every known loss checks its own hyperparameters, used or not: a config's mistakes are told.
-  bound = {key: bind(key, PIXEL_LOSSES) for key in (*PIXEL_LOSSES, pixel_name) if key}
-  bound |= {key: bind(key, REGION_LOSSES) for key in (*REGION_LOSSES, region_name) if key}
+  bound = {key: bind(key, pixel_table) for key in (*pixel_table, pixel_name) if key}
+  bound |= {key: bind(key, region_table) for key in (*region_table, region_name) if key}
   if not region_name:
     return bound[pixel_name]
   of_regions = bound[region_name]
@@ -173,10 +196,11 @@ def make_loss(
   return functools.partial(_sum_of_both, of_pixels, of_regions, set_weight)
 
 
-def _try(loss: Loss) -> None:
+def _try(loss: Loss, overlapping: bool) -> None:
   """Raises what a loss raises for its hyperparameters, without computing anything."""
-  logits = jax.ShapeDtypeStruct((1, 1, 2), "float32")
-  jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((1, 1), "int32"))
+  shape = (1, 1, 2)
+  label = shape if overlapping else shape[:-1]
+  jax.eval_shape(loss, *map(jax.ShapeDtypeStruct, (shape, label), ("float32", "int32")))
 
 
 def _unweighted(

@@ -34,13 +34,27 @@ def soft_dice(
   Raises:
     InputError: an argument is impossible.
   """
+  return dice_of_regions(*_by_class(logits, label), classes, smooth)
+
+
+def dice_of_regions(
+  p: Array, hits: Array, valid: Array, classes: str, smooth: float
+) -> tuple[Array, Array]:
+  """`soft_dice` of probabilities.
+
+  Args:
+    p: float32 [k b n], probability of each class.
+    hits: bool [k b n], where it is the truth; nowhere where that isn't known.
+    valid: bool [k b n], where the truth is known, or [1 b n] if that is so of all classes alike.
+    classes: as for `soft_dice`.
+    smooth: as for `soft_dice`.
+  """
   _check_classes(classes)
   if not smooth >= 0:
     raise InputError(f"smooth: {smooth} must be at least 0")
-  p, hits, valid = _by_class(logits, label)
   both = jnp.where(hits, p, 0.0).sum(-1)
   truth = hits.sum(-1, dtype=jnp.float32)
-  sizes = jnp.where(valid[None], p, 0.0).sum(-1) + truth
+  sizes = jnp.where(valid, p, 0.0).sum(-1) + truth
   # Smooth 0 makes 0 / 0 of a class that is neither true nor predicted: Dice 0, without gradient.
   loss = 1.0 - (2.0 * both + smooth) / jnp.maximum(sizes + smooth, jnp.finfo(jnp.float32).tiny)
   return _mean_over_classes(loss, truth, valid, classes)
@@ -81,6 +95,23 @@ def tversky(
   Raises:
     InputError: an argument is impossible.
   """
+  regions = _by_class(logits, label)
+  return tversky_of_regions(
+    *regions, classes, smooth, false_positives, false_negatives, tversky_gamma
+  )
+
+
+def tversky_of_regions(
+  p: Array,
+  hits: Array,
+  valid: Array,
+  classes: str,
+  smooth: float,
+  false_positives: float,
+  false_negatives: float,
+  tversky_gamma: float,
+) -> tuple[Array, Array]:
+  """`tversky` of probabilities, as `dice_of_regions` is `soft_dice` of them."""
   _check_classes(classes)
   weights = {"false_positives": false_positives, "false_negatives": false_negatives}
   for key, value in {"smooth": smooth, **weights}.items():
@@ -88,10 +119,9 @@ def tversky(
       raise InputError(f"{key}: {value} must be at least 0")
   if not tversky_gamma > 0:
     raise InputError(f"tversky_gamma: {tversky_gamma} must be above 0; 1 is no focus")
-  p, hits, valid = _by_class(logits, label)
   right = jnp.where(hits, p, 0.0).sum(-1)
   truth = hits.sum(-1, dtype=jnp.float32)
-  wrong = jnp.where(valid[None] & ~hits, p, 0.0).sum(-1)
+  wrong = jnp.where(valid & ~hits, p, 0.0).sum(-1)
   missed = jnp.where(hits, 1.0 - p, 0.0).sum(-1)
   errors = false_positives * wrong + false_negatives * missed
   tiny = jnp.finfo(jnp.float32).tiny
@@ -123,7 +153,7 @@ def lovasz_softmax(logits: Array, label: Array, *, classes: str = "present") -> 
   """
   _check_classes(classes)
   p, hits, valid = _by_class(logits, label)
-  errors = jnp.where(valid[None], jnp.where(hits, 1.0 - p, p), 0.0)
+  errors = jnp.where(valid, jnp.where(hits, 1.0 - p, p), 0.0)
   # Void pixels have no error and come last, where they change no weight. One class at a time bounds
   # the memory.
   weights = jax.lax.map(lambda x: _jaccard_steps(*x), (jax.lax.stop_gradient(errors), hits))
@@ -136,21 +166,21 @@ def _check_classes(classes: str) -> None:
 
 
 def _by_class(logits: Array, label: Array) -> tuple[Array, Array, Array]:
-  """Probabilities float32 [k b n] and truth bool [k b n] of n pixels, and valid bool [b n]."""
+  """Probabilities float32 [k b n] and truth bool [k b n] of n pixels, and valid bool [1 b n]."""
   p = jax.nn.softmax(logits.astype(jnp.float32), -1)
   p = p.reshape(len(p), -1, p.shape[-1]).transpose(2, 0, 1)
   label = label.reshape(len(label), -1)
   hits = label[None] == jnp.arange(len(p))[:, None, None]
-  return p, hits, label != IGNORE
+  return p, hits, label[None] != IGNORE
 
 
 def _mean_over_classes(
   loss: Array, truth: Array, valid: Array, classes: str
 ) -> tuple[Array, Array]:
-  """(sum, count) over the images of losses [k b], given true pixels [k b] and valid [b n]."""
-  counted = {"present": truth > 0, "all": jnp.ones(truth.shape, bool)}[classes]
+  """(sum, count) over the images of losses [k b], given true pixels [k b] and valid [k b n]."""
+  counted = {"present": truth > 0, "all": jnp.broadcast_to(valid.any(-1), truth.shape)}[classes]
   mean = jnp.where(counted, loss, 0.0).sum(0) / jnp.maximum(counted.sum(0), 1)
-  images = valid.any(-1)
+  images = valid.any((0, -1))
   return jnp.where(images, mean, 0.0).sum(), images.sum(dtype=jnp.float32)
 
 

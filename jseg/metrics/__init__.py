@@ -22,6 +22,7 @@ from jseg.metrics.calibration import Calibration, binned, host_binned
 from jseg.metrics.confusion_matrix import ConfusionState, SemanticScores, confusion, host_confusion
 from jseg.metrics.images import ImageScores, outcomes
 from jseg.metrics.numbers import none_if_nan, percent
+from jseg.metrics.overlaps import OverlapScores, overlap_counts
 from jseg.metrics.rand import RandState, rand_score
 from jseg.types import InputError, Json
 
@@ -35,6 +36,7 @@ __all__ = [
   "ImageMetric",
   "ImageScores",
   "InstanceScores",
+  "OverlapScores",
   "Precisions",
   "RandState",
   "SemanticScores",
@@ -48,6 +50,7 @@ __all__ = [
   "host_confusion",
   "none_if_nan",
   "outcomes",
+  "overlap_counts",
   "percent",
   "rand_score",
 ]

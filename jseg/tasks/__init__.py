@@ -29,6 +29,7 @@ __all__ = [
 # name: "module:class".
 _TASKS = {
   "semantic": "jseg.tasks.semantic:SemanticTask",
+  "multilabel": "jseg.tasks.multilabel:MultilabelTask",
   "instance": "jseg.tasks.instance:InstanceTask",
 }
 
@@ -39,5 +40,7 @@ def get(name: str) -> type[Task]:
 
 
 def create(config: ConfigDict, model: Network, classes: ClassInfo) -> Task:
-  """Returns the task of a run's network."""
-  return get(model.task)(config, model, classes)  # type: ignore[call-arg]  # a protocol has no init
+  """Returns the task of a run's network; where classes may overlap, the one that decides each."""
+  overlapping = model.task == "semantic" and classes.combinations is not None
+  task = get("multilabel" if overlapping else model.task)
+  return task(config, model, classes)  # type: ignore[call-arg]  # a protocol has no init

@@ -12,6 +12,7 @@ from typing import TypeGuard, TypeVar
 import numpy as np
 
 from jseg.data.files import parse_json, read_text, shown
+from jseg.data.overlaps import mix_colors, pixels_by_class
 from jseg.outputs import write_text
 from jseg.types import IGNORE, InputError, Json
 
@@ -21,7 +22,15 @@ Color = tuple[int, int, int]
 
 EXAMPLE = '{"classes": ["background", "cell"], "ignore_label": 255}'
 _LONGEST = 1000  # characters of a name, which is drawn into legends
-_KEYS = ("classes", "palette", "ignore_label", "ignore_color", "mask_values", "task")
+_KEYS = (
+  "classes",
+  "palette",
+  "ignore_label",
+  "ignore_color",
+  "mask_values",
+  "task",
+  "combinations",
+)
 
 
 def voc_colormap(count: int = 256) -> np.ndarray:
@@ -56,6 +65,9 @@ class ClassInfo:
       indices. So it is where a classes.json gives a palette.
     instance: masks hold instance ids, 0 being the first class. Of two classes any other id is the
       second; of more, an id is 1000 times its class and a number below 1000, as in Cityscapes.
+    combinations: of classes that may overlap, what each train id stands for: for each class 1 if
+      its pixels are of it, 0 if they aren't, IGNORE if that isn't known. Train ids are then the
+      places in it, as many as `mask_values`. None: every pixel has one class.
 
   Raises:
     InputError: the fields contradict each other.
@@ -68,9 +80,12 @@ class ClassInfo:
   mask_values: tuple[int, ...] | None = None
   instance: bool = False
   by_color: bool = False
+  combinations: tuple[tuple[int, ...], ...] | None = None
 
   def __post_init__(self) -> None:
     names, k = self.names, len(self.names)
+    if self.combinations is not None:
+      _check_combinations(self.combinations, k)
     if not 1 <= k <= IGNORE and not self.instance:
       raise InputError(
         f"classes: {k} names, but 1 to {IGNORE} are possible (one byte, 255 is void)"
@@ -99,16 +114,17 @@ class ClassInfo:
         f"ignore_color: {list(self.ignore_color or ())} is also the color of a class; change one"
       )
     values = self.values
-    if len(values) != k or _duplicates(values) or not all(0 <= v < 65536 for v in values):
+    count, what = len(self.label_names), "class" if self.combinations is None else "combination"
+    if len(values) != count or _duplicates(values) or not all(0 <= v < 65536 for v in values):
       raise InputError(
-        f"mask_values: {shown(list(values))} must be {k} different values from 0 to 65535, one per "
-        "class"
+        f"mask_values: {shown(list(values))} must be {count} different values from 0 to 65535, one "
+        f"per {what}"
       )
     if self.ignore_label is not None and not 0 <= self.ignore_label < 65536:
       label = shown(self.ignore_label)
       raise InputError(f"ignore_label: {label} must be null or from 0 to 65535")
     if self.ignore_label in values:
-      name = names[values.index(self.ignore_label)]
+      name = self.label_names[values.index(self.ignore_label)]
       raise InputError(
         f"ignore_label: {self.ignore_label} is also the mask value of class {name!r}; "
         "give the values of the classes as mask_values, or set ignore_label to null"
@@ -121,8 +137,32 @@ class ClassInfo:
 
   @property
   def values(self) -> tuple[int, ...]:
-    """Raw mask value of each class."""
-    return tuple(range(len(self.names))) if self.mask_values is None else self.mask_values
+    """Raw mask value of each train id."""
+    return tuple(range(len(self.label_names))) if self.mask_values is None else self.mask_values
+
+  @property
+  def label_names(self) -> tuple[str, ...]:
+    """What each train id stands for: a class, or the classes that overlap there."""
+    if self.combinations is None:
+      return self.names
+    return tuple(
+      " + ".join(name for name, state in zip(self.names, row, strict=True) if state == 1)
+      or "no class"
+      for row in self.combinations
+    )
+
+  @property
+  def label_palette(self) -> np.ndarray:
+    """Color of each train id: uint8 [m 3]; where classes overlap, the mean of theirs."""
+    if self.combinations is None:
+      return self.palette
+    return mix_colors(np.array(self.combinations), self.palette)
+
+  def by_class(self, pixels: np.ndarray) -> np.ndarray:
+    """Pixels of each class: int64 [k], from those of each train id, int64 [256] or fewer."""
+    if self.combinations is None:
+      return pixels[: len(self.names)]
+    return pixels_by_class(pixels, self.combinations)
 
   def table(self) -> np.ndarray:
     """Lookup from raw mask value to train id: int16 [65536], IGNORE for void, -1 for unknown."""
@@ -135,7 +175,7 @@ class ClassInfo:
       table[table >= len(self.names)] = -1
     else:
       table = np.full(65536, -1, np.int16)
-      table[list(self.values)] = np.arange(len(self.names))
+      table[list(self.values)] = np.arange(len(self.values))
     if self.ignore_label is not None:
       table[self.ignore_label] = IGNORE
     return table
@@ -152,8 +192,9 @@ class ClassInfo:
 
     Args:
       path: the file; keys `classes` (required), `palette`, `ignore_label` (if absent 255, or null
-        for instance ids), `ignore_color`, `mask_values`, `task` (one of `tasks`). Other keys are
-        for people.
+        for instance ids and masks of one class each), `ignore_color`, `mask_values`, `task` (one of
+        `tasks`), and in a run `combinations`. Other keys are for people. Classes that overlap have
+        lists of values in `mask_values`: all those that their pixels have.
       tasks: what the data can be for; the first is the default.
 
     Raises:
@@ -172,20 +213,29 @@ class ClassInfo:
     if task not in tasks:
       kind = "volumes" if "semantic3d" in tasks else "images"
       choices = " or ".join(f'"{choice}"' for choice in tasks)
+      if task == "multilabel":
+        raise InputError(f'{path}: task "multilabel" is for data.name "multilabel"')
       raise InputError(f'{path}: task "{shown(task)}" is not for {kind}; choose {choices}')
     try:
       # The 255th object is one like any other.
-      ignore_label = content.get("ignore_label", None if task == "instance" else IGNORE)
+      ignore_label = content.get("ignore_label", IGNORE if task.startswith("semantic") else None)
       ignore_color = content.get("ignore_color")
-      mask_values = content.get("mask_values")
+      mask_values, combinations = content.get("mask_values"), content.get("combinations")
+      if mask_values and _is_list(mask_values, list):
+        mask_values, combinations = _regions(mask_values, len(content["classes"]))
+      overlapping = combinations is not None
+      palette = _palette(content.get("palette"))
+      if not len(palette) and (overlapping or task == "multilabel"):
+        palette = voc_colormap(len(content["classes"]) + 1)[1:]  # black is that of no class
       return cls(
         names=tuple(content["classes"]),
-        palette=_palette(content.get("palette")),
+        palette=palette,
         ignore_label=_integer("ignore_label", ignore_label),
         ignore_color=None if ignore_color is None else _color("ignore_color", ignore_color),
         mask_values=None if mask_values is None else _integers("mask_values", mask_values),
         instance=task == "instance",
-        by_color=bool(content.get("palette")) and task != "instance",
+        by_color=bool(content.get("palette")) and task != "instance" and not overlapping,
+        combinations=_rows(combinations) if overlapping else None,
       )
     except InputError as error:
       raise InputError(f"{path}: {error}") from None
@@ -199,11 +249,43 @@ class ClassInfo:
     if self.mask_values is not None:
       content["mask_values"] = list(self.mask_values)
     content["task"] = "instance" if self.instance else "semantic"
+    if self.combinations is not None:
+      content["combinations"] = [list(row) for row in self.combinations]
     return json.dumps(content)
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a classes.json, as a whole or not at all. Raises `jseg.outputs.WriteError`."""
     write_text(Path(path), self.to_json())
+
+
+def _check_combinations(combinations: Sequence[Sequence[int]], k: int) -> None:
+  """Raises InputError if these can't be the combinations of k classes."""
+  if not 1 <= len(combinations) <= IGNORE:
+    raise InputError(
+      f"classes: they overlap in {len(combinations)} ways (void among them), but 1 to {IGNORE} are "
+      "possible (one byte, 255 is void); leave out or join classes"
+    )
+  good = all(len(row) == k and set(row) <= {0, 1, IGNORE} for row in combinations)
+  if not good:
+    raise InputError(
+      f"combinations: {shown(list(combinations))} must be lists of 0, 1 or {IGNORE}, one for each "
+      f"of {k} classes"
+    )
+
+
+def _regions(values: Sequence[object], k: int) -> tuple[list[int], list[list[int]]]:
+  """(each mask value, what it is of each class), from the values of each class. 0 is of none."""
+  regions = [_integers("mask_values", each) for each in values]
+  if len(regions) != k or not all(regions):
+    raise InputError(f"mask_values: {shown(list(values))} must be {k} lists of values, none empty")
+  every = sorted({0, *(value for region in regions for value in region)})
+  return every, [[int(value in region) for region in regions] for value in every]
+
+
+def _rows(value: object) -> tuple[tuple[int, ...], ...]:
+  if not isinstance(value, list):
+    raise InputError(f"combinations: {shown(value)} must be a list of lists")
+  return tuple(_integers("combinations", row) for row in value)
 
 
 def _duplicates(items: Iterable[_Item]) -> list[_Item]:

@@ -105,7 +105,7 @@ def import_tifffile() -> ModuleType:
 
 
 def decode_scientific(
-  data: bytes, where: Path | str, *, channels_first: bool = False
+  data: bytes, where: Path | str, *, channels_first: bool = False, yes_or_no: bool = False
 ) -> np.ndarray:
   """Decodes a scientific image; see `read_scientific`.
 
@@ -113,6 +113,7 @@ def decode_scientific(
     data: the file's bytes.
     where: name of the file, for messages.
     channels_first: as for `read_scientific`.
+    yes_or_no: whether it may be an .npy of type bool, as a mask may; it becomes 0 and 1.
 
   Raises:
     FileError: as for `read_scientific`.
@@ -120,6 +121,8 @@ def decode_scientific(
   with naming(where):
     if data.startswith(_NPY):
       array = _read_npy(data, where, channels_first)
+      if yes_or_no and array.dtype == bool:
+        array = array.astype(np.uint8)
     elif data.startswith(_TIFF):
       array = _read_tiff(data, where, channels_first)
     else:

@@ -19,6 +19,7 @@ from jseg.types import Arguments, InputError
 # The first whose `matches` is true reads a folder of unknown kind.
 SOURCES = {
   "shapes": "jseg.data.sources.shapes:shapes_source",
+  "multilabel": "jseg.data.sources.multilabel:multilabel_source",
   "scientific": "jseg.data.sources.scientific:scientific_source",
   "folder": "jseg.data.sources.folder:folder_source",
   "volumes": "jseg.data.sources.volumes:volumes_source",

@@ -16,12 +16,11 @@ from jseg.nn import resize_to
 from jseg.nn.devices import AXIS, example_keys, share_index
 from jseg.step import Forward, Losses, parallel
 from jseg.tasks.base import Unseen
-from jseg.types import Array, Batch, InputError, Outputs, Variables
+from jseg.tasks.semantic.decision import BestClass, Decided, Decision
+from jseg.types import Array, Batch, InputError, Outputs, Tree, Variables
 
 Binned = tuple[Array, Array, Array] | None
 """What `jseg.metrics.binned` counts in an image; None where nobody asked."""
-Decided = tuple[Array, Array | None]
-"""The class of every pixel, and its probability; None where nobody asked."""
 
 
 @flax.struct.dataclass
@@ -105,18 +104,6 @@ def training_counts(outputs: Outputs, targets: Targets) -> dict[str, Array]:
   return {"confusion": confusion(jnp.argmax(logits, -1), targets.label, logits.shape[-1])}
 
 
-def sureness(logits: Array) -> Array:
-  """Probability of the best class, float32 [...], from logits [... k]."""
-  best = logits.max(-1, keepdims=True)
-  return 1 / jnp.exp(logits.astype(jnp.float32) - best).sum(-1)
-
-
-def decide(logits: Array, confident: bool) -> Decided:
-  """Returns the best class of every pixel, uint8 [...], and its probability or None."""
-  label = jnp.argmax(logits, -1).astype(jnp.uint8)
-  return label, sureness(logits) if confident else None
-
-
 def decide_at_full_size(
   logits: Array,
   size: Array,
@@ -124,29 +111,32 @@ def decide_at_full_size(
   canvas: tuple[int, int],
   confident: bool = False,
   rows: int = 128,
+  decision: Decision = BestClass(),
 ) -> Decided:
-  """The predicted class at every pixel of an image's own size, in bounded memory.
+  """What is predicted of every pixel of an image's own size, in bounded memory.
 
   Args:
     logits: [H W k] of one image on its canvas.
     size: int32 [2], the part of the canvas that the image covers.
     label_size: int32 [2], height and width to bring it to.
     canvas: static (LH, LW), at least `label_size`.
-    confident: whether the probability of the class is computed too.
+    confident: whether it is computed too how sure that is.
     rows: static; largest number of rows of logits that exist at one time.
+    decision: static; how pixels are decided.
 
   Returns:
-    uint8 [LH LW], and float32 [LH LW] or None; what lies outside of `label_size` means nothing.
+    What the decision makes of [LH LW k]; what lies outside of `label_size` means nothing.
   """
-  height, width = canvas
+  height = canvas[0]
   blocks = cdiv(height, rows)
   strip = cdiv(height, blocks)
 
   def block(first: Array) -> Decided:
-    return decide(resize_to(logits, size, label_size, canvas, rows=(first, strip)), confident)
+    part = resize_to(logits, size, label_size, canvas, rows=(first, strip))
+    return decision.decide(part, confident)
 
   strips = jax.lax.map(block, strip * jnp.arange(blocks))
-  return jax.tree.map(lambda x: x.reshape(-1, width)[:height], strips)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:height], strips)
 
 
 def count_example(
@@ -160,7 +150,7 @@ def count_example(
     Confusion matrix int32 [k k], and what `jseg.metrics.binned` counts, or None.
   """
   if label.ndim == 3:
-    decided = decide(logits[tuple(slice(n) for n in label.shape)], calibrate)
+    decided = BestClass().decide(logits[tuple(slice(n) for n in label.shape)], calibrate)
   else:
     height, width = label.shape
     decided = decide_at_full_size(logits, size, label_size, (height, width), calibrate)
@@ -183,24 +173,26 @@ def count_batch(logits: Array, batch: Batch, calibrate: bool = False) -> tuple[A
 
 
 def make_eval_step(
-  model: Network, prepare: Callable[[Array, Array], Array], *, calibrate: bool = False
-) -> Callable[[Variables, Batch], tuple[Array, Array, Binned]]:
-  """Makes `step(variables, batch) -> (index, confusion, bins)`, mapped over the devices.
+  model: Network,
+  prepare: Callable[[Array, Array], Array],
+  count: Callable[[Array, Batch], tuple[Tree, ...]] = count_batch,
+) -> Callable[[Variables, Batch], tuple[Tree, ...]]:
+  """Makes `step(variables, batch) -> (index, *counts)`, mapped over the devices.
 
   Args:
     model: network of classes.
     prepare: `(image uint8 [b H W c], size [b 2]) -> float32 [b H W c]`, normalized.
-    calibrate: whether pixels are counted by confidence too (`jseg.metrics.binned`).
+    count: counts each image of a batch of logits, as `count_batch` does.
 
   Returns:
     The step: of each image of all devices of all processes its position in the split int32 [b],
-    -1 of padding, its confusion matrix int32 [b k k], and its bins, or None.
+    -1 of padding, and what was counted in it.
   """
 
-  def step(variables: Variables, batch: Batch) -> tuple[Array, Array, Binned]:
+  def step(variables: Variables, batch: Batch) -> tuple[Tree, ...]:
     image = prepare(batch["image"], batch["size"])
     outputs = cast(Outputs, model.apply(variables, image, train=False))
-    counted = batch["index"], *count_batch(outputs.logits, batch, calibrate)
+    counted = batch["index"], *count(outputs.logits, batch)
     return jax.lax.all_gather(counted, AXIS, tiled=True)
 
   return parallel(step, in_axes=(None, 0))

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ from jseg.nn import resize_to
 from jseg.report import PNG, legend, overlay, save_png
 from jseg.step import LocalDevices
 from jseg.tasks.inference import GRIDS, Inference
-from jseg.tasks.semantic.forward import Decided, decide_at_full_size
+from jseg.tasks.semantic.decision import BestClass, Decided, Decision, Scores
+from jseg.tasks.semantic.forward import decide_at_full_size
 from jseg.tasks.windows import Window, blend, gaussian_weights, overlapping, tiles
 from jseg.types import Array, InputError, Outputs, Variables
 
@@ -48,10 +49,9 @@ def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 _resize_to = jax.jit(resize_to, static_argnums=3)
-_Scores = TypeVar("_Scores", np.ndarray, Array)
-
-_decide_at_full_size = jax.jit(decide_at_full_size, static_argnums=(3, 4))
-_LEAST = 1e-30  # a probability whose logarithm is finite
+_decide_at_full_size = jax.jit(
+  decide_at_full_size, static_argnums=(3, 4), static_argnames="decision"
+)
 _ALPHA = 0.55  # opacity of the colors of classes over an image
 
 
@@ -94,7 +94,7 @@ class SemanticPrediction:
     return self.probabilities.max(-1) if self._confidence is None else self._confidence
 
   def _logits_at_full_size(self) -> Array:
-    shape = self.mask.shape
+    shape = self.image.shape[:-1]
     logits = jnp.asarray(self._logits())
     if self._size != shape:
       canvas = _canvas(shape)
@@ -116,7 +116,7 @@ class SemanticPrediction:
       raise InputError(_NO_NUMBERS)
     image = np.asarray(self.image)
     log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), image, params))
-    mask, confidence = _decide(log_q, "logits", self._confidence is not None)
+    mask, confidence = BestClass().decide_on_host(log_q, True, self._confidence is not None)
     return dataclasses.replace(
       self, mask=mask, _logits=lambda: log_q, _size=mask.shape, _confidence=confidence
     )
@@ -263,6 +263,8 @@ class SemanticPredictor:
     confident: whether the confidence of each pixel is computed with its class.
     keep_scores: whether scores of images in windows stay with their masks, 4 bytes per pixel and
       class, for whoever refines them or asks for probabilities.
+    decision: how pixels are decided.
+    make: makes a prediction, `SemanticPrediction` or another of the same arguments.
 
   Raises:
     InputError: the margins leave nothing of a tile, or volumes are to be shrunk, scaled, or refined
@@ -284,7 +286,10 @@ class SemanticPredictor:
     bands: Sequence[int] = (),
     confident: bool = False,
     keep_scores: bool = False,
+    decision: Decision = BestClass(),
+    make: Callable[..., SemanticPrediction] = SemanticPrediction,
   ):
+    self._decision, self._make = decision, make
     self._size = tuple(int(n) for n in size)
     ndim = len(self._size)
     if crf is not None and ndim == 3:
@@ -300,7 +305,7 @@ class SemanticPredictor:
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
     self._devices = LocalDevices(batch_size)
-    self._scores = _make_scores(model, statistics, self._inference.flipped_axes(ndim))
+    self._scores = _make_scores(model, statistics, self._inference.flipped_axes(ndim), decision)
 
   def __call__(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     """Segments one image.
@@ -341,8 +346,15 @@ class SemanticPredictor:
     # Two programs: what is compiled for each canvas is without the network.
     sizes = np.array(size, np.int32)
     low = self._scores("logits", variables, canvas_image[None], sizes[None])[0]
-    decided = _decide_at_full_size(low, sizes, np.array(shape), _canvas(shape), self._confident)
+    decided = self._decide(low, sizes, shape)
     return self._prediction(image, decided, low, tuple(size))
+
+  def _decide(self, low: Array, size: np.ndarray, shape: Sequence[int]) -> Decided:
+    """Decides logits of an image of this shape, on a canvas that holds it."""
+    canvas = _canvas(shape)
+    return _decide_at_full_size(
+      low, size, np.array(shape), canvas, self._confident, decision=self._decision
+    )
 
   def _prediction(
     self, image: np.ndarray, decided: Decided, low: Array, size: tuple[int, ...]
@@ -350,7 +362,7 @@ class SemanticPredictor:
     """A prediction of what was decided on a canvas that holds the image at its own size."""
     own = tuple(map(slice, image.shape[:-1]))
     mask, confidence = jax.tree.map(lambda x: np.asarray(x)[own], decided)
-    return SemanticPrediction(image, mask, self._classes, lambda: low, size, _confidence=confidence)
+    return self._make(image, mask, self._classes, lambda: low, size, _confidence=confidence)
 
   def _segment_on_canvas(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     """Averages flips and scales of the whole image, at the size that it has on the canvas."""
@@ -362,10 +374,8 @@ class SemanticPredictor:
       sizes = np.array(covered, np.int32)[None]
       scores = self._scores(self._inference.average, variables, shown[None], sizes)[0]
       total += _resize_to(scores, np.array(covered), np.array(size), self._size)
-    low = _logits(total / len(self._inference.scales), self._inference.average)
-    decided = _decide_at_full_size(
-      low, np.array(size), np.array(shape), _canvas(shape), self._confident
-    )
+    low = self._logits(total / len(self._inference.scales), self._inference.average)
+    decided = self._decide(low, np.array(size), shape)
     return self._prediction(image, decided, low, tuple(size))
 
   def _segment_by_windows(
@@ -376,20 +386,24 @@ class SemanticPredictor:
     def logits() -> np.ndarray:
       result = np.empty((*shape, len(self._classes.names)), np.float32)
       for rows, scores in self._strips(variables, image, average):
-        result[rows] = _logits(scores, average)
+        result[rows] = self._logits(scores, average)
       return result
 
-    mask = np.empty(shape, np.uint8)
+    mask = self._decision.empty(shape)
     confidence = np.empty(shape, np.float32) if self._confident else None
     kept = np.empty((*shape, len(self._classes.names)), np.float32) if self._keep_scores else None
     for rows, scores in self._strips(variables, image, average):
-      mask[rows], sure = _decide(scores, average, self._confident)
+      mask[rows], sure = self._decision.decide_on_host(scores, average == "logits", self._confident)
       if confidence is not None:
         confidence[rows] = sure
       if kept is not None:
-        kept[rows] = _logits(scores, average)
+        kept[rows] = self._logits(scores, average)
     again = logits if kept is None else lambda: cast(np.ndarray, kept)
-    return SemanticPrediction(image, mask, self._classes, again, shape, _confidence=confidence)
+    return self._make(image, mask, self._classes, again, shape, _confidence=confidence)
+
+  def _logits(self, scores: Scores, average: str) -> Scores:
+    """The logits of averaged scores."""
+    return scores if average == "logits" else self._decision.logits(scores)
 
   def _average(self, shape: Sequence[int]) -> str:
     """What is averaged; logits, as they are, where there is nothing to average."""
@@ -451,7 +465,10 @@ class SemanticPredictor:
 
 
 def _make_scores(
-  model: Network, statistics: Statistics | None, flips: Sequence[Sequence[int]]
+  model: Network,
+  statistics: Statistics | None,
+  flips: Sequence[Sequence[int]],
+  decision: Decision,
 ) -> Callable[..., Array]:
   """Makes `scores(average, variables, image [b ...], size) -> [b ... k]`, the means over flips."""
 
@@ -462,18 +479,10 @@ def _make_scores(
       axes = tuple(axis + 1 for axis in axes)
       outputs = model.apply(variables, jnp.flip(prepared, axes), train=False)
       logits = jnp.flip(cast(Outputs, outputs).logits, axes).astype(jnp.float32)
-      total += jax.nn.softmax(logits) if average == "probabilities" else logits
+      total += decision.probabilities(logits) if average == "probabilities" else logits
     return total / len(flips)
 
   return jax.jit(scores, static_argnums=0)
-
-
-def _logits(scores: _Scores, average: str) -> _Scores:
-  """What the averaged scores are the softmax of."""
-  if average == "logits":
-    return scores
-  log = jnp.log if isinstance(scores, jax.Array) else np.log
-  return log(scores.clip(_LEAST))
 
 
 def _is_larger(shape: Sequence[int], size: Sequence[int]) -> bool:
@@ -482,19 +491,3 @@ def _is_larger(shape: Sequence[int], size: Sequence[int]) -> bool:
 
 def _scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
   return tuple(max(1, round(int(n) * scale)) for n in size)
-
-
-def _decide(
-  scores: np.ndarray, average: str, confident: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-  """The class of every pixel, uint8 [...], and its probability or None, from scores [... k]."""
-  mask = np.empty(scores.shape[:-1], np.uint8)
-  confidence = np.empty(mask.shape, np.float32) if confident else None
-  for part in strips(mask.shape):
-    mask[part] = scores[part].argmax(-1)
-    if confidence is not None:
-      best = scores[part].max(-1)
-      if average == "logits":
-        best = 1 / np.exp(scores[part] - best[..., None]).sum(-1)
-      confidence[part] = best
-  return mask, confidence

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import grain
 import jax
@@ -85,7 +85,7 @@ class SemanticTask:
 
   @staticmethod
   def defaults(network: type[Network]) -> dict[str, dict[str, object]]:
-    """Returns the sections `augment`, `loss`, `inference` and, for images, `crf`.
+    """Returns the sections `augment`, `loss`, `inference`, `multilabel` and, for images, `crf`.
 
     Keys:
       data.patches: whether random patches of data.size are cut out of volumes of any size for
@@ -98,6 +98,8 @@ class SemanticTask:
       loss.border_weight: w0 of U-Net's weight map, 10 in the paper; 0 is off.
       loss.border_sigma: sigma of U-Net's weight map, in pixels.
       crf.train: whether a dense CRF is the last layer of the network, trained with it.
+      multilabel.threshold: of data whose classes may overlap, the probability from which on a pixel
+        is of a class: one number for all classes, or one each.
     """
     sections = {
       "augment": {"crop": (), **augment.arguments()},
@@ -109,6 +111,7 @@ class SemanticTask:
         "border_sigma": 5.0,
       },
       "inference": dataclasses.asdict(Inference("shrink" if network.ndim == 2 else "window")),
+      "multilabel": {"threshold": (0.5,)},
     }
     if network.ndim == 2:
       # As many iterations as Zheng et al. 2015 train with; the compatibility is Potts at first.
@@ -138,6 +141,12 @@ class SemanticTask:
     _make_loss(config)
     build("inference", _make_inference(config).check, config.data.size)
     _check_weights(config.loss, network.ndim)
+    thresholds = config.multilabel.threshold
+    if not thresholds or not all(isinstance(t, float) and 0 < t < 1 for t in thresholds):
+      raise InputError(
+        f"multilabel.threshold: {thresholds} must be numbers above 0 and below 1, one for all "
+        "classes or one each"
+      )
 
   @staticmethod
   def wrap(network: Network, config: ConfigDict) -> Network:
@@ -164,6 +173,19 @@ class SemanticTask:
         hold, objects without labels, masks that teach or measure nothing, or not one class weight
         per class.
     """
+    self._check_kind(dataset)
+    config = self.config
+    train, validation = config.data.train_split, config.data.eval_split
+    problem = one_class(train, dataset.pixel_counts(train), dataset.classes.names)
+    if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
+      raise problem
+    if dataset.ndim == 3 and not config.data.patches:
+      for split in (train, validation):
+        check_canvas(dataset.max_size(split), tuple(config.data.size))
+    self._check_class_weights(dataset)
+
+  def _check_kind(self, dataset: Dataset) -> None:
+    """Refuses volumes for a network of images or the reverse, and objects without labels."""
     config, network = self.config, self.config.model.name
     kinds = {2: "images", 3: "volumes"}
     if dataset.ndim != self.model.ndim:
@@ -179,17 +201,13 @@ class SemanticTask:
         f"model.name: {network} learns the class of every pixel, but {config.data.name} "
         "tells objects only; choose mask_rcnn, or bring masks of classes"
       )
-    train, validation = config.data.train_split, config.data.eval_split
-    problem = one_class(train, dataset.pixel_counts(train), dataset.classes.names)
-    if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
-      raise problem
-    if dataset.ndim == 3 and not config.data.patches:
-      for split in (train, validation):
-        check_canvas(dataset.max_size(split), tuple(config.data.size))
-    weights = config.loss.class_weights
+
+  def _check_class_weights(self, dataset: Dataset) -> None:
+    """Refuses other than one class weight per class."""
+    weights = self.config.loss.class_weights
     if weights and len(weights) != len(dataset.classes.names):
       raise InputError(
-        f"loss.class_weights: {len(weights)} numbers, but {config.data.name} has "
+        f"loss.class_weights: {len(weights)} numbers, but {self.config.data.name} has "
         f"{len(dataset.classes.names)} classes ({', '.join(dataset.classes.names)}); give one each"
       )
 
@@ -263,7 +281,8 @@ class SemanticTask:
 
       return evaluate_images
     prepare = functools.partial(images.prepare, statistics=statistics(self.config))
-    step = forward.make_eval_step(self.model, prepare, calibrate=calibrate)
+    count = functools.partial(forward.count_batch, calibrate=calibrate)
+    step = forward.make_eval_step(self.model, prepare, count)
     canvas = dataset.max_size(split)
     results = make_results(self.config, dataset, split, step, label_size=canvas)
 
@@ -364,6 +383,10 @@ class SemanticTask:
     keep_scores: bool = False,
   ) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
+    return self._make_predictor(crf=crf, confident=confident, keep_scores=keep_scores)
+
+  def _make_predictor(self, **options: Any) -> SemanticPredictor:
+    """Makes a predictor of the run's settings."""
     data = self.config.data
     return SemanticPredictor(
       self.model,
@@ -373,11 +396,9 @@ class SemanticTask:
       inference=_make_inference(self.config),
       preparation=_preparation(self.config),
       batch_size=data.eval_batch_size,
-      crf=crf,
       statistics=statistics(self.config),
       bands=tuple(data.shown),
-      confident=confident,
-      keep_scores=keep_scores,
+      **options,
     )
 
   def serving(self) -> Serving:
@@ -443,6 +464,10 @@ class SemanticTask:
     image, label = flatten_volume(image, label.astype(np.uint8))
     margins = [n - m for n, m in zip(image.shape, label.shape, strict=False)]  # unpadded networks
     label = np.pad(label, [(m // 2, m - m // 2) for m in margins], constant_values=IGNORE)
+    return self._colored(image, label)
+
+  def _colored(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """A picture under the colors of its label."""
     return (0.5 * image + 0.5 * colorize(label, self.classes.palette)).round().astype(np.uint8)
 
   def legend(self) -> list[tuple[str, Sequence[int]]]:
