@@ -145,6 +145,7 @@ THOROUGH = tuple(
     r"notebooks\.py::test_notebook_runs",
     r"real_data\.py::test_a_folder_trains_evaluates_and_predicts",
     r"real_data\.py::test_the_check_finds_nothing_wrong\[camvid",
+    r"remote\.py::test_a_run_in_a_store_is_the_run_of_a_folder",
     r"resnet\.py::test_parameters_of_the_cascade",
     r"scientific_run\.py::test_a_run_of_three_channels_starts_one_of_five",
     # What libtpu aborts on takes the worker with it, so it is a job of its own that loads it.
