@@ -186,6 +186,9 @@ def test_regions_of_one_mask_are_lists_of_its_values(tmp_path):
   path.write_text(json.dumps({**about, "mask_values": [[1, 2], []]}))
   with pytest.raises(InputError, match=r"mask_values: .* must be 2 lists of values, none empty"):
     ClassInfo.load(path)
+  path.write_text(json.dumps({**about, "mask_values": [[0], [1]]}))
+  with pytest.raises(InputError, match=r"mask_values: .* but 0 is of no class; leave it out"):
+    ClassInfo.load(path)
 
 
 def test_more_combinations_than_a_byte_tells_are_refused():

@@ -278,6 +278,10 @@ def _regions(values: Sequence[object], k: int) -> tuple[list[int], list[list[int
   regions = [_integers("mask_values", each) for each in values]
   if len(regions) != k or not all(regions):
     raise InputError(f"mask_values: {shown(list(values))} must be {k} lists of values, none empty")
+  if any(0 in region for region in regions):
+    raise InputError(
+      f"mask_values: {shown(list(values))} has 0 in a list, but 0 is of no class; leave it out"
+    )
   every = sorted({0, *(value for region in regions for value in region)})
   return every, [[int(value in region) for region in regions] for value in every]
 
