@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import re
 import secrets
@@ -253,7 +254,6 @@ class _Copy:
       others = [name for name in files if not _STEP.match(name)]
       for name in sorted(others, key=lambda name: (name != "classes.json", name != "config.json")):
         self._write(name, files[name])
-      before = {match[1] for name in self._same if (match := _STEP.match(name))}
       for step in sorted(steps, key=int):
         part = {n: s for n, s in files.items() if n.startswith(f"checkpoints/{step}/")}
         if any(self._same.get(name) != stamp for name, stamp in part.items()):
@@ -261,20 +261,24 @@ class _Copy:
           for name, stamp in part.items():
             self._write(name, stamp)
           self._store.write(f"{_MARKS}{step}", b"complete")
-      for step in before - steps:
+      # Also of a checkpoint whose files are being removed right now.
+      gone = [name for name in self._same if name not in files]
+      for step in {match[1] for name in gone if (match := _STEP.match(name))}:
         self._store.remove(f"{_MARKS}{step}")
-      for name in [name for name in self._same if name not in files]:
+      for name in gone:
         self._store.remove(name)
         del self._same[name]
 
   def _files(self) -> dict[str, tuple[int, int]]:
     """Size and time of all files of the copy that are finished, by name."""
     found = {}
-    for path in self._folder.rglob("*"):
-      name = path.relative_to(self._folder).as_posix()
-      with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-        if not _LOCAL.search(name) and path.is_file():
-          found[name] = _stamp(path)
+    # Unlike pathlib, os.walk goes on where a folder is removed or renamed meanwhile.
+    for folder, _, names in os.walk(self._folder):
+      for path in (pathlib.Path(folder, name) for name in names):
+        name = path.relative_to(self._folder).as_posix()
+        with contextlib.suppress(FileNotFoundError):
+          if not _LOCAL.search(name):
+            found[name] = _stamp(path)
     return found
 
   def _write(self, name: str, stamp: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import threading
 
@@ -76,6 +77,37 @@ def test_what_is_written_is_in_the_store_and_comes_back(bucket, tmp_path):
   assert found == {"config/json": b"1", "checkpoints/20/model": b"twenty", "samples/1": b"xy"}
   with remote.working_copy(tmp_path) as folder:
     assert folder == tmp_path
+
+
+def test_a_checkpoint_that_is_being_removed_is_no_longer_complete(bucket):
+  with remote.working_copy(RUN) as folder:
+    write(folder, **{f"checkpoints__{step}__{name}": "x" for step in (10, 20) for name in "ab"})
+  copy = remote._Copy(remote.Store.open(RUN), pathlib.Path(remote.downloaded(RUN)), None)
+  copy.pull()
+  (copy._folder / "checkpoints/10/a").unlink()
+  copy.push()
+  left = ("10/b", "20/a", "20/b", "complete/20")
+  assert sorted(contents(bucket)) == [f"checkpoints/{name}" for name in left]
+  # What was only not seen for a moment is complete again.
+  write(copy._folder, checkpoints__10__a="x")
+  copy.push()
+  assert contents(bucket)["checkpoints/complete/10"]
+
+
+def test_folders_may_be_renamed_while_they_are_listed(bucket, monkeypatch, tmp_path):
+  """As Orbax does when a checkpoint is complete."""
+  scandir = os.scandir
+
+  def late(place):
+    if str(place).endswith(".orbax-checkpoint-tmp"):
+      raise FileNotFoundError(place)
+    return scandir(place)
+
+  copy = remote._Copy(remote.Store.open(RUN), tmp_path, None)
+  write(copy._folder, **{"checkpoints__20.orbax-checkpoint-tmp__a": "x", "metrics.jsonl": "{}"})
+  monkeypatch.setattr(os, "scandir", late)
+  copy.push()
+  assert contents(bucket) == {"metrics.jsonl": b"{}"}
 
 
 @pytest.mark.parametrize("writes", range(8))
