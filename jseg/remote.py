@@ -121,7 +121,7 @@ def cached(place: str) -> str:
       path.unlink()
   for name, version in there.items():
     if known.get(name) != version or not (folder / name).is_file():
-      write_bytes(folder / name, store.read(name))
+      write_bytes(folder / name, store.read_listed(name))
   write_bytes(known_file, json.dumps(there).encode())
   return str(folder)
 
@@ -182,6 +182,16 @@ class Store:
       raise InputError(f"{self.place}/{odd}: the name leads out of the folder; rename that object")
     return names
 
+  def read_listed(self, name: str) -> bytes:
+    """The content of an object that was there a moment ago. Raises InputError."""
+    try:
+      return self.read(name)
+    except FileNotFoundError as error:
+      raise InputError(
+        f"{self.place}/{name} was removed while the files beside it were read, as a training does "
+        "with older checkpoints; start the same command again"
+      ) from error
+
   def read(self, name: str) -> bytes:
     """The content of an object. Raises FileNotFoundError, or InputError."""
     with self._told(name, "read"):
@@ -234,7 +244,7 @@ class _Copy:
       step = _STEP.match(name)
       if name.startswith(_MARKS) or _LOCAL.search(name) or (step and step[1] not in steps):
         continue
-      write_bytes(self._folder / name, self._store.read(name))
+      write_bytes(self._folder / name, self._store.read_listed(name))
       self._same[name] = _stamp(self._folder / name)
     return bool(there)
 

@@ -94,6 +94,22 @@ def test_a_checkpoint_that_is_being_removed_is_no_longer_complete(bucket):
   assert contents(bucket)["checkpoints/complete/10"]
 
 
+@pytest.mark.parametrize("read", [remote.downloaded, remote.cached])
+def test_what_is_removed_while_it_is_read_is_told(bucket, monkeypatch, read):
+  with remote.working_copy(RUN) as folder:
+    write(folder, metrics__jsonl="{}")
+  names = remote.Store.versions
+
+  def before(store):
+    found = names(store)
+    store.remove("metrics/jsonl")
+    return found
+
+  monkeypatch.setattr(remote.Store, "versions", before)
+  with pytest.raises(InputError, match=r"metrics/jsonl was removed while .*; start the same"):
+    read(RUN)
+
+
 def test_folders_may_be_renamed_while_they_are_listed(bucket, monkeypatch, tmp_path):
   """As Orbax does when a checkpoint is complete."""
   scandir = os.scandir

@@ -1,12 +1,13 @@
 """Results for people: console, plots, overlays, sample pictures."""
 
 from jseg.report.objects import draw_objects, save_instance_map
-from jseg.report.overlay import PNG, VOID_COLOR, colorize, legend, overlay, patches
+from jseg.report.overlay import ALPHA, PNG, VOID_COLOR, colorize, legend, overlay, patches
 from jseg.report.plots import save_calibration_plot, save_confusion_plot, save_curves
 from jseg.report.png import save_png
 from jseg.report.samples import save_previews, save_samples, terminal_pictures
 
 __all__ = [
+  "ALPHA",
   "PNG",
   "VOID_COLOR",
   "colorize",

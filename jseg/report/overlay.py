@@ -18,6 +18,9 @@ from jseg.types import IGNORE, Arguments
 
 VOID_COLOR = (224, 224, 224)
 
+ALPHA = 0.55
+"""Opacity of classes' colors over an image."""
+
 PNG: Arguments = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 """Pillow's settings for what is drawn: a third of the time of its own, and no larger."""
 
@@ -41,7 +44,7 @@ def colorize(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def overlay(
-  image: np.ndarray, mask: np.ndarray, palette: np.ndarray, alpha: float = 0.55
+  image: np.ndarray, mask: np.ndarray, palette: np.ndarray, alpha: float = ALPHA
 ) -> np.ndarray:
   """The image under the colors of its classes.
 

@@ -237,7 +237,7 @@ def _read(path: Path, void: int | None) -> np.ndarray:
   raw = read_mask(read_bytes(path), path)
   values = raw.values
   if raw.shown is not None:
-    problem = "says that 0 is white (TIFF's MinIsWhite, or PBM), so that it isn't sure what is 0"
+    problem = "says that 0 is white (TIFF's MinIsWhite, or PBM): it is unclear which value means 0"
     raise FileError("values", path, problem, "Save it as PNG")
   if raw.colored:
     values = raw.colors()

@@ -14,7 +14,7 @@ from jseg.crf import CrfParams
 from jseg.data import flatten_volume, write_mask
 from jseg.data.overlaps import distinct, mix_colors
 from jseg.images import picture
-from jseg.report import PNG, legend, overlay
+from jseg.report import ALPHA, PNG, legend, overlay
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import IGNORE, InputError
 
@@ -49,7 +49,7 @@ class MultilabelPrediction(SemanticPrediction):
     """A CRF gives each pixel one class, so there is none. Raises InputError."""
     raise InputError("crf: a CRF gives each pixel one class, and these may overlap; leave it out")
 
-  def overlay(self, alpha: float = 0.55) -> np.ndarray:
+  def overlay(self, alpha: float = ALPHA) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
 
     Where classes overlap it is the mean of their colors; where there is none, the image.

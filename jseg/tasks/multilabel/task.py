@@ -19,11 +19,11 @@ from rich.table import Table
 from jseg import hosts, images, losses
 from jseg.config_values import build
 from jseg.console import progress
-from jseg.data import Dataset, check_canvas, flatten_volume
+from jseg.data import Dataset, flatten_volume
 from jseg.data.overlaps import expand
 from jseg.data.records import Decoded
-from jseg.data.survey import no_label, one_class
 from jseg.metrics import OverlapScores, overlap_counts
+from jseg.report import ALPHA
 from jseg.scaling import statistics
 from jseg.step import LossFn, replicate
 from jseg.tasks.batches import make_results
@@ -39,8 +39,6 @@ from jseg.tasks.semantic.forward import Targets, make_eval_step
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.tasks.semantic.task import SemanticTask
 from jseg.types import IGNORE, Array, InputError, Json, Outputs, Variables
-
-_OPACITY = 0.55
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class MultilabelTask(SemanticTask):
     Raises:
       InputError: as for `SemanticTask`, or the configuration asks for what needs one class a pixel.
     """
-    self._check_kind(dataset)
+    super().check_data(dataset)
     config, names = self.config, dataset.classes.names
     which = f"the classes of {config.data.name} may overlap"
     off = {"loss.balance": "none", "loss.border_weight": 0.0, "crf.train": False}
@@ -87,14 +85,6 @@ class MultilabelTask(SemanticTask):
         f"{len(names)} classes ({', '.join(names)}); give one for all, or one each"
       )
     self._loss()
-    train, validation = config.data.train_split, config.data.eval_split
-    problem = one_class(train, dataset.pixel_counts(train), dataset.classes.label_names)
-    if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
-      raise problem
-    if dataset.ndim == 3 and not config.data.patches:
-      for split in (train, validation):
-        check_canvas(dataset.max_size(split), tuple(config.data.size))
-    self._check_class_weights(dataset)
 
   def _loss(self) -> losses.Loss:
     arguments = {name: self.config.loss[name] for name in losses.arguments()}
@@ -192,7 +182,7 @@ class MultilabelTask(SemanticTask):
     hidden = np.where(truth == IGNORE, IGNORE, mask)
     image = images.picture(image, self.config.data.shown)
     image = np.broadcast_to(image, (*image.shape[:2], 3))
-    drawn = [draw(image, each, self.classes.palette, _OPACITY) for each in (truth, hidden)]
+    drawn = [draw(image, each, self.classes.palette, ALPHA) for each in (truth, hidden)]
     return image, drawn[0], drawn[1]
 
   def _colored(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from jseg.data.files.stored import StoredImage
 from jseg.images import Statistics, make_picture, prepare
 from jseg.models import Network
 from jseg.nn import resize_to
-from jseg.report import PNG, legend, overlay, save_png
+from jseg.report import ALPHA, PNG, legend, overlay, save_png
 from jseg.step import LocalDevices
 from jseg.tasks.inference import GRIDS, Inference
 from jseg.tasks.semantic.decision import BestClass, Decided, Decision, Scores
@@ -52,7 +52,6 @@ _resize_to = jax.jit(resize_to, static_argnums=3)
 _decide_at_full_size = jax.jit(
   decide_at_full_size, static_argnums=(3, 4), static_argnames="decision"
 )
-_ALPHA = 0.55  # opacity of the colors of classes over an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +120,7 @@ class SemanticPrediction:
       self, mask=mask, _logits=lambda: log_q, _size=mask.shape, _confidence=confidence
     )
 
-  def overlay(self, alpha: float = _ALPHA) -> np.ndarray:
+  def overlay(self, alpha: float = ALPHA) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
 
     Args:
@@ -205,7 +204,7 @@ class SemanticPrediction:
       legend(self.shares(), self.classes.palette).save(path, **PNG)
       return
     if kind == "overlay":
-      save_png(path, (strip for _, strip in self._overlay_strips(_ALPHA)), (height, width))
+      save_png(path, (strip for _, strip in self._overlay_strips(ALPHA)), (height, width))
       return
     parts, palette = strips(self.mask.shape), None
     if kind == "confidence":

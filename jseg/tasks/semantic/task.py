@@ -176,7 +176,7 @@ class SemanticTask:
     self._check_kind(dataset)
     config = self.config
     train, validation = config.data.train_split, config.data.eval_split
-    problem = one_class(train, dataset.pixel_counts(train), dataset.classes.names)
+    problem = one_class(train, dataset.pixel_counts(train), dataset.classes.label_names)
     if problem := problem or no_label(validation, dataset.pixel_counts(validation)):
       raise problem
     if dataset.ndim == 3 and not config.data.patches:
