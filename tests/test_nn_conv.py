@@ -1,5 +1,7 @@
 """The convolution and the up-convolution: every form equals XLA's, and the intended one is used."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,19 @@ def test_conv_and_its_gradients_equal_xla(case):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * abs(b).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("cached", [1, 2 * 2 * 30 * 3 * 4])  # slices one by one, and two by two
+def test_volumes_in_chunks_of_slices_equal_xla(cached, monkeypatch):
+  # By its module, as the name in `jseg.nn` is the function's.
+  monkeypatch.setattr(sys.modules[Conv.__module__], "_CACHED", cached)
+  x, kernel = arrays((2, 6, 5, 6, 3), (3, 3, 3, 3, 4))
+  settings = {"padding": [(5, 1), (1, 1), (1, 1)], "dilation": (2, 1, 1)}
+  text = jax.jit(lambda x, kernel: conv(x, kernel, **settings)).lower(x, kernel).as_text()
+  assert f"tensor<{6 if cached == 1 else 3}x2x" in text
+  expected = reference(x, kernel, **settings)
+  tolerance = 1e-5 * abs(expected).max()
+  np.testing.assert_allclose(conv(x, kernel, **settings), expected, rtol=0, atol=tolerance)
+
+
 def test_conv_by_hand():
   x = jnp.arange(9.0).reshape(1, 3, 3, 1)
   kernel = jnp.array([[0, 1, 0], [10, 100, 0], [0, 0, 0.0]]).reshape(3, 3, 1, 1)
@@ -133,9 +148,9 @@ def test_the_form_follows_shape_and_platform():
   assert products == 1
   assert lowered("cuda", wide, square, gradient=True)[1] == 0
   assert lowered("cuda", wide, square, gradient=True)[0] > convolutions
-  # Volumes on CPU: a convolution of slices per tap of the depth, and none of three dimensions.
+  # Volumes on CPU: one convolution of slices for all taps of the depth.
   volume, cube = (1, 8, 8, 8, 32), (3, 3, 3, 32, 8)
-  assert lowered("cpu", volume, cube) == (3, 0)
+  assert lowered("cpu", volume, cube) == (1, 0)
   assert lowered("cpu", volume, cube, gradient=True)[1] == 1
   for platform in ("cuda", "tpu"):
     assert lowered(platform, volume, cube) == (1, 0)
