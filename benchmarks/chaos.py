@@ -193,9 +193,9 @@ def check(run: pathlib.Path, reference: pathlib.Path) -> int:
 
 
 def attempt(
-  run: pathlib.Path, data_dir: pathlib.Path, writes: int, count: int, rng: random.Random
+  run: pathlib.Path, data_dir: pathlib.Path, number: int, count: int, rng: random.Random
 ) -> tuple[str, str, float]:
-  """Starts a training to which something happens.
+  """Starts a training to which something happens, at a write of this number or otherwise.
 
   Returns:
     (what did, what it came to, seconds that a process lived on after a loss).
@@ -204,7 +204,7 @@ def attempt(
   together = count > 1 and kind in ("write", "time") and rng.random() < 0.5
   if kind in ("write", "full"):
     what = "full" if kind == "full" else "kill"
-    processes = start_all(run, data_dir, count, what, rng.randint(1, writes))
+    processes = start_all(run, data_dir, count, what, number)
   else:
     processes = start_all(run, data_dir, count)
   if kind == "time":
@@ -273,11 +273,14 @@ def main() -> None:
   seen: Counter[str] = Counter()
   finished = wrong = different = 0
   longest = 0.0
-  run = folder / "0"
+  run, left = folder / "0", writes
   while killed.total() < arguments.kills:
-    what, came_to, lived_on = attempt(run, data_dir, writes, count, rng)
+    number = rng.randint(1, left)
+    what, came_to, lived_on = attempt(run, data_dir, number, count, rng)
     if came_to == "killed":
       killed[what] += 1
+      # A run that goes on has fewer writes before it, and most numbers would be beyond them.
+      left = max(writes // 4, left - number) if what.startswith("write") else left
     else:
       seen[f"{what}: {came_to}"] += 1
     longest = max(longest, lived_on)
@@ -292,7 +295,7 @@ def main() -> None:
       finished += 1
       different += check(run, reference)
       shutil.rmtree(run)
-      run = folder / str(finished)
+      run, left = folder / str(finished), writes
   if run.exists():
     assert not any(wait(start_all(run, data_dir, count))[0]), log_of(run, 0).read_text()
     finished += 1
