@@ -7,10 +7,12 @@ one is at a moment drawn at random; now and then the disk is full from a write o
 are started at once. Of several processes that train one run, one is killed or all are; the others
 must end by themselves within a minute, and say which was lost. Whenever a run has come to its end,
 its parameters and metrics must be, bit for bit, those of the run that was left alone, and the next
-one begins. Exits with 1 where they aren't.
+one begins. Exits with 1 where they aren't. At the end it tells how many kills of each kind there
+were, how many runs ended as they must, and how long the others lived on after a loss.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -28,6 +30,8 @@ import jax
 import numpy as np
 from helpers.chaos import Writes
 from helpers.tiny import logged, tiny_config
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from jseg import hosts
 from jseg.commands.common import run_or_exit
@@ -36,7 +40,7 @@ from jseg.run import load_model
 
 STEPS = 12
 LONGEST = 60.0
-"""Seconds that the processes of a run may live on without one that was lost."""
+"""Seconds for which the others of a run may live on after a loss; see `LivedOn`."""
 
 HANGS, TRACEBACK = 1000, 2  # beside the statuses of processes
 
@@ -77,6 +81,8 @@ def start(
 
 def train_at(place: Place, run: pathlib.Path, data_dir: pathlib.Path) -> None:
   """Trains, as one of several processes where there are."""
+  # Drawing would take a third of the time; pictures are still written.
+  FigureCanvasAgg.print_png = lambda _, file: Image.new("L", (1, 1)).save(file, "PNG")
   if place.count > 1:
     hosts.connect(f"localhost:{place.port}", place.count, place.index, run=run)
   # Tracing is what a start costs, so the network has two levels.
@@ -103,28 +109,65 @@ def start_all(
   ]
 
 
-def wait(processes: Sequence[int], *, together: bool = False) -> list[int]:
-  """Returns the exit statuses of processes; of one that was killed, minus the signal.
+class LivedOn:
+  """How long processes live on after another one of their run was lost.
 
   Args:
-    processes: their ids. One that lives on for `LONGEST` seconds without another hangs.
+    processes: their ids.
+  """
+
+  def __init__(self, processes: Sequence[int]):
+    self._start, self._before = time.monotonic(), {p: waited(p) for p in processes}
+
+  def seconds(self, process: int) -> tuple[float, float]:
+    """(seconds, the same without those for which one of its threads waited for a processor).
+
+    A machine that is busy with other things makes everything longer, and no process is to blame.
+    """
+    passed, before = time.monotonic() - self._start, self._before[process]
+    delays = (delay - before.get(thread, 0.0) for thread, delay in waited(process).items())
+    return passed, passed - max(delays, default=0.0)
+
+
+def waited(process: int) -> dict[str, float]:
+  """Seconds for which each thread of a process was ready and waited for a processor (Linux)."""
+  found = {}
+  for file in pathlib.Path(f"/proc/{process}/task").glob("*/schedstat"):
+    with contextlib.suppress(OSError):  # it has just ended
+      found[file.parent.name] = int(file.read_text().split()[1]) / 1e9
+  return found
+
+
+def wait(processes: Sequence[int], *, together: bool = False) -> tuple[list[int], float]:
+  """Waits for the processes of a run.
+
+  Args:
+    processes: their ids. One that lives on for `LONGEST` seconds after a loss hangs.
     together: whether the others are killed as soon as one has ended.
+
+  Returns:
+    (exit statuses; of one that was killed, minus the signal, seconds that one lived on after a
+    loss at most).
   """
   statuses: dict[int, int] = {}
-  first = None
+  lived_on, longest = None, 0.0
   while len(statuses) < len(processes):
     for process in set(processes) - set(statuses):
       ended, status = os.waitpid(process, os.WNOHANG)
       if ended:
         statuses[process] = os.waitstatus_to_exitcode(status)
-      elif first is not None and (together or time.monotonic() - first > LONGEST):
+        continue
+      seconds, own = lived_on.seconds(process) if lived_on else (0.0, 0.0)
+      longest = max(longest, seconds)
+      if own > LONGEST or (together and statuses):
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         statuses[process] = -signal.SIGKILL if together else HANGS
-    if statuses and first is None:
-      first = time.monotonic()
+    # One that has come to its end isn't lost.
+    if lived_on is None and any(statuses.values()):
+      lived_on = LivedOn(list(set(processes) - set(statuses)))
     time.sleep(0.05)
-  return [statuses[process] for process in processes]
+  return [statuses[process] for process in processes], longest
 
 
 def result(run: pathlib.Path) -> tuple[list, object]:
@@ -136,7 +179,7 @@ def check(run: pathlib.Path, reference: pathlib.Path) -> int:
   """Returns the exit status of a process that compares two runs."""
   process = os.fork()
   if process:
-    return wait([process])[0]
+    return wait([process])[0][0]
   try:
     (lines, variables), (expected, others) = result(run), result(reference)
     assert lines == expected, "metrics differ"
@@ -150,14 +193,18 @@ def check(run: pathlib.Path, reference: pathlib.Path) -> int:
 
 
 def attempt(
-  run: pathlib.Path, data_dir: pathlib.Path, writes: int, count: int, rng: random.Random
-) -> str:
-  """Starts a training to which something happens; returns what did."""
+  run: pathlib.Path, data_dir: pathlib.Path, number: int, count: int, rng: random.Random
+) -> tuple[str, str, float]:
+  """Starts a training to which something happens, at a write of this number or otherwise.
+
+  Returns:
+    (what did, what it came to, seconds that a process lived on after a loss).
+  """
   kind = rng.choices(("write", "time", "full", "two", "none"), (8, 4, 2, 1, 1))[0]
   together = count > 1 and kind in ("write", "time") and rng.random() < 0.5
   if kind in ("write", "full"):
     what = "full" if kind == "full" else "kill"
-    processes = start_all(run, data_dir, count, what, rng.randint(1, writes))
+    processes = start_all(run, data_dir, count, what, number)
   else:
     processes = start_all(run, data_dir, count)
   if kind == "time":
@@ -165,9 +212,10 @@ def attempt(
     os.kill(rng.choice(processes), signal.SIGKILL)
   others = start_all(run, data_dir, count) if kind == "two" else []
   # One by one: a run that goes on after the other was refused doesn't hang.
-  statuses = wait(processes, together=together) + wait(others)
+  statuses, lived_on = wait(processes, together=together)
+  statuses += wait(others)[0]
   named = f"{kind}, all" if together else kind
-  return f"{named}: {outcome(run, statuses, one=kind == 'two')}"
+  return named, outcome(run, statuses, one=kind == "two"), lived_on
 
 
 def outcome(run: pathlib.Path, statuses: Sequence[int], *, one: bool) -> str:
@@ -182,18 +230,23 @@ def outcome(run: pathlib.Path, statuses: Sequence[int], *, one: bool) -> str:
     return "hangs"
   if TRACEBACK in statuses:
     return "traceback"
+  if not set(statuses) <= {0, 1, -signal.SIGABRT, -signal.SIGKILL}:
+    return f"status {statuses}"
   # JAX ends a process whose run has lost another one; what it says then is ours.
-  time.sleep(1.0 if -signal.SIGABRT in statuses else 0.0)
   for index, status in enumerate(statuses):
-    said = log_of(run, index).read_text() if status == -signal.SIGABRT else "error: process 0 of"
-    if "error: process " not in said[-2000:]:
+    if status == -signal.SIGABRT and not says_who_was_lost(log_of(run, index)):
       return f"process {index} says nothing"
   if -signal.SIGKILL in statuses:
     return "killed"
-  if not any(statuses) or (one and 0 in statuses):
-    return "ended"
-  known = set(statuses) <= {0, 1, -signal.SIGABRT}
-  return "message" if known else f"status {statuses}"
+  return "ended" if not any(statuses) or (one and 0 in statuses) else "message"
+
+
+def says_who_was_lost(log: pathlib.Path) -> bool:
+  """Whether a log ends so; another process writes it, and may do so when this one has ended."""
+  until = time.monotonic() + LONGEST
+  while not (found := "error: process " in log.read_text()[-2000:]) and time.monotonic() < until:
+    time.sleep(0.2)
+  return found
 
 
 def main() -> None:
@@ -207,37 +260,58 @@ def main() -> None:
   rng, folder, count = random.Random(arguments.seed), arguments.folder, arguments.processes
   folder = pathlib.Path(tempfile.mkdtemp(prefix="jseg-chaos-")) if folder is None else folder
   folder.mkdir(parents=True, exist_ok=True)
+  # Several processes can't share an accelerator, and looking for one takes time at each start.
+  jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   data_dir, reference = folder / "data", folder / "reference"
-  assert not any(wait(start_all(reference, data_dir, count))), log_of(reference, 0).read_text()
+  assert not any(wait(start_all(reference, data_dir, count))[0]), log_of(reference, 0).read_text()
   writes = int(reference.with_suffix(".writes").read_text())
   print(f"{writes} writes; runs in {folder}", flush=True)
 
+  killed: Counter[str] = Counter()
   seen: Counter[str] = Counter()
-  kills = finished = wrong = 0
-  run = folder / "0"
-  while kills < arguments.kills:
-    what = attempt(run, data_dir, writes, count, rng)
-    seen[what] += 1
-    kills += "killed" in what
-    print(f"{kills} kills, {finished} ends: {what}", flush=True)
-    if not what.endswith(("killed", "ended", "message")):
+  finished = wrong = different = 0
+  longest = 0.0
+  run, left = folder / "0", writes
+  while killed.total() < arguments.kills:
+    number = rng.randint(1, left)
+    what, came_to, lived_on = attempt(run, data_dir, number, count, rng)
+    if came_to == "killed":
+      killed[what] += 1
+      # A run that goes on has fewer writes before it, and most numbers would be beyond them.
+      left = max(writes // 4, left - number) if what.startswith("write") else left
+    else:
+      seen[f"{what}: {came_to}"] += 1
+    longest = max(longest, lived_on)
+    after = f", the others lived on for {lived_on:.0f} s" if lived_on > 1 else ""
+    print(f"{killed.total()} kills, {finished} ends: {what}: {came_to}{after}", flush=True)
+    if came_to not in ("killed", "ended", "message"):
       wrong += 1
       # The next start writes its own over it.
       for index in range(count):
         shutil.copy(log_of(run, index), folder / f"wrong_{wrong}.{index}.txt")
-    if "ended" in what:
+    if came_to == "ended":
       finished += 1
-      wrong += check(run, reference)
+      different += check(run, reference)
       shutil.rmtree(run)
-      run = folder / str(finished)
+      run, left = folder / str(finished), writes
   if run.exists():
-    assert not any(wait(start_all(run, data_dir, count))), log_of(run, 0).read_text()
+    assert not any(wait(start_all(run, data_dir, count))[0]), log_of(run, 0).read_text()
     finished += 1
-    wrong += check(run, reference)
-  print(f"{kills} kills, {finished} ends, {wrong} of them wrong; {dict(seen)}")
-  sys.exit(1 if wrong else 0)
+    different += check(run, reference)
+  print(f"{killed.total()} kills: {listed(killed)}; beside them {listed(seen)}")
+  print(
+    f"{finished} runs came to their end, {finished - different} of them bit-equal; {wrong} wrong"
+  )
+  if count > 1:
+    print(f"the others lived on for {longest:.1f} s at most after a loss")
+  sys.exit(1 if wrong or different else 0)
+
+
+def listed(counts: Counter[str]) -> str:
+  """Counts as text, the largest first."""
+  return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
 
 
 if __name__ == "__main__":

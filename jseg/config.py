@@ -150,7 +150,7 @@ class DataKeys:
     eval_batch_size: examples in a batch of the evaluation, over all devices.
     threads: threads that read and decode examples.
     max_pixels: pixels of an image up to which it is read, fewer where its format takes more memory;
-      twice as many values of a volume or a scientific image.
+      2.5 times as many values of a volume or a scientific image.
   """
 
   name: str = "shapes"

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Collection
@@ -143,7 +144,7 @@ def write_bytes(path: pathlib.Path, content: bytes | bytearray) -> None:
     if _holds(path, content):
       return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name())
+    temporary = path.with_name(temporary_name())
     try:
       with temporary.open("xb") as file:
         file.write(content)
@@ -165,21 +166,26 @@ def _holds(path: pathlib.Path, content: bytes | bytearray) -> bool:
     return False
 
 
-def _temporary_name() -> str:
+def temporary_name() -> str:
+  """A name of a file or folder of this process, that `sweep` knows when the process has ended."""
   owner = Owner.here()
   return f".jseg-{owner.host}-{owner.pid}-{secrets.token_hex(4)}.tmp"
 
 
-def sweep(folder: pathlib.Path) -> None:
-  """Removes what processes that were killed have left half-written in a folder and below.
+def sweep(folder: pathlib.Path, *, below: bool = True) -> None:
+  """Removes what processes that were killed have left half-written in a folder.
 
   Args:
     folder: the folder; it need not be there. Of processes on other machines, which may still be at
-      it, only what is older than a day is removed.
+      it, only files older than a day are removed.
+    below: whether its folders are swept, too.
   """
-  for path in [*folder.glob(".jseg-*.tmp"), *folder.glob("*/.jseg-*.tmp")]:
+  for path in [*folder.glob(".jseg-*.tmp"), *(folder.glob("*/.jseg-*.tmp") if below else ())]:
     if match := _TEMPORARY.fullmatch(path.name):
       owner = Owner(match["host"], int(match["pid"]), "")
       with contextlib.suppress(OSError):
-        if owner.is_gone() or time.time() - path.stat().st_mtime > _DAY:
+        if path.is_dir():
+          if owner.is_gone():
+            shutil.rmtree(path, ignore_errors=True)
+        elif owner.is_gone() or time.time() - path.stat().st_mtime > _DAY:
           path.unlink()

@@ -28,7 +28,7 @@ import fsspec
 
 from jseg.console import CONSOLE, ERRORS
 from jseg.download import cache
-from jseg.outputs import is_remote, write_bytes
+from jseg.outputs import is_remote, sweep, temporary_name, unwritable, write_bytes
 from jseg.owner import Owner
 from jseg.types import InputError
 
@@ -59,7 +59,8 @@ def working_copy(place: str | pathlib.Path) -> Iterator[str | pathlib.Path]:
   store = Store.open(place)
   with contextlib.ExitStack() as stack:
     lock = stack.enter_context(_locked(store))
-    root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jseg-")))
+    root = _temporary_folder()
+    stack.callback(shutil.rmtree, root, ignore_errors=True)
     folder = root / store.root.rpartition("/")[2]
     copy = _Copy(store, folder, lock)
     copy.pull()
@@ -70,6 +71,18 @@ def working_copy(place: str | pathlib.Path) -> Iterator[str | pathlib.Path]:
     finally:
       # Also after an error: what is finished is finished.
       copy.push()
+
+
+def _temporary_folder() -> pathlib.Path:
+  """Makes a folder for this process, and removes those of processes that were killed."""
+  place = pathlib.Path(tempfile.gettempdir())
+  sweep(place, below=False)
+  folder = place / temporary_name()
+  try:
+    folder.mkdir(mode=0o700)
+  except OSError as error:
+    raise unwritable(folder, error, "make room, or set TMPDIR to another folder") from None
+  return folder
 
 
 _opened: dict[pathlib.Path, "_Copy"] = {}
@@ -86,9 +99,9 @@ def downloaded(place: str | pathlib.Path) -> str | pathlib.Path:
   if not is_remote(place):
     return place
   store = Store.open(place)
-  root = tempfile.mkdtemp(prefix="jseg-")
+  root = _temporary_folder()
   atexit.register(shutil.rmtree, root, ignore_errors=True)
-  folder = pathlib.Path(root, store.root.rpartition("/")[2])
+  folder = root / store.root.rpartition("/")[2]
   copy = _Copy(store, folder, None)
   if not copy.pull():
     raise InputError(f"there is no run directory {store.place}; give the --workdir of jseg train")

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace as Fields
 
 import pytest
 from rich.table import Table
@@ -9,6 +10,8 @@ from rich.text import Text
 
 from jseg import console
 from jseg.console import PlainConsole, printable, progress
+from jseg.loop import Validation
+from jseg.metrics import ConfusionState
 
 
 def printed(*things, encoding="utf-8", width=80):
@@ -32,6 +35,14 @@ def table(name):
 def test_names_are_no_markup(name):
   assert printed(name) == f"{name}\n"
   assert printed(table(name)).count(name) == 5
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[link=x]", "\x1b[2Ja"])
+def test_the_table_that_ends_a_training_shows_any_name(name, capsys):
+  run = Fields(classes=Fields(names=(name, "other")))
+  scores = ConfusionState.empty(2).compute()
+  Validation.show(Fields(_pictures=[], scores=scores, _split=name, _step=3, _run=run))
+  assert capsys.readouterr().out.count(printable(name)) == 2
 
 
 @pytest.mark.parametrize(

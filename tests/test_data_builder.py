@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -240,6 +241,14 @@ def test_damage_names_the_folder_to_remove(shapes, tmp_path, name, kind):
     _ = data.load("shapes", data_dir=tmp_path, options=SHAPES).source("train")[4]
   shutil.rmtree(copy / shapes.fingerprint)
   assert len(data.load("shapes", data_dir=tmp_path, options=SHAPES).source("train")) == 5
+
+
+def test_preparation_leaves_nothing_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
+  """TFDS makes a folder there for each set that isn't prepared yet."""
+  (tmp_path / "temporary").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+  data.load("shapes", data_dir=tmp_path / "data", options={**SHAPES, "train": 1, "val": 1})
+  assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_what_a_killed_preparation_left_is_swept(tmp_path):

@@ -4,9 +4,12 @@ import contextlib
 import gzip
 import itertools
 import json
+import math
 import pathlib
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -20,7 +23,7 @@ from PIL import Image, ImageFile, ImageOps
 from jseg import cli
 from jseg import config as configs
 from jseg.arithmetic import cdiv
-from jseg.data import ClassInfo, check_folder, pixel_limit, read_image, read_volume
+from jseg.data import MAX_PIXELS, ClassInfo, check_folder, pixel_limit, read_image, read_volume
 from jseg.data.files.classes import EXAMPLE, voc_colormap
 from jseg.data.files.images import canonical_image, decode_image
 from jseg.data.files.masks import make_label, read_mask
@@ -334,6 +337,27 @@ def test_a_large_image_takes_as_much_as_the_limit_counts(options, bytes_each, tm
   assert peak_of(lambda: read_image(path)) < 7 * side**2 + 8 * MIB
 
 
+READS = """
+import pathlib, sys
+from jseg.data import read_image
+read_image(sys.argv[1])
+print(pathlib.Path("/proc/self/status").read_text())
+"""
+
+
+@pytest.mark.parametrize("options", [{"kind": "JPEG"}, {"kind": "PNG", "exif": exif(6)}])
+def test_the_largest_image_is_read_by_a_process_of_less_than_a_gibibyte(options, tmp_path):
+  if not pathlib.Path("/proc/self/status").exists():
+    pytest.skip("no /proc to measure memory by")
+  path, size = tmp_path / "x", (12_000, 9_000)
+  assert math.prod(size) == MAX_PIXELS
+  path.write_bytes(encode(Image.new("RGB", size, (90, 60, 30)), compress_level=1, **options))
+  command = [sys.executable, "-c", READS, str(path)]
+  status = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+  peak = 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
+  assert 7 * MAX_PIXELS < peak < 1024 * MIB
+
+
 def test_what_follows_a_picture_takes_no_memory(tmp_path):
   """Pillow would make it as it opens the file."""
   content = encode(COLORED, "GIF", disposal=2)
@@ -394,7 +418,7 @@ def test_a_canvas_of_webp_is_limited_before_it_is_composed(tmp_path, monkeypatch
   path.write_bytes(composed(content, 20))
   np.testing.assert_array_equal(read_image(path)[:11, :14], RGB)
   monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # all decode by it
-  assert "the limit is 58,720,256" in refused(read_image, path, composed(content, 8000))
+  assert "the limit is 47,250,000" in refused(read_image, path, composed(content, 8000))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -464,7 +488,7 @@ def with_shape(*shape):
     ((3, 0, 5), "which is empty"),
     ((3, 4, 5, 0), "which is empty"),
     ((-3, 4, 5), "which is empty"),
-    ((2048, 2048, 2048), "8,589,934,592 values, and the limit is 268,435,456.*data.max_pixels"),
+    ((2048, 2048, 2048), "8,589,934,592 values, and the limit is 270,000,000.*data.max_pixels"),
     ((512, 512, 512), "it is too short for 268,435,456 bytes of voxels"),
     ((3, 4, 6), "it is too short for 144 bytes"),
   ],
@@ -494,9 +518,9 @@ def test_what_lies_behind_or_before_the_voxels_is_bounded(tmp_path):
 def test_the_limit_of_values_is_a_setting(tmp_path):
   path = tmp_path / "x.nii"
   path.write_bytes(SCAN)
-  with pixel_limit(29):
-    assert "3 x 4 x 5 are 60 values, and the limit is 58, 2 for a" in refused(read_volume, path)
-  with pixel_limit(30):
+  with pixel_limit(23):
+    assert "3 x 4 x 5 are 60 values, and the limit is 57, 2.5 for a" in refused(read_volume, path)
+  with pixel_limit(24):
     assert read_volume(path).shape == (5, 4, 3, 1)
 
 

@@ -1,9 +1,12 @@
 """Runs and data in an object store, here one in memory: what is there at any time can be used."""
 
+import atexit
 import contextlib
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 import threading
 
 import fsspec
@@ -77,6 +80,25 @@ def test_what_is_written_is_in_the_store_and_comes_back(bucket, tmp_path):
   assert found == {"config/json": b"1", "checkpoints/20/model": b"twenty", "samples/1": b"xy"}
   with remote.working_copy(tmp_path) as folder:
     assert folder == tmp_path
+
+
+def test_local_copies_go_with_their_process(bucket, tmp_path, monkeypatch):
+  """At its end, or, if it was killed, when the next one starts."""
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  with remote.working_copy(RUN) as folder:
+    write(folder, config__json="1")
+    killed = folder.parent.with_name(folder.parent.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    shutil.copytree(folder.parent, killed)
+    assert len(list(tmp_path.iterdir())) == 2
+  assert list(tmp_path.iterdir()) == [killed]
+  elsewhere = killed.with_name(killed.name.replace("jseg-", "jseg-other"))
+  shutil.copytree(killed, elsewhere)
+  os.utime(elsewhere, (0, 0))
+  monkeypatch.setattr(atexit, "register", lambda remove, root, **_: ended.append(root))
+  ended = []
+  kept = pathlib.Path(remote.downloaded(RUN)).parent
+  assert ended == [kept]
+  assert sorted(tmp_path.iterdir()) == sorted([kept, elsewhere])
 
 
 def test_a_checkpoint_that_is_being_removed_is_no_longer_complete(bucket):

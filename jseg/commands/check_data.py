@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=data.MAX_PIXELS,
     metavar="N",
-    help="pixels of an image up to which it is read; volumes have twice as many values "
+    help="pixels of an image up to which it is read; volumes have 2.5 times as many values "
     "(default: %(default)s)",
   )
   parser.add_argument(

@@ -115,6 +115,17 @@ def _sweep(folder: pathlib.Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+class _Info(tfds.core.DatasetInfo):
+  """What is known of a set, which no bucket of TFDS has.
+
+  Where a set isn't prepared yet, TFDS makes a temporary folder for what a bucket may have of it,
+  and leaves it there.
+  """
+
+  def initialize_from_bucket(self) -> None:
+    """Asks nobody."""
+
+
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Writes a source's examples, in a folder named by the data set.
 
@@ -155,7 +166,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     }
     if scientific:
       metadata["values"] = {}
-    return tfds.core.DatasetInfo(
+    return _Info(
       builder=self,
       description="Segmentation in canonical form: labels are train ids, 255 is void; objects have "
       "boxes, classes and masks.",

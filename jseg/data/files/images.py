@@ -126,7 +126,10 @@ def canonical_image(data: bytes, where: Path | str) -> CanonicalImage:
   if common and _is_plain(data, image):
     content = data
   else:
-    content = _encode(_pixels(_open(data, where) if common else opened, backwards=True))
+    if common:
+      opened = _open(data, where)
+    del data  # where the caller has no use for it, its memory is needed
+    content = _encode(_pixels(opened, backwards=True))
   return CanonicalImage(content, size, opened.orientation, opened.exif_damaged)
 
 

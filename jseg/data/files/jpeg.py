@@ -25,16 +25,22 @@ class Scans:
   """What a JPEG's markers say of its scans.
 
   Attributes:
-    variants: files that show the same image if its last scan is whole. If it isn't, the only one
-      ends too early, or two show different images.
+    end: bytes of the file up to the end of its last scan.
+    endings: what to put behind them, so that the files show the same image if that scan is whole;
+      if it isn't, the only one ends too early, or two show different images.
     bytes_each: memory in which a decoder keeps a pixel's coefficients until it has all scans; 0 if
       one scan has all.
     fault: what is wrong with them, or "".
   """
 
-  variants: tuple[bytes, ...]
+  end: int
+  endings: tuple[bytes, ...]
   bytes_each: float = 0.0
   fault: str = ""
+
+  def ended(self, data: bytes, ending: bytes) -> bytes:
+    """The scans of a file with another end behind them."""
+    return b"".join((memoryview(data)[: self.end], ending))
 
 
 def find_scans(data: bytes) -> Scans | None:
@@ -50,7 +56,7 @@ def find_scans(data: bytes) -> Scans | None:
   scans, progressive, at_once = 0, False, False
   for kind, start, content in _segments(data):
     if at_once or (scans and kind == _END[1]):
-      return _judge(memoryview(data)[:start], scans, at_once, sizes, missing)
+      return _judge(start, scans, at_once, sizes, missing)
     if kind in (*_SEQUENTIAL, _PROGRESSIVE):
       progressive, parts = kind == _PROGRESSIVE, content[6:]
       sizes = {
@@ -79,14 +85,14 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _judge(
-  scans: memoryview, count: int, at_once: bool, sizes: dict[int, int], missing: dict[int, set[int]]
+  end: int, count: int, at_once: bool, sizes: dict[int, int], missing: dict[int, set[int]]
 ) -> Scans:
   if at_once:
-    return Scans((b"".join((scans, _ONES)),))
+    return Scans(end, (_ONES,))
   fault = ""
   if any(missing.values()):
     fault = "the file was cut, or ends too early: scans of the image are missing"
   elif count > _MOST_SCANS:
     fault = f"the image comes in {count} scans, of {_MOST_SCANS} at most"
-  variants = tuple(b"".join((scans, bits, _END)) for bits in (_ONES, _OTHERS))
-  return Scans(variants, 2 * sum(sizes.values()) / max(*sizes.values(), 1), fault)
+  bytes_each = 2 * sum(sizes.values()) / max(*sizes.values(), 1)
+  return Scans(end, (_ONES + _END, _OTHERS + _END), bytes_each, fault)

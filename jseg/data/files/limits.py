@@ -9,13 +9,13 @@ from pathlib import Path
 from jseg.data.files import FileError
 from jseg.types import InputError
 
-MAX_PIXELS = 2**27
-"""Pixels of an image up to which it is read by default: those of a color take less than 1 GiB."""
+MAX_PIXELS = 12_000 * 9_000
+"""Pixels of an image up to which it is read by default, in a process of less than 1 GiB."""
 
 COLOR_BYTES = 7
 """Memory that reading takes for a pixel of a color image: four bytes are Pillow's, three ours."""
 
-_VALUES_EACH = 2  # of a volume, for each of the pixels that an image may have
+_VALUES_EACH = 2.5  # of a volume, for each of the pixels that an image may have
 
 # Beyond it, neither OpenCV decodes an image, nor does a prepared record hold a volume.
 _MOST = 2**30
@@ -27,8 +27,8 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
   """Lets whatever is read inside the `with` block have up to so many pixels.
 
   Args:
-    max_pixels: pixels of an image. A volume, or a scientific image, may have twice as many values:
-      voxels or pixels, times channels.
+    max_pixels: pixels of an image. A volume, or a scientific image, may have 2.5 times as many
+      values: voxels or pixels, times channels.
 
   Raises:
     InputError: it isn't a number from 1 to 2^30.
@@ -73,7 +73,7 @@ def check_values(shape: Sequence[int], where: Path | str) -> None:
   Raises:
     FileError: there are more than the limit.
   """
-  count, limit = math.prod(shape), min(_limit.get() * _VALUES_EACH, _MOST)
+  count, limit = math.prod(shape), min(int(_limit.get() * _VALUES_EACH), _MOST)
   if count > limit:
     size = " x ".join(map(str, shape))
     rule = f"{limit:,}, {_VALUES_EACH} for a pixel of data.max_pixels"

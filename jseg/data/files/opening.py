@@ -148,8 +148,8 @@ def _open(data: bytes, where: Path | str) -> Opened:
   scans = find_scans(data)
   if scans is not None and scans.fault:
     raise FileError("unreadable", where, scans.fault, _RESTORE)
-  variant, *others = (data,) if scans is None else scans.variants
-  image = _start(variant)
+  stream = io.BytesIO(data)
+  image = _start(stream)
   check_pixels(image.size, where, _bytes_each(image, data, scans))
   if max(image.size) > _LONGEST:
     size = f"{image.width} wide x {image.height} high"
@@ -161,9 +161,16 @@ def _open(data: bytes, where: Path | str) -> Opened:
   exif_damaged = _is_damaged(image.info.get("exif") or b"")
   orientation = 1 if exif_damaged else _orientation(image)
   tile = image.tile[0].args if image.format == "PPM" and image.tile else None
-  shown = [_digest_of(other) for other in others]  # one by one, for the memory
+  shown: list[bytes] = []
+  if scans is not None:
+    # One by one, as each is another copy of the file.
+    *others, last = scans.endings
+    shown = [_digest_of(scans.ended(data, other)) for other in others]
+    stream = io.BytesIO(scans.ended(data, last))
+    image = _start(stream)
   with _without_pillows_limit() if large else contextlib.nullcontext():
     image.load()
+  stream.close()  # which a TIFF would keep, and the file with it
   if any(other != digest(image) for other in shown):
     raise OSError("the file was cut, or ends too early")
   _check_bands(image, where)
@@ -180,17 +187,17 @@ def _open(data: bytes, where: Path | str) -> Opened:
   )
 
 
-def _start(data: bytes) -> Any:
+def _start(stream: io.BytesIO) -> Any:
   """Opens an image without decoding it."""
-  is_gif = data.startswith((b"GIF87a", b"GIF89a"))
-  stream = io.BytesIO(data)
+  is_gif = stream.read(6) in (b"GIF87a", b"GIF89a")
+  stream.seek(0)
   with _without_pillows_limit():
     return _Still(stream) if is_gif else Image.open(stream, formats=IMAGE_FORMATS)
 
 
 def _digest_of(data: bytes) -> bytes:
   """A digest of an encoded image's pixels."""
-  with _start(data) as image:
+  with _start(io.BytesIO(data)) as image:
     return digest(image)
 
 
@@ -199,8 +206,8 @@ def _bytes_each(image: Any, data: bytes, scans: Scans | None) -> int:
   match image.format:
     case _ if image.mode in ("I", "F"):  # masks; floats are compared with whole numbers
       return 9 if image.mode == "I" else 13
-    case "TIFF" if image.tag_v2.get(_ORIENTATION, 1) != 1:  # as Pillow turns it
-      return 8
+    case "TIFF" if image.tag_v2.get(_ORIENTATION, 1) != 1:  # as Pillow turns it, beside the file
+      return 8 + math.ceil(len(data) / (image.width * image.height))
     case "JPEG" | "MPO" if scans is not None:
       return max(4 + math.ceil(scans.bytes_each), COLOR_BYTES)
     case "WEBP" | "AVIF":  # Their libraries keep several images, and Pillow copies one of them.
