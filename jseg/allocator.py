@@ -1,4 +1,4 @@
-"""Memory that glibc keeps between calls, for our own commands."""
+"""Memory: what there is, and what glibc keeps of it between calls of our own commands."""
 
 import ctypes
 import os
@@ -62,6 +62,14 @@ def give_back_memory() -> bool:
       libc.mallopt(parameter, value)
     _kept.clear()
   return libc.malloc_trim(0) == 1
+
+
+def total_memory() -> int | None:
+  """Returns the bytes of memory that this machine has; None where its system doesn't tell."""
+  try:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, OSError, ValueError):  # Windows has no sysconf, others not these names
+    return None
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -6,12 +6,13 @@ their characters is taken for markup, commands the terminal, or ends the program
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -69,6 +70,10 @@ ERRORS = PlainConsole(stderr=True)
 """What isn't a result, on the standard error."""
 
 
+_shown: list[Progress] = []  # bars on display, the last one on top
+_PATIENCE = 2  # seconds without a sign
+
+
 def progress(
   items: Iterable[_T],
   description: str,
@@ -76,7 +81,7 @@ def progress(
   console: Console = CONSOLE,
   *,
   transient: bool = True,
-) -> Iterable[_T]:
+) -> Iterator[_T]:
   """Yields `items` behind a progress bar with ETA.
 
   Args:
@@ -88,9 +93,41 @@ def progress(
   """
   # A notebook without ipywidgets can't move a bar: Rich would warn instead, once for each.
   still = console.is_jupyter and importlib.util.find_spec("ipywidgets") is None
-  return track(
-    items, escape(description), total=total, transient=transient, console=console, disable=still
+  columns = (
+    TextColumn("[progress.description]{task.description}"),
+    BarColumn(),
+    TaskProgressColumn(),
+    TimeRemainingColumn(elapsed_when_finished=True),
   )
+  with Progress(*columns, console=console, transient=transient, disable=still) as bars:
+    _shown.append(bars)
+    try:
+      yield from bars.track(items, total, description=escape(description))
+    finally:
+      _shown.remove(bars)
+
+
+def part_progress(items: Iterable[_T], description: str, total: int) -> Iterator[_T]:
+  """Yields the parts of one item of `progress`, behind a second bar if they take long.
+
+  Where no bar is shown, as in a call from Python, there is no second one either.
+
+  Args:
+    items: parts to pass on.
+    description: text before the bar.
+    total: number of parts.
+  """
+  if not _shown:
+    yield from items
+    return
+  bars, started = _shown[-1], time.monotonic()
+  task = bars.add_task(escape(description), total=total, visible=False)
+  try:
+    for item in items:
+      yield item
+      bars.update(task, advance=1, visible=time.monotonic() - started >= _PATIENCE)
+  finally:
+    bars.remove_task(task)
 
 
 def end(message: str) -> NoReturn:

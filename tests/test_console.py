@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jseg import console
-from jseg.console import PlainConsole, printable, progress
+from jseg.console import PlainConsole, part_progress, printable, progress
 from jseg.loop import Validation
 from jseg.metrics import ConfusionState
 
@@ -83,6 +83,27 @@ def test_colors_of_our_own_stay():
 def test_a_bar_shows_its_description_as_it_is(capsys):
   assert list(progress([1, 2], "a [/b]", 2, console.ERRORS, transient=False)) == [1, 2]
   assert "a [/b]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("patience", [0, 1000])
+def test_parts_that_take_long_have_a_bar_of_their_own(monkeypatch, patience):
+  monkeypatch.setattr("jseg.console._PATIENCE", patience)
+  shown, left = PlainConsole(), []
+  shown._force_terminal = shown.is_interactive = True
+
+  def predict(image):
+    for _ in part_progress(range(8), "windows [/b]", 8):
+      console._shown[-1].refresh()
+    left.append([task.description for task in console._shown[-1].tasks])
+    return image
+
+  with shown.capture() as capture:
+    assert list(progress(map(predict, "ab"), "predicting", 2, shown)) == ["a", "b"]
+  assert "predicting" in capture.get()
+  assert ("windows [/b]" in capture.get()) == (patience == 0)
+  assert left == [["predicting"]] * 2
+  assert not console._shown
+  assert list(part_progress("ab", "windows", 2)) == ["a", "b"]  # in a call from Python
 
 
 def test_an_error_ends_the_program_in_one_printable_message():

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jseg.nn import pad_to_multiple, resize_bilinear, resize_nearest, resize_to
+from jseg.types import InputError
 
 
 def row(*values):
@@ -67,9 +69,17 @@ def test_nearest_by_hand(n, out, expected):
   np.testing.assert_array_equal(y[0, :, 1, 0], expected)
 
 
+@pytest.fixture(params=["taken", "multiplied"])
+def _form(request, monkeypatch):
+  """The form of CPUs, or that of other platforms."""
+  if request.param == "multiplied":
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, cpu: default(*args))
+
+
 @pytest.mark.parametrize(
   ("size", "out_size"), [((5, 7), (9, 4)), ((6, 8), (6, 8)), ((1, 3), (10, 11)), ((6, 8), (1, 1))]
 )
+@pytest.mark.usefixtures("_form")
 def test_resize_to_equals_jax_on_the_valid_part_and_padding_never_leaks(size, out_size):
   canvas = (10, 11)
   valid = jax.random.normal(jax.random.key(0), (*size, 3))
@@ -85,14 +95,34 @@ def test_resize_to_equals_jax_on_the_valid_part_and_padding_never_leaks(size, ou
   assert resize._cache_size() == 1
 
 
-def test_resize_to_in_blocks_of_rows():
-  logits = jax.random.normal(jax.random.key(0), (6, 8, 3))
-  size, out_size = jnp.array((5, 7)), jnp.array((9, 10))
-  whole = resize_to(logits, size, out_size, (12, 10))
-  block = jax.jit(lambda first: resize_to(logits, size, out_size, (12, 10), rows=(first, 4)))
-  blocks = jnp.concatenate([block(jnp.int32(i)) for i in (0, 4, 8)])
-  np.testing.assert_allclose(blocks, whole, atol=1e-5)
-  np.testing.assert_array_equal(whole[9:], jnp.broadcast_to(whole[8], (3, 10, 3)))
+def test_resize_to_rounds_alike_in_every_program():
+  # What is decided of a near tie must not depend on the canvas, the blocks or the compiler.
+  logits = jax.random.normal(jax.random.key(0), (20, 30, 3))
+  size, out = np.array((19, 23)), np.array((61, 50))
+  expected = np.asarray(logits)
+  for axis in (0, 1):
+    at = np.clip((2 * np.arange(out[axis]) + 1) * size[axis] - out[axis], 0, None)
+    before, rest = np.divmod(np.minimum(at, 2 * out[axis] * (size[axis] - 1)), 2 * out[axis])
+    share = rest.astype(np.float32) * (np.float32(0.5) / np.float32(out[axis]))
+    share = share.reshape(-1, *[1] * (2 - axis))
+    after = np.minimum(before + 1, size[axis] - 1)
+    expected = expected.take(before, axis) * (1 - share) + expected.take(after, axis) * share
+  whole = jax.jit(lambda *args: resize_to(*args, (70, 60)))(logits, size, out)
+  np.testing.assert_array_equal(whole[:61, :50], expected)
+  blocks = jax.jit(
+    lambda *args: lax.map(
+      lambda first: 2 * resize_to(*args, (64, 50), rows=(first, 16)), 16 * jnp.arange(4)
+    )
+  )(logits, size, out)
+  np.testing.assert_array_equal(blocks.reshape(64, 50, 3)[:61], 2 * expected)
+  np.testing.assert_array_equal(whole[61:], jnp.broadcast_to(whole[60], (9, 60, 3)))
+
+
+def test_what_whole_numbers_of_32_bits_do_not_hold():
+  logits = jax.ShapeDtypeStruct((1 << 14, 4, 2), np.float32)
+  size = jnp.array((4, 4))
+  with pytest.raises(InputError, match=r"16384 x 65536 must be below 2\^30"):
+    jax.eval_shape(lambda x: resize_to(x, size, size, (1 << 16, 4), (0, 1)), logits)
 
 
 def test_gradient_of_a_resize_hands_everything_back():

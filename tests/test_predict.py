@@ -15,6 +15,7 @@ from PIL import Image
 
 import jseg
 from jseg import cli
+from jseg.crf import CrfParams
 from jseg.predict import predict_files
 from jseg.record import RECORD
 from jseg.tasks.semantic.predict import KINDS, SemanticPrediction, SemanticPredictor
@@ -427,3 +428,26 @@ def test_where_all_of_a_large_tiff_is_needed_it_is_read_whole(run, tmp_path, mon
   monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
   segmenter = jseg.Segmenter.from_run(run, changes=changes)
   assert isinstance(segmenter.task.read(tmp_path / "a.tif"), np.ndarray)
+
+
+@pytest.mark.parametrize("what", ["crf", "scales"])
+def test_scores_that_must_be_whole_and_do_not_fit_are_refused_before_any_work(
+  run, tmp_path, monkeypatch, what
+):
+  photo(tmp_path / "a.png", (40, 40))
+  changes, options = {"inference.mode": "window"}, {}
+  if what == "crf":
+    options["crf"] = CrfParams()
+  else:
+    changes["inference.scales"] = (0.5, 1.0)
+  monkeypatch.setattr(SemanticPredictor, "_scored", lambda *_: pytest.fail("it began"))
+  for short in (0, 1):  # in bytes: scores take 4 of a pixel and class
+    there = 2 * 4 * 40 * 40 * len(NAMES) - short
+    monkeypatch.setattr("jseg.tasks.semantic.predict.total_memory", lambda there=there: there)
+    if short:
+      failed = predict_files(run, [tmp_path], tmp_path / "out", changes=changes, **options).failed
+      assert f"{what}: the scores of 40 x 40 pixels and 3 classes" in failed["a"]
+      assert f"leave {what} out, or cut the image" in failed["a"]
+    else:
+      with pytest.raises(pytest.fail.Exception, match="it began"):
+        predict_files(run, [tmp_path], tmp_path / "out", changes=changes, **options)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jseg.console import part_progress
 from jseg.data import ClassInfo, Objects, as_channels, resize_and_pad
 from jseg.images import Statistics, picture, prepare
 from jseg.models import Network
@@ -186,7 +187,8 @@ class InstancePredictor:
     image = as_channels(image, self._channels, scaled=self._scaled)
     if image.ndim != 3:
       raise InputError(f"this network takes images, not an array of shape {image.shape}")
-    found = self._found(variables, image, self._views(image.shape[:2]))
+    views = self._views(image.shape[:2])
+    found = part_progress(self._found(variables, image, views), "windows", len(views))
     objects = merge(found, image.shape[:2])
     return InstancePrediction(image, objects, self._classes, self._bands)
 

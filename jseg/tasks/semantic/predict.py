@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jseg import crf as dense
+from jseg.allocator import total_memory
 from jseg.arithmetic import cdiv, strips
+from jseg.console import part_progress
 from jseg.data import (
   ClassInfo,
   VolumePreparation,
@@ -381,6 +384,7 @@ class SemanticPredictor:
     self, variables: Variables, image: np.ndarray | StoredImage
   ) -> SemanticPrediction:
     shape, average = image.shape[:-1], self._average(image.shape[:-1])
+    self._check_memory(shape)
 
     def logits() -> np.ndarray:
       result = np.empty((*shape, len(self._classes.names)), np.float32)
@@ -399,6 +403,19 @@ class SemanticPredictor:
         kept[rows] = self._logits(scores, average)
     again = logits if kept is None else lambda: cast(np.ndarray, kept)
     return self._make(image, mask, self._classes, again, shape, _confidence=confidence)
+
+  def _check_memory(self, shape: Sequence[int]) -> None:
+    """Raises InputError where scores must be whole, and can't be."""
+    several = tuple(self._inference.scales) != (1.0,)
+    # At the least two are there at once: what is added up and a scale of it, or before and after.
+    needed, there = 2 * 4 * math.prod(shape) * len(self._classes.names), total_memory()
+    if (several or self._keep_scores) and there is not None and needed > there:
+      size, what = " x ".join(f"{n:,}" for n in shape), "scales" if several else "crf"
+      raise InputError(
+        f"{what}: the scores of {size} pixels and {len(self._classes.names)} classes are needed "
+        f"whole, which takes {needed / 2**30:,.0f} GiB at the least, and this machine has "
+        f"{there / 2**30:,.0f}; leave {what} out, or cut the image"
+      )
 
   def _logits(self, scores: Scores, average: str) -> Scores:
     """The logits of averaged scores."""
@@ -437,7 +454,8 @@ class SemanticPredictor:
       windows = tiles(shape, self._size, self._inference.margins(self._size), GRIDS[len(shape)])
     else:
       windows = overlapping(shape, self._size, self._inference.overlap, GRIDS[len(shape)])
-    return blend(self._scored(variables, image, windows, average), shape, self._weights)
+    scored = self._scored(variables, image, windows, average)
+    return blend(part_progress(scored, "windows", len(windows)), shape, self._weights)
 
   def _scored(
     self,
