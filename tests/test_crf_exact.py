@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jseg import crf
-from jseg.crf import blocks, exact, exact_tpu
+from jseg.crf import blocks, call, exact, exact_tpu
+from jseg.crf.params import EXACT_PIXELS
 
 
 def clusters(n=2400, seed=0):
@@ -115,6 +116,18 @@ def test_the_order_of_floats_and_the_search_in_it():
   assert (np.diff(order) > 0).sum() == len(x) - 2  # Both zeros are one.
   wanted = jnp.asarray([-(2**31), -7, 0, 2**31 - 1], jnp.int32)
   np.testing.assert_array_equal(blocks._least(lambda t: t >= wanted, 4), wanted)
+
+
+def test_auto_is_exact_up_to_a_size_of_each_platform_and_a_method_that_is_set_is_used_at_any():
+  auto = crf.CrfParams()
+  for platform, most in EXACT_PIXELS.items():
+    assert call._method(auto, most, platform) == "exact"
+    assert call._method(auto, most + 1, platform) == "lattice"
+  assert call._method(auto, 1, "cpu") == "lattice"
+  for platform in ("cpu", *EXACT_PIXELS):
+    for method in ("lattice", "landmarks", "exact"):
+      for size in (1, 2**30):
+        assert call._method(auto.replace(method=method), size, platform) == method
 
 
 def lowered(f, platform, *args):
