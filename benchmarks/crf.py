@@ -4,12 +4,14 @@
   python benchmarks/crf.py FOLDER --error --run=RUN --picture=crf.png
   python benchmarks/crf.py FOLDER --large --size=3000,4000
   python benchmarks/crf.py FOLDER --exact --size=96,128    # the exact filter's time, too
+  python benchmarks/crf.py FOLDER --spatial                # the spatial kernel by itself
 
 Speed: a whole call, 10 iterations, 21 classes, with everything that depends on the image; calls
 take turns and the best of each counts, as another process may hold a core. Error: how many pixels
 have the label that exact mean field gives them, on crops of photos, for two or three kinds of
 logits: a coarse, partly wrong mask ("mask"), smooth noise that has nothing to do with the image
-("noise") and, with --run, what a trained network thinks of it ("network").
+("noise") and, with --run, what a trained network thinks of it ("network"). Spatial: the kernel's
+error in each of its forms, and what 10 iterations of it take outside and under jit.
 """
 
 import functools
@@ -22,6 +24,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
@@ -30,7 +33,10 @@ from PIL import Image
 from jseg import Segmenter
 from jseg.arithmetic import cdiv
 from jseg.crf import CrfParams, dense_crf, lattice_size, unary_from_labels
+from jseg.crf.kernels import make_plan, spatial_kernel
+from jseg.crf.params import SPATIAL_FILTERS
 from jseg.data import read_image
+from jseg.types import Array
 
 _SIZE = flags.DEFINE_list("size", ["375", "500"], "height and width of the images that are timed")
 _CLASSES = flags.DEFINE_integer("classes", 21, "number of classes")
@@ -44,10 +50,12 @@ _LARGE = flags.DEFINE_bool(
   "large", False, "time one call on an image of --size, and print the peak memory"
 )
 _EXACT = flags.DEFINE_bool("exact", False, "also time the exact filter; minutes for a photo")
+_SPATIAL = flags.DEFINE_bool("spatial", False, "measure the spatial kernel alone")
 _PICTURE = flags.DEFINE_string("picture", "", "PNG with a plot of errors or times")
 
 BANDWIDTHS = ((80, 13), (49, 5), (67, 3))
 TIMED = ("pydensecrf", "lattice", "2 lattices")
+SPATIAL_SIGMAS = (1.0, 3.0, 10.0)
 PARAMS = CrfParams(spatial_weight=3.0, spatial_sigma=3.0, bilateral_weight=10.0)
 METHODS: dict[str, dict[str, Any]] = {
   "lattice": {},
@@ -186,6 +194,49 @@ def error(
   return table
 
 
+def spatial(images: list[pathlib.Path]) -> None:
+  """Prints error and time of the spatial kernel's forms, with sigma concrete and traced."""
+  h, w = map(int, _SIZE.value)
+  image, logits = photo(images[0], (h, w)), noise((h, w))
+  for sigma in SPATIAL_SIGMAS:
+    calls: dict[str, Callable[[], Any]] = {}
+    for form in SPATIAL_FILTERS:
+      params = PARAMS.replace(bilateral_weight=0.0, spatial_filter=form)
+
+      @jax.jit
+      def under_jit(logits: Array, image: Array, sigma: Array, params: CrfParams = params) -> Array:
+        return dense_crf(logits, image, params.replace(spatial_sigma=sigma))
+
+      outside = params.replace(spatial_sigma=sigma)
+      calls[form] = lambda params=outside: np.asarray(dense_crf(logits, image, params))
+      calls[f"{form}, traced"] = lambda f=under_jit, sigma=sigma: np.asarray(
+        f(logits, image, jnp.float32(sigma))
+      )
+    found = timed(calls)
+    for form in SPATIAL_FILTERS:
+      differ = abs(calls[form]() - calls[f"{form}, traced"]()).max()
+      concrete, traced = found[form], found[f"{form}, traced"]
+      print(
+        f"sigma {sigma:g}, {form}: error {spatial_error(sigma, form):.1e}; "
+        f"{concrete[0]:.3f} s, {concrete[1]:.3f} s of all cores; traced: {traced[0]:.3f} s, "
+        f"{traced[1]:.3f} s of all cores, q differs by {differ:.1e}",
+        flush=True,
+      )
+
+
+def spatial_error(sigma: float, form: str) -> float:
+  """The largest sum of a row's absolute errors, of the normalized kernel, over the row's sum."""
+  n = _CROP.value // 2
+  params = CrfParams(spatial_sigma=sigma, spatial_filter=form)
+  axes = [jnp.ones(n)] * 2
+  plans = make_plan(params, 2).axes
+  found = jax.jit(lambda x: spatial_kernel(params, axes, (), plans).apply(x))(jnp.eye(n * n))
+  along = np.exp(-0.5 * np.square(np.subtract.outer(np.arange(n), np.arange(n)) / sigma))
+  along /= np.sqrt(np.outer(along.sum(1), along.sum(1)))
+  exact = np.kron(along, along)
+  return float((abs(np.asarray(found) - exact).sum(1) / exact.sum(1)).max())
+
+
 def large(images: list[pathlib.Path]) -> None:
   """Prints time and memory of a large photo."""
   h, w = map(int, _SIZE.value)
@@ -223,6 +274,8 @@ def main(argv: list[str]) -> None:
   images = sorted((root / "images").iterdir())
   if _LARGE.value:
     large(images)
+  elif _SPATIAL.value:
+    spatial(images)
   elif _ERROR.value:
     panels = {
       kind: {at: {n: 100 * (1 - x) for n, x in row.items()} for at, row in rows.items()}

@@ -284,9 +284,13 @@ def tables(results: Results) -> str:
   """The results of a chip as Markdown."""
   chip, values = CHIPS[results.chip], results.values
   versions = ", ".join(f"{name} {v}" for name, v in values.get("versions", {}).items())
-  lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({versions}):", ""]
-  lines += ["| network | program | images a chip | TFLOP | GB | plain Flax's GB | HBM, GiB | ms |"]
-  lines += ["|-|-|-|-|-|-|-|-|"]
+  lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({versions}):"]
+  if values.get("networks"):
+    lines += [
+      "",
+      "| network | program | images a chip | TFLOP | GB | plain Flax's GB | HBM, GiB | ms |",
+      "|-|-|-|-|-|-|-|-|",
+    ]
   for name, programs in values.get("networks", {}).items():
     shape = programs["shape"]
     what = f"{shape['batch']} of {'x'.join(map(str, shape['size']))}"

@@ -110,7 +110,9 @@ THOROUGH = tuple(
     r"conformance\.py::test_bfloat16_is_close\[deeplab_v3",
     r"conformance\.py::test_its_own_initial_values_are_finite"
     r"\[(?!(unet|unet3d|fcn8s|deeplab_v3)\])",
+    r"crf\.py::test_batch_jit_and_vmap_equal_one_by_one\[exact",
     r"crf\.py::test_gradients_equal_finite_differences\[(?!lattice)",
+    r"crf\.py::test_gradients_of_ten_iterations",
     r"crf\.py::test_two_lattices_are_closer_than_one",
     r"crf_run\.py::test_the_layer_is_trained_with_the_network_and_resumes",
     r"cuda\.py::test_convolutions\w*\[(?!unet\])",

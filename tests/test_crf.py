@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jseg import crf
-from jseg.crf import call, gaussian, lattice, lattice_tables
+from jseg.crf import blocks, call, embedding, gaussian, lattice, lattice_tables
 from jseg.types import InputError
 
 PARAMS = crf.CrfParams(3, 2.0, 1.5, 4.0, 5.0, 20.0)
@@ -89,6 +89,15 @@ def test_compatibility_and_bandwidths_by_axis(changes):
   params = PARAMS.replace(method="exact", **changes)
   found = crf.dense_crf(logits, image, params)
   np.testing.assert_allclose(found, brute_force(logits, image, params), atol=2e-5)
+
+
+def test_whatever_the_input_it_computes_in_float32():
+  logits, image = example()
+  params = PARAMS.replace(method="exact")
+  found = crf.dense_crf(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(image, jnp.uint8), params)
+  assert found.dtype == jnp.float32
+  rounded = np.asarray(jnp.asarray(logits, jnp.bfloat16), np.float32)
+  np.testing.assert_allclose(found, brute_force(rounded, image, params), atol=2e-5)
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((5, 6), 1), ((5, 6), 5), ((3, 4, 2), 1)])
@@ -275,13 +284,15 @@ def test_properties(seed, shift):
   )
 
 
-def test_batch_jit_and_vmap_equal_one_by_one():
+@pytest.mark.parametrize("method", ["lattice", "exact"])
+def test_batch_jit_and_vmap_equal_one_by_one(method):
+  params = PARAMS.replace(method=method)
   pairs = [example((4, 5), seed=seed) for seed in (0, 1, 2)]
   logits, image = (np.stack(x) for x in zip(*pairs, strict=True))
   # Colors at 0 lie on the border between two simplices, where rounding picks the vertices.
   image = image + np.float32(0.137)
-  one = np.stack([crf.dense_crf(a, b, PARAMS) for a, b in zip(logits, image, strict=True)])
-  f = functools.partial(crf.dense_crf, params=PARAMS)
+  one = np.stack([crf.dense_crf(a, b, params) for a, b in zip(logits, image, strict=True)])
+  f = functools.partial(crf.dense_crf, params=params)
   for name, g in {"eager": f, "jit": jax.jit(f), "vmap": jax.jit(jax.vmap(f))}.items():
     np.testing.assert_allclose(g(logits, image), one, atol=1e-5, err_msg=name)
 
@@ -420,6 +431,25 @@ def numeric(f, x, eps=1e-5):
   return g
 
 
+def check_gradients(logits, image, start):
+  """Holds the gradients by logits, image and all numbers of `start` to finite differences."""
+  target = np.random.default_rng(5).normal(size=logits.shape)
+  names = [*call.WEIGHTS, "compatibility", *call.SIGMAS]
+
+  def loss(values):
+    params = start.replace(**{name: values[name] for name in names})
+    return (crf.dense_crf(values["logits"], values["image"], params) * target).sum()
+
+  values = {name: np.asarray(getattr(start, name), np.float64) for name in names}
+  values |= {"logits": logits, "image": image}
+  # One program for both: compiling takes longer than all the differences.
+  f = jax.jit(jax.value_and_grad(loss))
+  _, gradient = f(values)
+  for name, value in values.items():
+    expected = numeric(lambda x, name=name: float(f({**values, name: x})[0]), value)
+    np.testing.assert_allclose(gradient[name], expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
 @pytest.mark.parametrize(
   ("method", "spatial_filter", "spatial_sigma"),
   [("lattice", "half", 3.0), ("exact", "exact", 2.0), ("landmarks", "lattice", 1.7)],
@@ -427,8 +457,6 @@ def numeric(f, x, eps=1e-5):
 def test_gradients_equal_finite_differences(method, spatial_filter, spatial_sigma):
   with jax.enable_x64(True):
     logits, image = (x.astype(np.float64) for x in example((3, 3), k=2))
-    image = image + 0.137  # Colors at 0 lie on the border between two simplices.
-    target = np.random.default_rng(5).normal(size=logits.shape)
     start = PARAMS.replace(
       method=method,
       spatial_filter=spatial_filter,
@@ -439,27 +467,32 @@ def test_gradients_equal_finite_differences(method, spatial_filter, spatial_sigm
       bilateral_weight=np.array([3.0, 4.0]),
       compatibility=np.array([[-1.0, 0.2], [0.1, -0.7]]),
     )
-    names = [
-      "spatial_weight",
-      "bilateral_weight",
-      "compatibility",
-      "spatial_sigma",
-      "bilateral_sigma_xy",
-      "bilateral_sigma_rgb",
-    ]
+    check_gradients(logits, image + 0.137, start)  # Colors at 0 lie between two simplices.
 
-    def loss(values):
-      params = start.replace(**{name: values[name] for name in names})
-      return (crf.dense_crf(values["logits"], values["image"], params) * target).sum()
 
-    values = {name: np.asarray(getattr(start, name), np.float64) for name in names}
-    values |= {"logits": logits, "image": image}
-    # One program for both: compiling takes longer than all the differences.
-    f = jax.jit(jax.value_and_grad(loss))
-    _, gradient = f(values)
-    for name, value in values.items():
-      expected = numeric(lambda x, name=name: float(f({**values, name: x})[0]), value)
-      np.testing.assert_allclose(gradient[name], expected, rtol=1e-4, atol=1e-7, err_msg=name)
+def test_gradients_of_ten_iterations_in_blocks_equal_finite_differences(monkeypatch):
+  monkeypatch.setattr(blocks, "POINTS", 8)
+  monkeypatch.setattr(blocks, "MULTIPLE", 4)
+  rng = np.random.default_rng(0)
+  image = rng.uniform(0, 40, (5, 6, 3))
+  image[:, 3:] += 200  # Two colors, whose blocks are far apart.
+  start = crf.CrfParams(
+    iterations=10,
+    method="exact",
+    spatial_weight=np.array([0.5, 0.9, 0.7]),
+    spatial_sigma=np.array([1.5, 2.6]),
+    bilateral_weight=np.array([1.2, 0.8, 1.0]),
+    bilateral_sigma_xy=np.array([3.0, 4.0]),
+    bilateral_sigma_rgb=np.array([25.0, 20.0, 30.0]),
+    compatibility=np.array([[-1.0, 0.2, 0.1], [0.1, -0.7, 0.3], [0.0, 0.2, -0.9]]),
+  )
+  with jax.enable_x64(True):
+    place = embedding.positions((5, 6), start.bilateral_sigma_xy)
+    features = jnp.concatenate([place, embedding.colors(image, start.bilateral_sigma_rgb)], 1)
+    kept = np.asarray(blocks.make_blocks(features, jnp.ones(30), start.tolerance).keep)
+    assert kept.shape == (4, 4)
+    assert np.eye(4).sum() < kept.sum() < 16  # Some pairs of blocks are skipped, others aren't.
+    check_gradients(rng.normal(size=(5, 6, 3)), image, start)
 
 
 def test_layer_starts_as_the_function_and_learns():

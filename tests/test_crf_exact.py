@@ -1,6 +1,7 @@
 """The exact filter in blocks against brute force: what is skipped, both forms, which one runs."""
 
 import functools
+import re
 
 import jax
 import jax.export
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from jseg import crf
-from jseg.crf import blocks, exact, exact_tpu
+from jseg.crf import blocks, call, exact, exact_tpu
+from jseg.crf.params import EXACT_PIXELS
 
 
 def clusters(n=2400, seed=0):
@@ -117,6 +119,18 @@ def test_the_order_of_floats_and_the_search_in_it():
   np.testing.assert_array_equal(blocks._least(lambda t: t >= wanted, 4), wanted)
 
 
+def test_auto_is_exact_up_to_a_size_of_each_platform_and_a_method_that_is_set_is_used_at_any():
+  auto = crf.CrfParams()
+  for platform, most in EXACT_PIXELS.items():
+    assert call._method(auto, most, platform) == "exact"
+    assert call._method(auto, most + 1, platform) == "lattice"
+  assert call._method(auto, 1, "cpu") == "lattice"
+  for platform in ("cpu", *EXACT_PIXELS):
+    for method in ("lattice", "landmarks", "exact"):
+      for size in (1, 2**30):
+        assert call._method(auto.replace(method=method), size, platform) == method
+
+
 def lowered(f, platform, *args):
   return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
@@ -134,4 +148,6 @@ def test_programs_hold_the_form_of_their_target(monkeypatch):
   assert "tpu_custom_call" in lowered(f(auto), "tpu", *args)
   assert "tpu_custom_call" not in lowered(f(lattice), "tpu", *args)
   monkeypatch.undo()
-  assert "i64" in lowered(f(auto), "cpu", *args)  # The keys of the lattice.
+  keys = re.compile("shift_left .*i64")  # of the lattice
+  assert keys.search(lowered(f(auto), "cpu", *args))
+  assert not keys.search(lowered(f(auto), "cuda", *args))

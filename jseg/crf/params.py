@@ -15,7 +15,7 @@ from jseg.types import Array, InputError
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 METHODS = ("auto", "lattice", "landmarks", "exact")
 SPATIAL_FILTERS = ("half", "exact", "lattice")
-EXACT_PIXELS = {"tpu": 2**19, "gpu": 2**14}
+EXACT_PIXELS = {"tpu": 2**19, "gpu": 2**12}
 """Sizes of images up to which `method="auto"` is the exact filter, by platform; by estimates of
 time (docs/crf.md). Elsewhere it is the lattice."""
 MAX_LATTICES = 6
