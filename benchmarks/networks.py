@@ -8,9 +8,9 @@
 
 The PyTorch side (twins.py; torchvision's Mask R-CNN) has the same layers and the same number of
 parameters, and runs as its users would run it: eager, float32, `channels_last`. A training step is
-forward, loss, gradients, and SGD with momentum. Each side is a process of its own, with the
-allocator's settings of its own commands, and only one works at a time: they take turns, and the
-median of each counts. Their peak memory and the time to their first step, with compiling, are
+forward, loss, gradients, and SGD with momentum. Each side is a process of its own, ours with the
+settings of our commands (memory, convolutions), and only one works at a time: they take turns, and
+the median of each counts. Their peak memory and the time to their first step, with compiling, are
 those of the processes.
 """
 
@@ -128,8 +128,10 @@ def jseg(network: str, mode: str) -> tuple[int, Call, Call]:
 
   from jseg import models
   from jseg.allocator import keep_freed_memory
+  from jseg.convolutions import prefer_eigen
 
   keep_freed_memory()
+  prefer_eigen()
   if network == "mask_rcnn":
     import objects
 

@@ -89,18 +89,23 @@ def section() -> str:
 
 def sentence() -> str:
   """What stands in README.md."""
-  parts = []
+  lines = [
+    "Speed on a CPU, as plain PyTorch's time over ours, geometric means and ranges:",
+    "",
+  ]
   for record in results().values():
-    for mode, words in MODES.items():
-      if found := ratios(record, mode):
-        parts.append(
-          f"{words} {statistics.geometric_mean(found):.2f} on average ({min(found):.2f} to "
-          f"{max(found):.2f} over {len(found)} networks)"
-        )
-  text = f"Speed on a CPU, as plain PyTorch's time over ours: {', '.join(parts)}."
-  return (
-    f"{text}\nEach network and how it was measured: [docs/performance.md](docs/performance.md)."
-  )
+    parts = [
+      f"{words} {statistics.geometric_mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+      for mode, words in MODES.items()
+      if (found := ratios(record, mode))
+    ]
+    machine = record["machine"]
+    lines.append(
+      f"- {machine['cpu']}, {', '.join(machine['instructions'])}, {machine['cores']} cores: "
+      f"{', '.join(parts)}"
+    )
+  lines += ["", "Each network and how it was measured: [docs/performance.md](docs/performance.md)."]
+  return "\n".join(lines)
 
 
 def replace(text: str, name: str, content: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jseg.allocator import keep_freed_memory
 from jseg.commands.common import run_or_exit, split_overrides
+from jseg.convolutions import prefer_eigen
 from jseg.install import versions
 
 COMMANDS = (
@@ -31,6 +32,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
   keep_freed_memory()
+  prefer_eigen()
   words = list(sys.argv[1:] if argv is None else argv)
   others, overrides = split_overrides(words)
   parser = make_parser()

@@ -36,6 +36,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from jseg.convolutions import prefer_eigen
+
+# As our commands do, whose processes then find the programs of the tests.
+prefer_eigen()
+
 if not os.environ.get("JSEG_TEST_PROGRAMS"):
   atexit.register(
     shutil.rmtree, pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent, ignore_errors=True
@@ -103,6 +108,7 @@ THOROUGH = tuple(
   for pattern in (
     r"backbones\.py::test_features_by_stride\[resnet(101|152)",
     r"conformance\.py::test_(every_parameter|logits_cover)\w*\[.*\{'",
+    r"convolutions\.py::test_xla_follows",
     r"conformance\.py::test_every_parameter\w*\[(pspnet|refinenet)-",
     r"conformance\.py::test_(every_parameter|logits_cover)\w*"
     r"\[(fcn16s|fcn32s|segnet_basic|deeplab_v2|fcn_resnet)-",
