@@ -1,7 +1,7 @@
 """Whether input keeps up: images a second that the host makes, and the time that a run waits.
 
   python benchmarks/input.py camvid --size=180,240
-  python benchmarks/input.py photos --size=512,512 --network=pspnet --train=train --val=val
+  python benchmarks/input.py photos --size=512,512 --network=pspnet --threads=1,2,4
 
 For each number of threads the batches of `jseg train` are read without training on them; then a run
 trains on them, and says for what share of its time its devices waited (`waiting_for_input` of its
@@ -29,8 +29,9 @@ _NETWORK = flags.DEFINE_string("network", "unet", "network that the run trains")
 _BATCH = flags.DEFINE_integer("batch", 8, "images in a batch")
 _THREADS = flags.DEFINE_list("threads", ["1", "2"], "numbers of threads that decode")
 _BATCHES = flags.DEFINE_integer("batches", 40, "batches that are read for each number of threads")
-_STEPS = flags.DEFINE_integer("steps", 12, "steps of the run; 0 trains none")
+_STEPS = flags.DEFINE_integer("steps", 12, "steps of the run, 8 or more; 0 trains none")
 _WARM_UP = 4  # batches, and steps of a run, that aren't counted
+flags.register_validator("steps", lambda n: n == 0 or n >= 2 * _WARM_UP, "must be 0, or 8 or more")
 
 
 def configuration(root: str, folder: pathlib.Path, threads: int) -> ConfigDict:

@@ -10,6 +10,7 @@
 from typing import Any
 
 import jseg.config
+import jseg.recipes
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "without": {},
@@ -28,19 +29,10 @@ ABOUT = dict.fromkeys(
 def get_config(variant="whole"):
   """The configuration of one of the runs."""
   recipe = jseg.config.variant(VARIANTS, variant)
-  config = jseg.config.default("deeplab_v1", fc=512, dropout=0.0)
-  config.steps = 40
-  config.data.name = "folder"
-  config.data.size = (129, 129)
-  config.data.batch_size = 8
-  config.augment.crop = (97, 97)
-  config.augment.scale = (0.8, 1.25)
-  config.optim.optimizer = "adamw"
+  config = jseg.recipes.read("deeplab_v1_voc")  # the same network, data and augmentation
+  config.steps = config.eval_every = 40
   config.optim.lr = 1e-4
   config.optim.head_lr = 10.0  # the CRF is new
-  config.optim.schedule = "poly"
-  config.optim.warmup_steps = 10
   config.crf.train = recipe.get("train", False)
   config.crf.stride = recipe.get("stride", 1)
-  config.eval_every = 40
   return config
