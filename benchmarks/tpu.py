@@ -5,7 +5,8 @@
   python benchmarks/tpu.py --networks=unet --chips=v5e --programs=training,plain
   python benchmarks/tpu.py --largest              # the largest batch at 512 x 512 that fits a chip
   python benchmarks/tpu.py --crf                  # the dense CRF as a layer, and behind a network
-  python benchmarks/tpu.py --remat                # memory by what is computed again
+  python benchmarks/tpu.py --remat --networks=unet  # memory and time by what is computed again
+  python benchmarks/tpu.py --crops                # every paper's crop and batch on one chip
   python benchmarks/tpu.py --table                # writes the results into docs/tpu.md
 
 Programs are those of a run: the training step with augmentation and update, evaluation, both on
@@ -20,6 +21,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -33,7 +35,7 @@ from absl import app, flags
 from jax import lax
 
 from jseg import config as configs
-from jseg import models
+from jseg import models, recipes
 from jseg.crf import CrfParams, dense_crf
 from jseg.crf.blocks import make_blocks
 from jseg.nn.conv import per_dimension
@@ -50,6 +52,7 @@ _AGAIN = flags.DEFINE_bool("again", False, "compile again what has a result")
 _LARGEST = flags.DEFINE_bool("largest", False, "find the largest batch at 512 x 512")
 _CRF = flags.DEFINE_bool("crf", False, "compile the dense CRF")
 _REMAT = flags.DEFINE_bool("remat", False, "compile the training step by kind of remat")
+_CROPS = flags.DEFINE_bool("crops", False, "find what makes each paper's batch fit a chip")
 _TABLE = flags.DEFINE_bool("table", False, "write the results that are there into docs/tpu.md")
 
 _FOLDER = pathlib.Path(__file__).parent / "results"
@@ -59,6 +62,21 @@ _CLASSES = 21
 _ITERATIONS = 10
 _FILTERS = ("exact", "landmarks", "lattice")
 _CAPACITY = 16 * 2**30  # bytes of a chip that the largest batch is for
+_LEFT = 15 * 2**30  # bytes that a run finds free on such a chip, and on a GPU of Colab's
+_PAPERS = (
+  "deeplab_v1",
+  "deeplab_v2",
+  "deeplab_v3",
+  "fcn:fcn8s",
+  "fcn_resnet",
+  "mask_rcnn",
+  "patch_classifier",
+  "pspnet:voc",
+  "refinenet:voc",
+  "segnet",
+  "unet",
+  "unet3d",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,27 +212,64 @@ def plain_layers() -> Iterator[None]:
     yield
 
 
+def memory(config: Any, devices: Sequence[jax.Device]) -> int:
+  """Bytes that the training step takes on a chip, or would take on one that is large enough."""
+  try:
+    return cost(ahead.Programs(config, _CLASSES, devices).training())["memory"]
+  except jax.errors.JaxRuntimeError as error:
+    needed = re.search(r"Used ([\d.]+)([GMK]) of", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+      raise
+    return int(float(needed[1]) * 2 ** {"G": 30, "M": 20, "K": 10}[needed[2]])
+
+
 def largest(results: Results, name: str) -> None:
   """Finds the largest power of two that fits as batch a chip of 512 x 512, in bfloat16."""
   devices = ahead.tpu(f"{results.chip}:2x2")
 
-  def memory(batch: int) -> int | None:
-    try:
-      return cost(ahead.Programs(configuration(name, batch, 512), _CLASSES, devices).training())[
-        "memory"
-      ]
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      return None
-
   def search() -> dict[str, int]:
     best = {"batch": 0, "memory": 0}
-    while (found := memory(max(2 * best["batch"], 1))) is not None and found <= _CAPACITY:
+    while (
+      found := memory(configuration(name, max(2 * best["batch"], 1), 512), devices)
+    ) <= _CAPACITY:
       best = {"batch": max(2 * best["batch"], 1), "memory": found}
     return best
 
   results.add("largest", name, compute=search)
+
+
+def crop(results: Results, name: str) -> None:
+  """Finds the fewest parts in which a chip works through the batch of a paper's recipe.
+
+  Where an image at a time is too much, activations are computed again.
+  """
+  devices = ahead.tpu(f"{results.chip}:2x2")
+
+  def search() -> dict[str, Any]:
+    config = recipes.read(f"paper/{name}")
+    batch = config.data.batch_size
+    config.dtype, config.data.batch_size = "bfloat16", batch * len(devices)
+    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+    needed, found = 0.0, 0
+    for remat, parts in [*(("none", n) for n in divisors), *((kind, batch) for kind in KINDS[1:])]:
+      if parts < min(needed, batch):
+        continue
+      config.remat, config.accumulate = remat, parts
+      found = memory(config, devices)
+      if found <= _LEFT:
+        break
+      # Activations shrink with the part and the rest doesn't, so fewer parts than this can't do.
+      needed = parts * found / _LEFT / 1.5
+    size = config.augment.crop or config.data.size
+    return {
+      "size": list(size),
+      "batch": batch,
+      "accumulate": config.accumulate,
+      "remat": config.remat,
+      "memory": found,
+    }
+
+  results.add("crops", name, compute=search)
 
 
 def by_remat(results: Results, name: str) -> None:
@@ -305,6 +360,20 @@ def tables(results: Results) -> str:
     lines += ["", "| network | largest batch a chip, 512x512 | HBM, GiB |", "|-|-|-|"]
     for name, found in values["largest"].items():
       lines.append(f"| {name} | {found['batch']} | {found['memory'] / 2**30:.2f} |")
+  if values.get("remat"):
+    lines += ["", "| network | remat | temporaries, GiB | TFLOP | GB | ms |", "|-|-|-|-|-|-|"]
+  for name, kinds in values.get("remat", {}).items():
+    lines += [_remat_row(name, kind, found, chip) for kind, found in kinds.items()]
+  if values.get("crops"):
+    lines += [
+      "",
+      "| the paper's recipe | crop | batch | accumulate | remat | HBM, GiB |",
+      "|-|-|-|-|-|-|",
+    ]
+  for name, found in values.get("crops", {}).items():
+    size = "x".join(map(str, found["size"]))
+    settings = f"{found['batch']} | {found['accumulate']} | {found['remat']}"
+    lines.append(f"| {name} | {size} | {settings} | {found['memory'] / 2**30:.2f} |")
   if values.get("crf"):
     lines += [
       "",
@@ -315,6 +384,16 @@ def tables(results: Results) -> str:
     for size, programs in sizes.items():
       lines += [_crf_row(method, size, *program, chip) for program in programs.items()]
   return "\n".join(lines)
+
+
+def _remat_row(name: str, kind: str, found: Mapping[str, float], chip: Chip) -> str:
+  # As cycles, not as the roofline has it: what is computed again takes time where it fits beside
+  # nothing else.
+  time = f"{1e3 * found['cycles'] / chip.clock:.1f}" if chip.clock else ""
+  return (
+    f"| {name} | {kind} | {found['temporaries'] / 2**30:.2f} | {found['flops'] / 1e12:.3f} | "
+    f"{found['bytes'] / 1e9:.2f} | {time} |"
+  )
 
 
 def _crf_row(method: str, size: str, program: str, found: Mapping[str, float], chip: Chip) -> str:
@@ -350,6 +429,9 @@ def main(argv: Sequence[str]) -> None:
     results = Results(chip)
     if _CRF.value:
       crf(results)
+    elif _CROPS.value:
+      for name in _PAPERS:
+        crop(results, name)
     else:
       do = largest if _LARGEST.value else by_remat if _REMAT.value else network
       for name in _NETWORKS.value:

@@ -366,7 +366,8 @@ class _Lock:
       return self.take()
     if not self._is_gone(holder):
       return _owner(holder)
-    self._store.remove(self.NAME)
+    if self._read() == holder:  # Another process may have replaced it meanwhile.
+      self._store.remove(self.NAME)
     return self.take()
 
   def _is_gone(self, holder: dict[str, Any]) -> bool:

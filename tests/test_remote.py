@@ -219,6 +219,23 @@ def test_one_process_at_a_time_and_a_dead_one_not_for_ever(bucket):
     thread.join()
 
 
+def test_of_two_that_find_a_dead_lock_one_gets_it(bucket, monkeypatch):
+  first, second = (remote._Lock(remote.Store.open(RUN)) for _ in range(2))
+  dead = {**json.loads(first._content()), "token": "dead", "pid": 2**22 + 1}
+  bucket.pipe_file(f"{RUN}/lock".removeprefix("memory:/"), json.dumps(dead).encode())
+  judge = remote._Lock._is_gone
+
+  def judge_slowly(lock, holder):
+    gone = judge(lock, holder)
+    if lock is second and holder["token"] == "dead":
+      assert first.take() is None
+    return gone
+
+  monkeypatch.setattr(remote._Lock, "_is_gone", judge_slowly)
+  assert second.take().pid == os.getpid()
+  assert first._is_own()
+
+
 def test_who_has_lost_the_lock_writes_nothing_more(bucket):
   lock = f"{RUN}/lock".removeprefix("memory:/")
   message = "was taken over by another process: nothing more"

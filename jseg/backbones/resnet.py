@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import flax.linen as nn
 
 from jseg.backbones.base import Backbone, Features
-from jseg.nn import Conv, Layer, Norm, Staged, check_norm, max_pool
+from jseg.nn import Conv, Layer, Norm, Staged, add_relu, check_norm, max_pool
 from jseg.types import Array, InputError
 
 LAYERS = {
@@ -172,7 +172,7 @@ class Residual(Layer):
       y = conv(y, out, 3, 1, "2")
     if x.shape[-1] != out or self.stride != 1:
       x = conv(x, out, 1, self.stride, "_shortcut")
-    return nn.relu(x + y)
+    return add_relu(x, y)
 
 
 def _check_choice(name: str, value: object, choices: Collection[object]) -> None:

@@ -11,6 +11,7 @@ from jseg.nn.norm import Norm, check_norm
 from jseg.nn.pool import avg_pool, larger, max_pool, max_pool_with_indices, max_unpool
 from jseg.nn.pyramid import ASPP, ConvBeside, FCNHead, PyramidPooling, pool_to_bins
 from jseg.nn.remat import Staged, check_remat
+from jseg.nn.residual import add_relu
 from jseg.nn.resize import pad_to_multiple, resize_bilinear, resize_nearest, resize_to
 from jseg.nn.unet_sizes import center_crop, check_padding, fit_unet, unpadded_labels
 from jseg.nn.upsample import (
@@ -34,6 +35,7 @@ __all__ = [
   "PyramidPooling",
   "Staged",
   "UpConv",
+  "add_relu",
   "avg_pool",
   "bed_of_nails",
   "bilinear_kernel",
