@@ -101,6 +101,7 @@ def tune_crf(
   dataset = opened.dataset(root)
   split = split or opened.config.data.eval_split
   source = dataset.source(split)
+  opened = Run.open(opened, {"inference.output_size": "image"})  # that of the labels
   segmenter = Segmenter.from_run(opened, checkpoint, keep_scores=True)
   indices = evenly_spaced(images, len(source))
   examples = []

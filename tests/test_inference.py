@@ -12,6 +12,7 @@ from helpers.untrained import make_run
 from helpers.variables import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import jseg
 from jseg import cli, data
@@ -19,6 +20,7 @@ from jseg import config as configs
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
 from jseg.models import Network
+from jseg.nn import resize_bilinear
 from jseg.run import Run
 from jseg.step import replicate
 from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
@@ -142,7 +144,7 @@ def test_logits_of_tiles_are_those_of_the_whole_image(name, margin):
   def logits(size, **options):
     inference = Inference(**options)
     predictor = SemanticPredictor(model, CLASSES, size, inference=inference)
-    return np.asarray(predictor(variables, image)._logits_at_full_size())
+    return np.asarray(predictor(variables, image)._logits_at(shape))
 
   whole = logits(shape)
   tiled = logits(tile, mode="tile", margin=margin)
@@ -216,6 +218,10 @@ def test_a_volume_in_windows():
     ({"scales": (1.0, 0)}, r"scales: \(1.0, 0\)"),
     ({"scales": ("1",)}, "scales"),
     ({"mode": "tile", "scales": (0.5, 1.0)}, "scales: tiles are shown at the image's own size"),
+    ({"output_size": "512"}, "output_size: '512' must be image, canvas, or HEIGHTxWIDTH in pixels"),
+    ({"output_size": "0x512"}, "output_size: '0x512'"),
+    ({"output_size": (5, 5)}, r"output_size: \(5, 5\)"),
+    ({"output_size": "40000x40000"}, r"output_size: .* of at most 2\^30 in all"),
   ],
 )
 def test_impossible_protocols(options, match):
@@ -228,6 +234,50 @@ def test_impossible_protocols(options, match):
   if config.inference.to_dict() != configs.default("unet").inference.to_dict():
     with pytest.raises(InputError, match=f"inference.{match}"):
       configs.validate(config)
+
+
+@pytest.mark.parametrize("mode", ["shrink", "window"])
+def test_masks_of_another_size_are_decided_from_scores_of_that_size(mode, tmp_path):
+  model, image = Edges(num_classes=3), rng.integers(0, 256, (70, 45, 3), np.uint8)
+  variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+
+  def predicted(output_size):
+    protocol = Inference(mode, output_size=output_size)
+    predictor = SemanticPredictor(
+      model, CLASSES, (32, 40), inference=protocol, confident=True
+    )
+    return predictor(variables, image)
+
+  own, canvas, fixed = map(predicted, ("image", "canvas", "30x99"))
+  assert own.mask.shape == (70, 45)
+  # The canvas shows the image whole, at its own aspect; windows show it as large as it is.
+  assert canvas.mask.shape == ((32, 21) if mode == "shrink" else (70, 45))
+  scores = np.asarray(own._logits())[tuple(map(slice, canvas.mask.shape))]
+  np.testing.assert_array_equal(canvas.mask, scores.argmax(-1))
+  expected = jax.nn.softmax(resize_bilinear(scores[None], (30, 99))[0])
+  np.testing.assert_allclose(fixed.probabilities, expected, atol=1e-5)
+  np.testing.assert_array_equal(fixed.mask, fixed.probabilities.argmax(-1))
+  np.testing.assert_allclose(fixed.confidence, fixed.probabilities.max(-1), atol=1e-5)
+  for path in fixed.save(tmp_path, "a", write=("mask", "overlay", "confidence")):
+    with Image.open(path) as picture:
+      assert picture.size == (99, 30)
+
+
+def test_other_sizes_are_for_predictions_of_images(run):
+  for output_size in ("canvas", "16x16"):
+    protocol = Inference(output_size=output_size)
+    with pytest.raises(InputError, match="output_size: .* masks of volumes lie on the voxels"):
+      dataclasses.replace(protocol, mode="window").check((8, 16, 16))
+    with pytest.raises(InputError, match="output_size: .* objects lie on the image as it is"):
+      protocol.check_objects()
+    assert dataclasses.replace(protocol, mode="window").by_rows == (output_size == "canvas")
+    changes = {"inference.output_size": output_size}
+    for metrics in ((), ("boundary",)):
+      with pytest.raises(InputError, match=f"inference.output_size: '{output_size}' is for predic"):
+        evaluate(run, changes=changes, metrics=metrics)
+    task = Run.open(run, changes).task
+    with pytest.raises(InputError, match=f"inference.output_size: '{output_size}' is for predic"):
+      task.evaluator(Run.open(run).dataset(), "val")  # as at the start of a training
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ DEFAULT_KINDS = ("masks", "overlay", "legend")
 
 @dataclasses.dataclass(frozen=True)
 class MultilabelPrediction(SemanticPrediction):
-  """Which classes each pixel of an image or volume is of, at its own size.
+  """Which classes each pixel of an image or volume is of, at its own size or the protocol's.
 
   Attributes:
     mask: bool [h w k] or [d h w k].
@@ -38,7 +38,7 @@ class MultilabelPrediction(SemanticPrediction):
 
     Of an image in windows, the network is run once more, unless the predictor keeps scores.
     """
-    return np.asarray(jax.nn.sigmoid(self._logits_at_full_size()))
+    return np.asarray(jax.nn.sigmoid(self._logits_at(self._shape)))
 
   @property
   def confidence(self) -> np.ndarray:
@@ -57,7 +57,7 @@ class MultilabelPrediction(SemanticPrediction):
     Args:
       alpha: opacity of the colors, in [0, 1].
     """
-    image, mask = flatten_volume(np.asarray(self.image), self.mask)
+    image, mask = flatten_volume(np.asarray(self._image_of_mask), self.mask)
     return draw(picture(image, self.bands), mask, self.classes.palette, alpha)
 
   @functools.cached_property

@@ -114,6 +114,7 @@ class MultilabelTask(SemanticTask):
       dataset: data set of the run.
       split: split of the data set.
     """
+    self._check_measured()
     source, k = dataset.source(split), len(self.classes.names)
 
     def empty() -> np.ndarray:

@@ -271,6 +271,7 @@ class SemanticTask:
       split: split of the data set.
       calibrate: whether it measures calibration too.
     """
+    self._check_measured()
     num_images, num_classes = len(dataset.source(split)), len(self.classes.names)
     if not self._shows_whole(dataset, split):
       predict = self.predictor(confident=calibrate)
@@ -290,6 +291,10 @@ class SemanticTask:
       return count_batches(results(variables), num_images, num_classes)
 
     return evaluate_batches
+
+  def _check_measured(self) -> None:
+    """Raises InputError if what the protocol predicts can't be compared with labels."""
+    build("inference", _make_inference(self.config).check_measured)
 
   def _shows_whole(self, dataset: Dataset, split: str) -> bool:
     """Whether the network sees every image of a split once, and all of it."""
@@ -321,6 +326,7 @@ class SemanticTask:
     Raises:
       InputError: a CRF for volumes, no such metric, or the voxels' spacing isn't known.
     """
+    self._check_measured()
     if dataset.ndim == 3 and crf is not None:
       raise InputError("crf: the CRF after a network is for images, not volumes; leave it out")
     if metrics or crf is not None:
