@@ -17,6 +17,7 @@ from PIL import Image
 import jseg
 from jseg import cli, data
 from jseg import config as configs
+from jseg.crf import CrfParams, params_to_dict
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
 from jseg.models import Network
@@ -243,9 +244,7 @@ def test_masks_of_another_size_are_decided_from_scores_of_that_size(mode, tmp_pa
 
   def predicted(output_size):
     protocol = Inference(mode, output_size=output_size)
-    predictor = SemanticPredictor(
-      model, CLASSES, (32, 40), inference=protocol, confident=True
-    )
+    predictor = SemanticPredictor(model, CLASSES, (32, 40), inference=protocol, confident=True)
     return predictor(variables, image)
 
   own, canvas, fixed = map(predicted, ("image", "canvas", "30x99"))
@@ -266,9 +265,9 @@ def test_masks_of_another_size_are_decided_from_scores_of_that_size(mode, tmp_pa
 def test_other_sizes_are_for_predictions_of_images(run):
   for output_size in ("canvas", "16x16"):
     protocol = Inference(output_size=output_size)
-    with pytest.raises(InputError, match="output_size: .* masks of volumes lie on the voxels"):
+    with pytest.raises(InputError, match=r"output_size: .* masks of volumes lie on"):
       dataclasses.replace(protocol, mode="window").check((8, 16, 16))
-    with pytest.raises(InputError, match="output_size: .* objects lie on the image as it is"):
+    with pytest.raises(InputError, match=r"output_size: .* objects lie on the image"):
       protocol.check_objects()
     assert dataclasses.replace(protocol, mode="window").by_rows == (output_size == "canvas")
     changes = {"inference.output_size": output_size}
@@ -286,6 +285,7 @@ def run(tmp_path_factory):
 
 
 SHAPES = ("background", "disc", "rectangle", "triangle", "star")
+CRF = {"iterations": 1, "bilateral_sigma_rgb": 20.0, "method": "exact"}  # which compiles quickly
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -293,6 +293,8 @@ def test_evaluation_and_prediction_are_the_same(run, protocol):
   changes = {"data.size": (24, 24)}  # of images of 32
   if len(PROTOCOLS[protocol].scales) > 1:
     changes["inference.scales"] = (1.0, 1.5)
+  if PROTOCOLS[protocol].crf:
+    changes |= {f"inference.crf_params.{key}": value for key, value in CRF.items()}
   result = evaluate(run, protocol=protocol, changes=changes)
   segmenter = jseg.Segmenter.from_run(run, protocol=protocol, changes=changes)
   source, matrix = Run.open(run).dataset().source("val"), 0
@@ -303,6 +305,8 @@ def test_evaluation_and_prediction_are_the_same(run, protocol):
   saved = json.loads((run / "evaluation" / "val.json").read_text())
   expected = dataclasses.asdict(PROTOCOLS[protocol])
   expected["scales"] = changes.get("inference.scales", (1.0,))
+  if PROTOCOLS[protocol].crf:
+    expected["crf_params"] = params_to_dict(CrfParams(**CRF))
   assert saved["inference"] == json.loads(json.dumps(expected))
 
 
@@ -339,6 +343,9 @@ def test_devices_and_batches_change_no_pixel(protocol, monkeypatch):
     config.inference[key.removeprefix("inference.")] = value
   if len(config.inference.scales) > 1:
     config.inference.scales = (0.5, 1.0)
+  if config.inference.crf:
+    with config.unlocked():
+      config.inference.crf_params = CRF
   model, devices = Edges(num_classes=3), jax.local_devices()
   variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
   dataset = None

@@ -23,6 +23,8 @@ KINDS = ("masks", "overlay", "legend", "stack")
 
 DEFAULT_KINDS = ("masks", "overlay", "legend")
 
+NO_CRF = "crf: a CRF gives each pixel one class, and these may overlap; leave it out"
+
 
 @dataclasses.dataclass(frozen=True)
 class MultilabelPrediction(SemanticPrediction):
@@ -47,7 +49,7 @@ class MultilabelPrediction(SemanticPrediction):
 
   def refine(self, params: CrfParams | None = None) -> "SemanticPrediction":
     """A CRF gives each pixel one class, so there is none. Raises InputError."""
-    raise InputError("crf: a CRF gives each pixel one class, and these may overlap; leave it out")
+    raise InputError(NO_CRF)
 
   def overlay(self, alpha: float = ALPHA) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.

@@ -40,10 +40,7 @@ from jseg.types import Array, InputError, Outputs, Variables
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
 # a folder of photos compiles a few programs and not one for each size.
 _BUCKET = 128
-_NO_VOLUMES = (
-  "crf: the CRF after a network is for images; leave it out for volumes, or call "
-  "jseg.crf.dense_crf with ndim=3 on the probabilities"
-)
+_NO_VOLUMES = "crf: this refines images; for volumes call jseg.crf.dense_crf with ndim=3"
 _NO_NUMBERS = "crf: a CRF compares colors, and scientific images have none; leave it out"
 
 
@@ -274,7 +271,6 @@ class SemanticPredictor:
     inference: how the network looks at an image.
     preparation: how volumes are read that it is shown.
     batch_size: windows that it sees at a time, over all local devices.
-    crf: parameters of a dense CRF that refines each prediction; None: none does.
     statistics: of scientific images, mean and deviation of each channel; None: images are colors.
     bands: of scientific images, the channels that pictures show.
     confident: whether the confidence of each pixel is computed with its class.
@@ -283,9 +279,12 @@ class SemanticPredictor:
     decision: how pixels are decided.
     make: makes a prediction, `SemanticPrediction` or another of the same arguments.
 
+  Attributes:
+    crf: parameters of the protocol's CRF, which refines each prediction; None: none does.
+
   Raises:
-    InputError: the margins leave nothing of a tile, or volumes are to be shrunk, scaled, or refined
-      by a CRF.
+    InputError: the protocol is impossible on this canvas (`Inference.check`), or a CRF is to refine
+      scientific images.
   """
 
   def __init__(
@@ -298,7 +297,6 @@ class SemanticPredictor:
     inference: Inference | None = None,
     preparation: VolumePreparation = NORMALIZED,
     batch_size: int = 1,
-    crf: dense.CrfParams | None = None,
     statistics: Statistics | None = None,
     bands: Sequence[int] = (),
     confident: bool = False,
@@ -309,17 +307,16 @@ class SemanticPredictor:
     self._decision, self._make = decision, make
     self._size = tuple(int(n) for n in size)
     ndim = len(self._size)
-    if crf is not None and ndim == 3:
-      raise InputError(_NO_VOLUMES)
-    if crf is not None and statistics is not None:
-      raise InputError(_NO_NUMBERS)
     self._scaled, self._bands = statistics is not None, tuple(bands)
     self._inference = inference or Inference("shrink" if ndim == 2 else "window")
     self._inference.check(self._size)
+    self.crf = self._inference.refinement
+    if self.crf is not None and self._scaled:
+      raise InputError(_NO_NUMBERS)
     self.preparation = preparation
-    self._crf, self._classes, self._channels = crf, classes, channels
+    self._classes, self._channels = classes, channels
     self._confident = confident
-    self._keep_scores = keep_scores or crf is not None or self._inference.fixed_size is not None
+    self._keep_scores = keep_scores or self._inference.crf or bool(self._inference.fixed_size)
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
     self._devices = LocalDevices(batch_size)
@@ -337,12 +334,21 @@ class SemanticPredictor:
     Raises:
       InputError: it is of another type or shape.
     """
+    prediction = self.before_crf(variables, image)
+    return prediction if self.crf is None else prediction.refine(self.crf)
+
+  def before_crf(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
+    """Segments one image up to the protocol's CRF: `refine(self.crf)` then gives the rest.
+
+    Args:
+      variables: parameters and statistics of the network.
+      image: as for the call.
+    """
     as_shown = functools.partial(as_channels, channels=self._channels, scaled=self._scaled)
     image = image.map(as_shown) if isinstance(image, StoredImage) else as_shown(image)
-    prediction = dataclasses.replace(
+    return dataclasses.replace(
       self._segment(variables, image), bands=self._bands, preparation=self.preparation
     )
-    return prediction if self._crf is None else prediction.refine(self._crf)
 
   def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     shape = image.shape[:-1]
