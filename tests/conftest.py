@@ -139,6 +139,7 @@ THOROUGH = tuple(
     r"inference\.py::test_devices_and_batches_change_no_pixel\[(deeplab\w*|nnunet|pspnet|tile)\]",
     r"inference\.py::test_evaluation_and_prediction_are_the_same\[(deeplab\w*|nnunet|pspnet|tile)\]",
     r"inference\.py::test_logits_of_tiles\w*\[(?!unet)",
+    r"inference\.py::test_masks_of_another_size\w*\[window",
     r"instance_run\.py::test_windows_are_the_same",
     r"instance_run\.py::test_precision_does_not_depend_on_batches_and_devices",
     r"mask_rcnn\.py::test_half_precision_is_close",

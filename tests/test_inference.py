@@ -247,11 +247,10 @@ def test_masks_of_another_size_are_decided_from_scores_of_that_size(mode, tmp_pa
     predictor = SemanticPredictor(model, CLASSES, (32, 40), inference=protocol, confident=True)
     return predictor(variables, image)
 
-  own, canvas, fixed = map(predicted, ("image", "canvas", "30x99"))
-  assert own.mask.shape == (70, 45)
+  canvas, fixed = map(predicted, ("canvas", "30x99"))
   # The canvas shows the image whole, at its own aspect; windows show it as large as it is.
   assert canvas.mask.shape == ((32, 21) if mode == "shrink" else (70, 45))
-  scores = np.asarray(own._logits())[tuple(map(slice, canvas.mask.shape))]
+  scores = np.asarray(canvas._logits())[tuple(map(slice, canvas.mask.shape))]
   np.testing.assert_array_equal(canvas.mask, scores.argmax(-1))
   expected = jax.nn.softmax(resize_bilinear(scores[None], (30, 99))[0])
   np.testing.assert_allclose(fixed.probabilities, expected, atol=1e-5)
@@ -264,19 +263,16 @@ def test_masks_of_another_size_are_decided_from_scores_of_that_size(mode, tmp_pa
 
 def test_other_sizes_are_for_predictions_of_images(run):
   for output_size in ("canvas", "16x16"):
-    protocol = Inference(output_size=output_size)
+    protocol = Inference("window", output_size=output_size)
+    assert protocol.by_rows == (output_size == "canvas")
     with pytest.raises(InputError, match=r"output_size: .* masks of volumes lie on"):
-      dataclasses.replace(protocol, mode="window").check((8, 16, 16))
+      protocol.check((8, 16, 16))
     with pytest.raises(InputError, match=r"output_size: .* objects lie on the image"):
       protocol.check_objects()
-    assert dataclasses.replace(protocol, mode="window").by_rows == (output_size == "canvas")
-    changes = {"inference.output_size": output_size}
-    for metrics in ((), ("boundary",)):
-      with pytest.raises(InputError, match=f"inference.output_size: '{output_size}' is for predic"):
-        evaluate(run, changes=changes, metrics=metrics)
-    task = Run.open(run, changes).task
-    with pytest.raises(InputError, match=f"inference.output_size: '{output_size}' is for predic"):
-      task.evaluator(Run.open(run).dataset(), "val")  # as at the start of a training
+    task = Run.open(run, {"inference.output_size": output_size}).task
+    for measure in (task.evaluator, functools.partial(task.measure, {})):
+      with pytest.raises(InputError, match=r"inference\.output_size: .* is for predictions, and"):
+        measure(None, "val")
 
 
 @pytest.fixture(scope="module")
