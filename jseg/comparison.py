@@ -16,6 +16,7 @@ from jseg import json_files
 from jseg.metrics.images import LEVEL, class_iou, paired_intervals
 from jseg.models import Network
 from jseg.run import Run
+from jseg.tasks.inference import Inference
 from jseg.types import Arguments, InputError, Json
 
 _KEYS = {"semantic": "iou", "instance": "ap"}  # of a class, by task
@@ -265,12 +266,20 @@ def _unlike(first: Entry, other: Entry) -> list[str]:
     new = [name for name in other.classes if name not in first.classes]
     what = f"only in the first: {', '.join(own) or 'none'}; only in the second: "
     notes.append(f"{pair} have different classes ({what}{', '.join(new) or 'none'})")
-  keys = [key for key in ("inference", "changes") if first.scores and other.scores]
-  for key in keys:
-    ours, theirs = first.scores.get(key), other.scores.get(key)
-    if ours != theirs:
-      notes.append(f"{pair} were evaluated with different settings ({key}: {ours}, {theirs})")
+  if first.scores and other.scores:
+    for key in ("inference", "changes"):
+      ours, theirs = (_settings(entry.scores, key) for entry in (first, other))
+      if ours != theirs:
+        notes.append(f"{pair} were evaluated with different settings ({key}: {ours}, {theirs})")
   return notes
+
+
+def _settings(scores: Arguments, key: str) -> object:
+  """What an evaluation says of a setting; of the protocol, keys that it is older than as well."""
+  found = scores.get(key)
+  if key != "inference" or not isinstance(found, Mapping):
+    return found
+  return _plain({**dataclasses.asdict(Inference()), **found})
 
 
 def _difference(first: Entry, other: Entry, notes: list[str]) -> Difference:

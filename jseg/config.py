@@ -58,7 +58,14 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 _MEND = "mend it, or put back a copy of it"
 
-FREE = ("data.options.", "data.fields.", "aux_weights.", "loss.options.", "optim.options.")
+FREE = (
+  "data.options.",
+  "data.fields.",
+  "aux_weights.",
+  "loss.options.",
+  "optim.options.",
+  "inference.crf_params.",
+)
 """Sections whose keys are not known here: what reads them checks them."""
 
 
@@ -494,7 +501,7 @@ def change(
   config = config.copy_and_resolve_references()
   keys = [key for key, _ in flatten(config) if key != "model.name"]
   for key, value in changes.items():
-    if key not in (*keys, *known) and not key.startswith(FREE):
+    if key not in (*keys, *known) and not f"{key}.".startswith(FREE):
       raise InputError(unknown_key(key, keys))
     *sections, name = key.split(".")
     section = config

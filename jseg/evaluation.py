@@ -9,7 +9,6 @@ from rich.console import RenderableType
 
 from jseg import hosts, remote, tasks
 from jseg.console import ERRORS, progress
-from jseg.crf import CrfParams
 from jseg.data import Dataset, Examples
 from jseg.metrics import create as create_metric
 from jseg.metrics import percent
@@ -35,8 +34,8 @@ class Evaluation:
     step: step of the checkpoint.
     scores: metrics: `SemanticScores` or `InstanceScores`, by the run's task.
     names: names of the classes.
-    extra: whole-image metrics that were asked for, as plain values by name; and `crf`, the metrics
-      after the CRF and its `params`.
+    extra: whole-image metrics that were asked for, as plain values by name; and where the protocol
+      has a CRF `without_crf`, the metrics of what it was given.
     written: whether they are in the run directory; not of one that is read-only.
   """
 
@@ -62,7 +61,6 @@ def evaluate(
   batch_size: int | None = None,
   protocol: str | None = None,
   metrics: Sequence[str] = (),
-  crf: CrfParams | None = None,
   changes: Mapping[str, object] | None = None,
   model: Network | None = None,
   dataset: Dataset | None = None,
@@ -73,8 +71,8 @@ def evaluate(
   Each image has a line in `SPLIT_images.csv`, and the worst ones are drawn in `SPLIT_worst.png`.
 
   Several processes (`jseg.hosts.connect`) share the images; process 0 measures what needs whole
-  images (`metrics`, `crf`), and writes. Where the run is read-only, that is told, and nothing is
-  written. A run that is being trained can be evaluated too.
+  images (`metrics`, the protocol's CRF), and writes. Where the run is read-only, that is told, and
+  nothing is written. A run that is being trained can be evaluated too.
 
   Args:
     run: the run directory.
@@ -86,7 +84,6 @@ def evaluate(
       `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
     metrics: names of further metrics that need whole images, as `jseg.metrics.create` takes them:
       "boundary", "rand=CLASS", of volumes "surface=MM", or your own as "package.module:Name".
-    crf: parameters of a dense CRF; the metrics after it are computed too.
     changes: configuration values by dotted key that are to differ, such as
       {"model.output_stride": 8}; written into the JSON file.
     model: the network, where the run was started with one made in Python.
@@ -107,7 +104,7 @@ def evaluate(
     settings["data.eval_batch_size"] = batch_size
   opened = Run.open(run, settings, protocol=protocol, model=model)
   task = opened.task
-  options = {"metrics": tuple(metrics), "crf": crf}
+  options = {"metrics": tuple(metrics)}
   tasks.refuse_options(opened.config.model.name, options, task.evaluate_options)
   dataset = _dataset(opened, dataset, root)
   split = split or opened.config.data.eval_split

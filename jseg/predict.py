@@ -22,7 +22,6 @@ from jseg import tasks
 from jseg.allocator import give_back_memory
 from jseg.collection import Inputs, find_inputs, plan_outputs
 from jseg.console import progress
-from jseg.crf import CrfParams, params_to_dict
 from jseg.data import ClassInfo, FileError, pixel_limit
 from jseg.data.files.stored import LARGE, StoredImage
 from jseg.models import Network
@@ -86,7 +85,7 @@ class Segmenter:
       protocol: how the network looks at an image, a key of
         `jseg.tasks.inference.PROTOCOLS`; the configuration's if None.
       model: the network, where the run was started with one made in Python.
-      **options: options of the task; networks of classes have `crf` (see
+      **options: options of the task; networks of classes have `confident` and `keep_scores` (see
         `jseg.tasks.semantic.predict.SemanticPredictor`).
 
     Raises:
@@ -184,6 +183,8 @@ def predict_files(
     options["confident"] = True
   segmenter = Segmenter(task, variables, **options)
   asked = {"protocol": protocol, **(changes or {}), **options}
+  if opened.config.get("inference", {}).get("crf"):  # a search may have found others
+    asked["crf"] = opened.config.inference.crf_params.to_dict()
   asked |= {**saving, "write": " ".join(write) or None}
   settings: Json = {"step": step, "weights": digest(variables), **_plain(asked)}
   failed = dict(inputs.broken)
@@ -341,8 +342,4 @@ def _reason(file: pathlib.Path, error: Exception) -> str | None:
 
 def _plain(values: Mapping[str, object]) -> dict[str, object]:
   """Settings that aren't off, as plain values."""
-  given = {key: value for key, value in values.items() if value is not None and value is not False}
-  return {
-    key: params_to_dict(value) if isinstance(value, CrfParams) else str(value)
-    for key, value in given.items()
-  }
+  return {k: str(value) for k, value in values.items() if value is not None and value is not False}

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from jseg import config as configs
 from jseg import hosts, json_files, remote, tasks
 from jseg.checkpoint import Checkpoints
-from jseg.crf import CrfParams, load_params
+from jseg.crf import load_params, params_from_dict, params_to_dict
 from jseg.data import ClassInfo, Dataset
 from jseg.lock import locked
 from jseg.models import Network
@@ -172,6 +172,9 @@ class Run:
   ) -> "Run":
     """Reads a run directory.
 
+    Where the protocol has a CRF, the configuration then holds all its parameters: those that it
+    doesn't give are as `jseg tune-crf` has found them for the run, else the defaults.
+
     Args:
       path: the directory, in an object store too, of which it reads what is there now; or a run
         that is open already.
@@ -189,16 +192,15 @@ class Run:
       run = cls.open(path, model=model)
       return cls.open(run, {**protocol_changes(run.config, protocol), **(changes or {})})
     if isinstance(path, Run):
-      config = configs.change(path.config, changes) if changes else path.config
-      return dataclasses.replace(path, config=config, given_model=model or path.given_model)
-    path = pathlib.Path(remote.downloaded(path)).expanduser()
-    if not path.is_dir():
-      raise InputError(f"there is no run directory {path}; give the --workdir of jseg train")
-    files = Files(path)
-    config = configs.load(files.config, model)
-    if changes:
-      config = configs.change(config, changes)
-    return cls(path, config, ClassInfo.load(files.classes), model)
+      run = dataclasses.replace(path, given_model=model or path.given_model)
+    else:
+      path = pathlib.Path(remote.downloaded(path)).expanduser()
+      if not path.is_dir():
+        raise InputError(f"there is no run directory {path}; give the --workdir of jseg train")
+      files = Files(path)
+      run = cls(path, configs.load(files.config, model), ClassInfo.load(files.classes), model)
+    config = configs.change(run.config, changes) if changes else run.config
+    return dataclasses.replace(run, config=_with_crf_params(config, run.files.crf))
 
   @classmethod
   def start(
@@ -347,10 +349,6 @@ class Run:
         "the same classes"
       )
 
-  def crf_params(self) -> CrfParams:
-    """Returns the CRF's parameters that were tuned for the run; the defaults if none were."""
-    return load_params(self.files.crf) if self.files.crf.is_file() else CrfParams()
-
   def save_evaluation(
     self,
     scores: tasks.Scores,
@@ -388,6 +386,23 @@ class Run:
     if not isinstance(taken, list) or not all(isinstance(name, str) for name in taken):
       raise InputError(f"{path} is damaged ('taken' is no list of names); {remedy}")
     return taken
+
+
+def _with_crf_params(config: ConfigDict, tuned: pathlib.Path) -> ConfigDict:
+  """The configuration with all parameters of its protocol's CRF, where it has one.
+
+  Args:
+    config: a configuration.
+    tuned: file of tuned parameters, which need not be there.
+  """
+  if "inference" not in config or not config.inference.get("crf"):
+    return config
+  base = load_params(tuned) if tuned.is_file() else None
+  params = params_from_dict(config.inference.crf_params, base)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.inference.crf_params = params_to_dict(params)
+  return config
 
 
 @contextlib.contextmanager

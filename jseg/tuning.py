@@ -101,6 +101,8 @@ def tune_crf(
   dataset = opened.dataset(root)
   split = split or opened.config.data.eval_split
   source = dataset.source(split)
+  # What is searched comes after all else, and labels are of the images' own size.
+  opened = Run.open(opened, {"inference.crf": False, "inference.output_size": "image"})
   segmenter = Segmenter.from_run(opened, checkpoint, keep_scores=True)
   indices = evenly_spaced(images, len(source))
   examples = []

@@ -16,6 +16,7 @@ FREE = {
   "data.root",
   "data.scaling",
   "data.train_split",
+  "inference.output_size",
   "init_from",
 }
 

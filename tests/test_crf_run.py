@@ -21,13 +21,23 @@ from jseg.loop import train
 from jseg.metrics import ConfusionState, confusion, host_confusion
 from jseg.models.with_crf import WithCRF
 from jseg.run import Run, load_model
+from jseg.tasks.inference import Inference
 from jseg.tasks.semantic.predict import SemanticPrediction, SemanticPredictor
 from jseg.tuning import search
 from jseg.types import InputError
 
 # Exact filtering compiles quickly; the lattice has its own tests.
-MILD = CrfParams(iterations=2, bilateral_sigma_xy=8, bilateral_sigma_rgb=20, method="exact")
+VALUES = {"iterations": 2, "bilateral_sigma_xy": 8, "bilateral_sigma_rgb": 20, "method": "exact"}
+MILD = CrfParams(**VALUES)
 TEXT = "iterations=2,bilateral_sigma_xy=8,bilateral_sigma_rgb=20,method=exact"
+
+
+def with_crf(**params):
+  """Changes by which a CRF of these parameters follows the network."""
+  return {"inference.crf": True, **{f"inference.crf_params.{k}": v for k, v in params.items()}}
+
+
+REFINED = with_crf(**VALUES)
 
 
 @pytest.fixture(scope="module")
@@ -51,40 +61,42 @@ def test_the_hosts_confusion_is_the_devices():
 def test_a_segmenter_with_a_crf_is_the_crf_of_its_probabilities(run):
   image = np.random.default_rng(0).integers(0, 256, (40, 28, 3), np.uint8)
   plain = jseg.Segmenter.from_run(run)(image)
-  refined = jseg.Segmenter.from_run(run, crf=MILD)(image)
+  refined = jseg.Segmenter.from_run(run, changes=REFINED)(image)
   expected = dense_crf(np.log(plain.probabilities), image, MILD)
   np.testing.assert_allclose(refined.probabilities, expected, atol=1e-4)
   np.testing.assert_array_equal(refined.mask, refined.probabilities.argmax(-1))
   assert (refined.mask != plain.mask).any()
-  tiled = jseg.Segmenter.from_run(run, protocol="tile", crf=MILD)(image)
+  tiled = jseg.Segmenter.from_run(run, protocol="tile", changes=REFINED)(image)
   assert tiled.mask.shape == (40, 28)
 
 
 def test_a_crf_without_kernels_changes_nothing(run):
-  off = CrfParams(spatial_weight=0.0, bilateral_weight=0.0)
-  result = evaluate(run, crf=off, metrics=("boundary", "rand=disc"))
-  after = result.extra["crf"]
-  assert after["miou"] == pytest.approx(result.scores.miou, abs=1e-9)
-  assert after["boundary_miou"] == result.extra["boundary_miou"]
-  assert after["rand"] == result.extra["rand"]
+  off = with_crf(spatial_weight=0.0, bilateral_weight=0.0)
+  result = evaluate(run, changes=off, metrics=("boundary", "rand=disc"))
+  before = result.extra["without_crf"]
+  assert before["miou"] == pytest.approx(result.scores.miou, abs=1e-9)
+  assert before["boundary_miou"] == result.extra["boundary_miou"]
+  assert before["rand"] == result.extra["rand"]
 
 
-def test_evaluate_writes_metrics_before_and_after(run, capsys):
+def test_evaluation_measures_the_masks_that_are_predicted_and_those_without_the_crf(run, capsys):
   cli.main(["evaluate", str(run), "--crf-params", TEXT, "--metrics", "boundary"])
   shown = capsys.readouterr().out
   assert "without CRF" in shown
   saved = json.loads((run / "evaluation" / "val.json").read_text())
-  assert saved["crf"]["params"] == params_to_dict(MILD)
+  assert saved["inference"]["crf"] is True
+  assert saved["inference"]["crf_params"] == params_to_dict(MILD)
   state = np.zeros((5, 5), np.int64)
-  segmenter = jseg.Segmenter.from_run(run, crf=MILD)
+  segmenter = jseg.Segmenter.from_run(run, changes=REFINED)
   source = Run.open(run).dataset().source("val")
   for index in range(len(source)):
     mask, label = segmenter(source[index]["image"]).mask, source[index]["label"]
     state += host_confusion(mask, label, 5)
   union = state.sum(0) + state.sum(1) - state.diagonal()
   iou = state.diagonal()[union > 0] / union[union > 0]
-  assert saved["crf"]["miou"] == pytest.approx(iou.mean())
-  assert {"miou", "boundary_miou", "per_class"} <= saved.keys() & saved["crf"].keys()
+  assert saved["miou"] == pytest.approx(iou.mean())
+  assert saved["miou"] != saved["without_crf"]["miou"]
+  assert {"miou", "boundary_miou", "per_class"} <= saved.keys() & saved["without_crf"].keys()
 
 
 def test_predict_refines(run, tmp_path):
@@ -92,15 +104,28 @@ def test_predict_refines(run, tmp_path):
   Image.fromarray(image).save(tmp_path / "a.png")
   arguments = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
   cli.main([*arguments, "--crf-params", TEXT])
-  expected = jseg.Segmenter.from_run(run, crf=MILD)(read_image(tmp_path / "a.png")).mask
+  expected = jseg.Segmenter.from_run(run, changes=REFINED)(read_image(tmp_path / "a.png")).mask
   with Image.open(tmp_path / "out" / "a.png") as written:
     np.testing.assert_array_equal(np.asarray(written), expected)
+
+
+@pytest.mark.parametrize(
+  ("text", "match"),
+  [
+    ("speed=1", "speed: there is no such parameter; choose from iterations, "),
+    ("a.b=1", "a.b: there is no such parameter"),
+    ("iterations=-1", "iterations: -1 must be at least 0"),
+  ],
+)
+def test_mistakes_in_the_parameters_of_a_command(run, text, match):
+  with pytest.raises(SystemExit, match=match):
+    cli.main(["evaluate", str(run), "--crf-params", text])
 
 
 def test_a_crf_is_not_for_volumes():
   classes = jseg.data.ClassInfo.load  # not reached
   with pytest.raises(InputError, match="CRF after a network is for images; leave it out"):
-    SemanticPredictor(None, classes, (8, 8, 8), 1, crf=MILD)
+    SemanticPredictor(None, classes, (8, 8, 8), 1, inference=Inference("window", crf=True))
 
 
 def prediction_of(probability, image):
@@ -142,10 +167,12 @@ def test_tune_crf_writes_what_crf_uses(run, capsys, monkeypatch):
   cli.main(["tune-crf", str(run), "--images", "2", "--crf-params", fixed])
   shown = capsys.readouterr().out
   assert "without CRF" in shown
-  params = Run.open(run).crf_params()
+  params = CrfParams(**Run.open(run, {"inference.crf": True}).config.inference.crf_params)
+  given = Run.open(run, protocol="deeplab_crf", changes={"inference.crf_params.iterations": 7})
   saved = json.loads((run / "crf.json").read_text())
   (run / "crf.json").unlink()
   assert (params.method, params.iterations) == ("exact", 1)
+  assert given.config.inference.crf_params.to_dict() == {**params_to_dict(params), "iterations": 7}
   assert 1 <= params.bilateral_weight <= 2
   assert 6 <= params.bilateral_sigma_xy <= 8
   assert saved["images"] == 2

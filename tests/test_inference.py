@@ -12,13 +12,16 @@ from helpers.untrained import make_run
 from helpers.variables import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import jseg
 from jseg import cli, data
 from jseg import config as configs
+from jseg.crf import CrfParams, params_to_dict
 from jseg.evaluation import evaluate
 from jseg.metrics import host_confusion
 from jseg.models import Network
+from jseg.nn import resize_bilinear
 from jseg.run import Run
 from jseg.step import replicate
 from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
@@ -142,7 +145,7 @@ def test_logits_of_tiles_are_those_of_the_whole_image(name, margin):
   def logits(size, **options):
     inference = Inference(**options)
     predictor = SemanticPredictor(model, CLASSES, size, inference=inference)
-    return np.asarray(predictor(variables, image)._logits_at_full_size())
+    return np.asarray(predictor(variables, image)._logits_at(shape))
 
   whole = logits(shape)
   tiled = logits(tile, mode="tile", margin=margin)
@@ -216,6 +219,10 @@ def test_a_volume_in_windows():
     ({"scales": (1.0, 0)}, r"scales: \(1.0, 0\)"),
     ({"scales": ("1",)}, "scales"),
     ({"mode": "tile", "scales": (0.5, 1.0)}, "scales: tiles are shown at the image's own size"),
+    ({"output_size": "512"}, "output_size: '512' must be image, canvas, or HEIGHTxWIDTH in pixels"),
+    ({"output_size": "0x512"}, "output_size: '0x512'"),
+    ({"output_size": (5, 5)}, r"output_size: \(5, 5\)"),
+    ({"output_size": "40000x40000"}, r"output_size: .* of at most 2\^30 in all"),
   ],
 )
 def test_impossible_protocols(options, match):
@@ -230,12 +237,51 @@ def test_impossible_protocols(options, match):
       configs.validate(config)
 
 
+@pytest.mark.parametrize("mode", ["shrink", "window"])
+def test_masks_of_another_size_are_decided_from_scores_of_that_size(mode, tmp_path):
+  model, image = Edges(num_classes=3), rng.integers(0, 256, (70, 45, 3), np.uint8)
+  variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+
+  def predicted(output_size):
+    protocol = Inference(mode, output_size=output_size)
+    predictor = SemanticPredictor(model, CLASSES, (32, 40), inference=protocol, confident=True)
+    return predictor(variables, image)
+
+  canvas, fixed = map(predicted, ("canvas", "30x99"))
+  # The canvas shows the image whole, at its own aspect; windows show it as large as it is.
+  assert canvas.mask.shape == ((32, 21) if mode == "shrink" else (70, 45))
+  scores = np.asarray(canvas._logits())[tuple(map(slice, canvas.mask.shape))]
+  np.testing.assert_array_equal(canvas.mask, scores.argmax(-1))
+  expected = jax.nn.softmax(resize_bilinear(scores[None], (30, 99))[0])
+  np.testing.assert_allclose(fixed.probabilities, expected, atol=1e-5)
+  np.testing.assert_array_equal(fixed.mask, fixed.probabilities.argmax(-1))
+  np.testing.assert_allclose(fixed.confidence, fixed.probabilities.max(-1), atol=1e-5)
+  for path in fixed.save(tmp_path, "a", write=("mask", "overlay", "confidence")):
+    with Image.open(path) as picture:
+      assert picture.size == (99, 30)
+
+
+def test_other_sizes_are_for_predictions_of_images(run):
+  for output_size in ("canvas", "16x16"):
+    protocol = Inference("window", output_size=output_size)
+    assert protocol.by_rows == (output_size == "canvas")
+    with pytest.raises(InputError, match=r"output_size: .* masks of volumes lie on"):
+      protocol.check((8, 16, 16))
+    with pytest.raises(InputError, match=r"output_size: .* objects lie on the image"):
+      protocol.check_objects()
+    task = Run.open(run, {"inference.output_size": output_size}).task
+    for measure in (task.evaluator, functools.partial(task.measure, {})):
+      with pytest.raises(InputError, match=r"inference\.output_size: .* is for predictions, and"):
+        measure(None, "val")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   return make_run(tmp_path_factory.mktemp("runs") / "run", classes=SHAPES)
 
 
 SHAPES = ("background", "disc", "rectangle", "triangle", "star")
+CRF = {"iterations": 1, "bilateral_sigma_rgb": 20.0, "method": "exact"}  # which compiles quickly
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -243,6 +289,8 @@ def test_evaluation_and_prediction_are_the_same(run, protocol):
   changes = {"data.size": (24, 24)}  # of images of 32
   if len(PROTOCOLS[protocol].scales) > 1:
     changes["inference.scales"] = (1.0, 1.5)
+  if PROTOCOLS[protocol].crf:
+    changes |= {f"inference.crf_params.{key}": value for key, value in CRF.items()}
   result = evaluate(run, protocol=protocol, changes=changes)
   segmenter = jseg.Segmenter.from_run(run, protocol=protocol, changes=changes)
   source, matrix = Run.open(run).dataset().source("val"), 0
@@ -253,6 +301,8 @@ def test_evaluation_and_prediction_are_the_same(run, protocol):
   saved = json.loads((run / "evaluation" / "val.json").read_text())
   expected = dataclasses.asdict(PROTOCOLS[protocol])
   expected["scales"] = changes.get("inference.scales", (1.0,))
+  if PROTOCOLS[protocol].crf:
+    expected["crf_params"] = params_to_dict(CrfParams(**CRF))
   assert saved["inference"] == json.loads(json.dumps(expected))
 
 
@@ -289,6 +339,9 @@ def test_devices_and_batches_change_no_pixel(protocol, monkeypatch):
     config.inference[key.removeprefix("inference.")] = value
   if len(config.inference.scales) > 1:
     config.inference.scales = (0.5, 1.0)
+  if config.inference.crf:
+    with config.unlocked():
+      config.inference.crf_params = CRF
   model, devices = Edges(num_classes=3), jax.local_devices()
   variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
   dataset = None

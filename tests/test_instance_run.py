@@ -202,7 +202,10 @@ def test_windows_are_the_same_in_evaluation_and_prediction(run):
   ("arguments", "match"),
   [
     (["evaluate", "RUN", "--metrics", "boundary"], "metrics: mask_rcnn has no such option"),
-    (["evaluate", "RUN", "--crf"], "crf: mask_rcnn has no such option; it takes none"),
+    (
+      ["evaluate", "RUN", "--crf"],
+      "inference.crf: a CRF is for classes of pixels, not for",
+    ),
     (["evaluate", "RUN", "--split", "dev"], "no split 'dev'; it has train, val, test"),
     (
       ["predict", "RUN", "IMAGES", "--out", "OUT", "--protocol", "tile"],
@@ -218,7 +221,7 @@ def test_windows_are_the_same_in_evaluation_and_prediction(run):
       ["evaluate", "RUN", "--protocol", "window", "--set", "data.short_side=24"],
       "inference.mode: windows show an image at its own size, and data.short_side 24 asks for",
     ),
-    (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "crf: mask_rcnn has no such option"),
+    (["predict", "RUN", "IMAGES", "--out", "OUT", "--crf"], "inference.crf: a CRF is for classes"),
     (["tune-crf", "RUN"], "mask_rcnn: the CRF is for classes of images; there is nothing to tune"),
     (["export", "RUN"], "mask_rcnn finds objects; only networks with one class per pixel"),
     (["evaluate", "RUN", "--set", "model.detections=0"], "detections: 0 must be at least 1"),

@@ -356,6 +356,7 @@ def test_a_prediction_is_written_class_by_class(tmp_path):
     ({"loss.balance": "median"}, "loss.balance: 'median' needs one class a pixel, and the classes"),
     ({"loss.border_weight": 10.0}, "loss.border_weight: 10.0 needs one class a pixel"),
     ({"crf.train": True}, "crf.train: True needs one class a pixel"),
+    ({"inference.crf": True}, "inference.crf: True needs one class a pixel"),
     ({"best_metric": "fwiou"}, "best_metric: 'fwiou' needs one class a pixel"),
     ({"loss.name": "lovasz"}, "loss.name: 'lovasz' is unknown; choose from cross_entropy, focal"),
     ({"loss.class_weights": (1.0, 2.0)}, "loss.class_weights: 2 numbers, .* has 3 classes"),
@@ -410,5 +411,7 @@ def test_from_masks_to_files(tmp_path):
   lower = jseg.evaluate(run, changes={"multilabel.threshold": (0.1,)}).scores
   assert (lower.accuracy >= scores.accuracy).all()
   assert lower.counts[:, 1].sum() > scores.counts[:, 1].sum()
+  with pytest.raises(InputError, match=r"inference\.crf: a CRF gives each pixel"):
+    jseg.Segmenter.from_run(run, protocol="deeplab_crf")
   windows = jseg.evaluate(run, protocol="window", changes={"data.size": (32, 32)}).scores
   assert windows.primary > 0.5

@@ -15,7 +15,6 @@ from PIL import Image
 
 import jseg
 from jseg import cli
-from jseg.crf import CrfParams
 from jseg.predict import predict_files
 from jseg.record import RECORD
 from jseg.tasks.semantic.predict import KINDS, SemanticPrediction, SemanticPredictor
@@ -435,9 +434,9 @@ def test_scores_that_must_be_whole_and_do_not_fit_are_refused_before_any_work(
   run, tmp_path, monkeypatch, what
 ):
   photo(tmp_path / "a.png", (40, 40))
-  changes, options = {"inference.mode": "window"}, {}
+  changes = {"inference.mode": "window"}
   if what == "crf":
-    options["crf"] = CrfParams()
+    changes["inference.crf"] = True
   else:
     changes["inference.scales"] = (0.5, 1.0)
   monkeypatch.setattr(SemanticPredictor, "_scored", lambda *_: pytest.fail("it began"))
@@ -445,9 +444,9 @@ def test_scores_that_must_be_whole_and_do_not_fit_are_refused_before_any_work(
     there = 2 * 4 * 40 * 40 * len(NAMES) - short
     monkeypatch.setattr("jseg.tasks.semantic.predict.total_memory", lambda there=there: there)
     if short:
-      failed = predict_files(run, [tmp_path], tmp_path / "out", changes=changes, **options).failed
+      failed = predict_files(run, [tmp_path], tmp_path / "out", changes=changes).failed
       assert f"{what}: the scores of 40 x 40 pixels and 3 classes" in failed["a"]
       assert f"leave {what} out, or cut the image" in failed["a"]
     else:
       with pytest.raises(pytest.fail.Exception, match="it began"):
-        predict_files(run, [tmp_path], tmp_path / "out", changes=changes, **options)
+        predict_files(run, [tmp_path], tmp_path / "out", changes=changes)

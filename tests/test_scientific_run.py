@@ -133,7 +133,7 @@ def test_other_images_are_refused_by_name(run, tmp_path, capsys):
   with pytest.raises(InputError, match="isn't scaled"):
     Segmenter.from_run(run)(scene(0)[0].astype(np.float64))
   with pytest.raises(InputError, match="crf: a CRF compares colors"):
-    Segmenter.from_run(run, crf=jseg.crf.CrfParams())
+    Segmenter.from_run(run, changes={"inference.crf": True})
 
 
 def test_the_exported_function_takes_numbers_as_they_are(run):

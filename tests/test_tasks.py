@@ -12,7 +12,6 @@ import optax
 import pytest
 
 import jseg.config
-from jseg.crf import CrfParams
 from jseg.data import ClassInfo
 from jseg.losses import make_loss
 from jseg.state import TrainState
@@ -175,7 +174,5 @@ def test_volumes_are_predicted_as_they_were_prepared(volume_task, tmp_path):
 
 def test_metrics_of_volumes(volume_task):
   task, dataset = volume_task(patches=True)
-  with pytest.raises(InputError, match="crf: the CRF after a network is for images"):
-    task.measure({}, dataset, "val", crf=CrfParams())
   with pytest.raises(InputError, match="metrics: rand is not for volumes; choose from surface"):
     task.measure({}, dataset, "val", metrics=("rand=b",))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jseg import config as configs
 from jseg import console, hosts, recipes
-from jseg.crf import CrfParams, parse_params
+from jseg.crf import params_from_dict, parse_values
 from jseg.loop import use_compilation_cache
 from jseg.run import Run
 from jseg.tasks.inference import PROTOCOLS
@@ -180,22 +180,19 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     "--protocol",
     choices=PROTOCOLS,
     help="how the network looks at an image: shrink (to its canvas), window (overlapping and "
-    "blended), tile (U-Net's), or as papers measure: deeplab, pspnet, nnunet; objects take shrink "
-    "and window; details by --set inference.KEY=VALUE (default: the run's)",
+    "blended), tile (U-Net's), or as papers measure: deeplab_crf, deeplab, pspnet, nnunet; objects "
+    "take shrink and window; details by --set inference.KEY=VALUE (default: the run's)",
   )
 
 
-def add_crf(parser: argparse.ArgumentParser, what: str) -> None:
-  """Adds --crf and --crf-params.
-
-  Args:
-    parser: parser of the command.
-    what: what the command does with the CRF, for the help.
-  """
+def add_crf(parser: argparse.ArgumentParser) -> None:
+  """Adds --crf and --crf-params, which `changes` reads."""
   parser.add_argument(
     "--crf",
     action="store_true",
-    help=f"{what}; its parameters are those of RUN/crf.json (jseg tune-crf), else DeepLab V2's",
+    help="refine what the network says by a dense CRF on the image's own colors, as --set "
+    "inference.crf=True does; its parameters are the run's, else those of RUN/crf.json (jseg "
+    "tune-crf), else DeepLab V2's",
   )
   parser.add_argument(
     "--crf-params",
@@ -204,22 +201,27 @@ def add_crf(parser: argparse.ArgumentParser, what: str) -> None:
   )
 
 
-def crf_params(arguments: argparse.Namespace, run: Run) -> CrfParams | None:
-  """Returns the CRF's parameters that --crf and --crf-params ask for, or None."""
-  if arguments.crf_params is not None:
-    return parse_params(arguments.crf_params, run.crf_params())
-  return run.crf_params() if arguments.crf else None
-
-
 def changes(arguments: argparse.Namespace) -> dict[str, object]:
-  """Returns what --set asks for; where the command has a RUN, its words stay words.
+  """Returns what --set, --crf and --crf-params ask for; of a RUN's words, --set keeps words.
 
   Raises:
-    InputError: one isn't KEY=VALUE, or RUN is no run directory.
+    InputError: one isn't KEY=VALUE, there is no such parameter, or RUN is no run directory.
   """
   run = getattr(arguments, "run_directory", None)
   config = Run.open(run).config if run and arguments.set else None
-  return configs.parse_changes(arguments.set, "--set ", config)
+  return {**_crf_changes(arguments), **configs.parse_changes(arguments.set, "--set ", config)}
+
+
+def _crf_changes(arguments: argparse.Namespace) -> dict[str, object]:
+  """What `add_crf` adds, as values of the protocol."""
+  if "crf" not in arguments:
+    return {}
+  text = arguments.crf_params
+  if text is None:
+    return {"inference.crf": True} if arguments.crf else {}
+  params = parse_values(text)
+  params_from_dict(params)  # which refuses what is no parameter
+  return {"inference.crf": True, **{f"inference.crf_params.{k}": v for k, v in params.items()}}
 
 
 def open_run(arguments: argparse.Namespace) -> Run:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="images to draw, those with the lowest score (default: %(default)s)",
   )
-  common.add_crf(parser, "measure what a dense CRF makes of it too")
+  common.add_crf(parser)
   common.add_hosts(parser)
 
 
@@ -58,14 +58,13 @@ def run(arguments: argparse.Namespace) -> None:
     protocol=arguments.protocol,
     metrics=arguments.metrics,
     changes=common.changes(arguments),
-    crf=common.crf_params(arguments, opened),
     worst=arguments.worst,
   )
   title = f"{arguments.run_directory}, step {result.step}, {result.split}"
   CONSOLE.print(result.table(title))
   for key, value in numbers(result.extra).items():
     CONSOLE.print(f"{key}: {value:.2f}" if key.endswith("_mm") else f"{key}: {100 * value:.1f} %")
-  if "crf" in result.extra:
+  if "without_crf" in result.extra:
     CONSOLE.print(crf_table(result))
   if result.written:
     CONSOLE.print(f"written to {opened.files.evaluation}")
@@ -77,12 +76,12 @@ def numbers(extra: Mapping[str, object]) -> dict[str, float]:
 
 
 def crf_table(result: Evaluation) -> Table:
-  """Returns the metrics before and after the CRF, as a table."""
-  before = {**result.scores.summary(), **numbers(result.extra)}
-  crf = result.extra["crf"]
-  after = numbers(crf if isinstance(crf, dict) else {})
+  """Returns the metrics before and after the protocol's CRF, as a table."""
+  without = result.extra["without_crf"]
+  before = numbers(without if isinstance(without, dict) else {})
+  after = {**result.scores.summary(), **numbers(result.extra)}
   table = Table("metric", "without CRF", "with CRF", title="dense CRF", title_justify="left")
   for key in ("miou", "pixel_accuracy", *numbers(result.extra)):
-    if key in after:
+    if key in before:
       table.add_row(key, f"{100 * before[key]:.1f} %", f"{100 * after[key]:.1f} %")
   return table

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="masks hold the data set's own values, such as Cityscapes' label ids, not class numbers",
   )
   common.add_protocol(parser)
-  common.add_crf(parser, "refine by a dense CRF on the image's own colors")
+  common.add_crf(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,7 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
     write=arguments.write,
     source_ids=arguments.source_ids,
     protocol=arguments.protocol,
-    crf=common.crf_params(arguments, opened),
   )
   if result.done or result.before:
     CONSOLE.print(result.table)

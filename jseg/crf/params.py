@@ -213,8 +213,17 @@ def parse_params(text: str, base: CrfParams | None = None) -> CrfParams:
   Raises:
     InputError: `text` is neither, or `params_from_dict` refuses a value.
   """
+  return params_from_dict(parse_values(text), base)
+
+
+def parse_values(text: str) -> dict[str, Any]:
+  """Returns the fields that a text for `parse_params` sets, by name.
+
+  Raises:
+    InputError: `text` is neither assignments nor a file with an object.
+  """
   if "=" not in text:
-    return load_params(text, base)
+    return _load_values(text)
   values: dict[str, Any] = {}
   for part in text.split(","):
     name, equals, value = (word.strip() for word in part.partition("="))
@@ -227,7 +236,7 @@ def parse_params(text: str, base: CrfParams | None = None) -> CrfParams:
       values[name] = json.loads(value)
     except json.JSONDecodeError:
       values[name] = value
-  return params_from_dict(values, base)
+  return values
 
 
 def load_params(path: str | pathlib.Path, base: CrfParams | None = None) -> CrfParams:
@@ -240,6 +249,10 @@ def load_params(path: str | pathlib.Path, base: CrfParams | None = None) -> CrfP
   Raises:
     InputError: the file is missing or not such an object, or `params_from_dict` refuses a value.
   """
+  return params_from_dict(_load_values(path), base)
+
+
+def _load_values(path: str | pathlib.Path) -> dict[str, Any]:
   try:
     values = json.loads(pathlib.Path(path).read_text())
   except OSError as error:
@@ -254,7 +267,7 @@ def load_params(path: str | pathlib.Path, base: CrfParams | None = None) -> CrfP
     raise InputError(
       f'CRF parameters: {path} must hold an object, such as {{"bilateral_weight": 4}}'
     )
-  return params_from_dict(values, base)
+  return values
 
 
 def params_to_dict(params: CrfParams) -> dict[str, Any]:

@@ -2,18 +2,24 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from jseg.config_values import build
+from jseg.crf import CrfParams, params_from_dict
 from jseg.types import InputError
 
 MODES = ("shrink", "window", "tile")
 BLENDS = ("gaussian", "uniform")
 AVERAGES = ("probabilities", "logits")
 FLIPS = ("none", "horizontal", "all")
+OUTPUT_SIZES = ("image", "canvas")
 GRIDS = {2: 32, 3: 8}
 """What windows move by a multiple of, by the number of axes: so pooling has one grid in all."""
+_MOST_PIXELS = 2**30  # of a mask of a fixed size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,13 @@ class Inference:
     flip: mirror images that are predicted too: "none", "horizontal" or "all" (of each axis, and
       of their combinations).
     scales: sizes at which the image is shown, 1 being its own; for classes of images only.
+    output_size: size of the masks that are predicted: "image", the image's own; "canvas", that in
+      which the network is shown it, so in windows its own; or "HEIGHTxWIDTH" in pixels, such as
+      "512x768". For classes of images only; metrics are always of the images' own size.
+    crf: whether a dense CRF on the image's own colors refines what the network says; for classes of
+      images only.
+    crf_params: parameters of this CRF, fields of `jseg.crf.CrfParams` by name; those that aren't
+      given are as `jseg tune-crf` has found them for the run, else the defaults.
 
   Raises:
     InputError: a value is impossible.
@@ -46,6 +59,9 @@ class Inference:
   average: str = "probabilities"
   flip: str = "none"
   scales: Sequence[float] = (1.0,)
+  output_size: str = "image"
+  crf: bool = False
+  crf_params: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     choices = {"mode": MODES, "blend": BLENDS, "average": AVERAGES, "flip": FLIPS}
@@ -63,6 +79,12 @@ class Inference:
       raise InputError(f"scales: {tuple(self.scales)} must be numbers above 0, at most 8")
     if len(self.scales) > 1 and self.mode == "tile":
       raise InputError("scales: tiles are shown at the image's own size; leave scales at (1.0,)")
+    if self.output_size not in OUTPUT_SIZES and self.fixed_size is None:
+      raise InputError(
+        f"output_size: {self.output_size!r} must be {', '.join(OUTPUT_SIZES)}, or HEIGHTxWIDTH in "
+        "pixels, such as 512x768, of at most 2^30 in all"
+      )
+    build("crf_params", params_from_dict, self.crf_params)
 
   def check(self, size: Sequence[int]) -> None:
     """Refuses what can't be done on a canvas.
@@ -71,13 +93,24 @@ class Inference:
       size: (height, width), or (depth, height, width) of a network of volumes.
 
     Raises:
-      InputError: volumes are to be shrunk or scaled, or the margins leave nothing of a tile.
+      InputError: volumes are to be shrunk or scaled, or their masks to be, or a CRF to refine them,
+        or the margins leave nothing of a tile.
     """
     if len(size) == 3 and self.mode == "shrink":
       raise InputError("mode: volumes keep their voxels; choose window or tile")
     if len(size) == 3 and tuple(self.scales) != (1.0,):
       raise InputError(
         f"scales: {tuple(self.scales)} is for images; leave it at (1.0,) for volumes"
+      )
+    if len(size) == 3 and self.output_size != "image":
+      raise InputError(
+        f"output_size: {self.output_size!r} is for images, and masks of volumes lie on the voxels "
+        "of their scan; leave it at 'image'"
+      )
+    if len(size) == 3 and self.crf:
+      raise InputError(
+        "crf: the CRF after a network is for images; leave it out for volumes, or call "
+        "jseg.crf.dense_crf with ndim=3 on the probabilities"
       )
     if min(n - 2 * m for n, m in zip(size, self.margins(size), strict=True)) < 1:
       most = (min(size) - GRIDS[len(size)]) // 2
@@ -98,8 +131,8 @@ class Inference:
       short_side: pixels that images' shorter sides are brought to; 0 leaves them as they are.
 
     Raises:
-      InputError: what decides single pixels (tiles, averaged logits), scales, windows without an
-        overlap, or windows of images that were to be resized.
+      InputError: what decides single pixels (tiles, averaged logits, a CRF), scales, another output
+        size, windows without an overlap, or windows of images that were to be resized.
     """
     if self.mode == "tile":
       raise InputError(
@@ -115,6 +148,13 @@ class Inference:
         f"scales: {tuple(self.scales)} is for classes of pixels; objects are looked for at one "
         "size, so leave it at (1.0,)"
       )
+    if self.output_size != "image":
+      raise InputError(
+        f"output_size: {self.output_size!r} is for classes of pixels; objects lie on the image as "
+        "it is, so leave it at 'image'"
+      )
+    if self.crf:
+      raise InputError("crf: a CRF is for classes of pixels, not for objects; leave it out")
     if self.mode == "window" and not self.overlap:
       raise InputError(
         "overlap: 0 leaves nothing by which the parts of an object are known; 0.25 is a good value"
@@ -125,6 +165,39 @@ class Inference:
         "another; set data.short_side to 0, or choose shrink"
       )
 
+  def check_measured(self) -> None:
+    """Refuses what metrics, and pictures beside a truth, can't be of.
+
+    Raises:
+      InputError: masks don't have the image's own size.
+    """
+    if self.output_size != "image":
+      raise InputError(
+        f"output_size: {self.output_size!r} is for predictions, and metrics are of the images' own "
+        "size; leave it at 'image' here, and give it to predict"
+      )
+
+  def output_shape(self, own: Sequence[int], shown: Sequence[int]) -> tuple[int, ...]:
+    """Returns the spatial sizes of an image's mask.
+
+    Args:
+      own: those of the image.
+      shown: those in which the network is shown it.
+    """
+    return self.fixed_size or tuple(own if self.output_size == "image" else shown)
+
+  @property
+  def fixed_size(self) -> tuple[int, ...] | None:
+    """(height, width) of the masks of all images; None where it depends on the image."""
+    found = re.fullmatch(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", str(self.output_size))
+    size = tuple(map(int, found.groups())) if found else ()
+    return size if size and math.prod(size) <= _MOST_PIXELS else None
+
+  @property
+  def refinement(self) -> CrfParams | None:
+    """Parameters of the CRF after the network; None where there is none."""
+    return params_from_dict(self.crf_params) if self.crf else None
+
   @property
   def one_pass(self) -> bool:
     """Whether the network sees the whole image once, as it is or shrunk."""
@@ -133,7 +206,12 @@ class Inference:
   @property
   def by_rows(self) -> bool:
     """Whether a part of the rows of an image is all that is needed of it at a time."""
-    return self.mode != "shrink" and tuple(self.scales) == (1.0,)
+    return (
+      self.mode != "shrink"
+      and tuple(self.scales) == (1.0,)
+      and self.fixed_size is None
+      and not self.crf
+    )
 
   def flipped_axes(self, ndim: int) -> list[tuple[int, ...]]:
     """Returns the spatial axes, counted from 0, that are flipped in each pass of the network."""
@@ -146,6 +224,9 @@ PROTOCOLS = {
   "shrink": Inference(),
   "tile": Inference("tile"),
   "window": Inference("window"),
+  # Chen et al. 2015, arXiv:1412.7062, section 4, and 2016, arXiv:1606.00915, section 4.1: the whole
+  # image, then a CRF, whose parameters both search (`jseg tune-crf`).
+  "deeplab_crf": Inference(crf=True),
   # Chen et al. 2017, arXiv:1706.05587, section 4.2: scales and mirror images of the whole image.
   "deeplab": Inference(flip="horizontal", scales=_SCALES),
   # Zhao et al. 2017, section 5.1, as in hszhao/semseg's test: windows of the crop's size that

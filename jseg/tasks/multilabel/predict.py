@@ -23,10 +23,12 @@ KINDS = ("masks", "overlay", "legend", "stack")
 
 DEFAULT_KINDS = ("masks", "overlay", "legend")
 
+NO_CRF = "crf: a CRF gives each pixel one class, and these may overlap; leave it out"
+
 
 @dataclasses.dataclass(frozen=True)
 class MultilabelPrediction(SemanticPrediction):
-  """Which classes each pixel of an image or volume is of, at its own size.
+  """Which classes each pixel of an image or volume is of, at its own size or the protocol's.
 
   Attributes:
     mask: bool [h w k] or [d h w k].
@@ -38,7 +40,7 @@ class MultilabelPrediction(SemanticPrediction):
 
     Of an image in windows, the network is run once more, unless the predictor keeps scores.
     """
-    return np.asarray(jax.nn.sigmoid(self._logits_at_full_size()))
+    return np.asarray(jax.nn.sigmoid(self._logits_at(self._shape)))
 
   @property
   def confidence(self) -> np.ndarray:
@@ -47,7 +49,7 @@ class MultilabelPrediction(SemanticPrediction):
 
   def refine(self, params: CrfParams | None = None) -> "SemanticPrediction":
     """A CRF gives each pixel one class, so there is none. Raises InputError."""
-    raise InputError("crf: a CRF gives each pixel one class, and these may overlap; leave it out")
+    raise InputError(NO_CRF)
 
   def overlay(self, alpha: float = ALPHA) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
@@ -57,7 +59,7 @@ class MultilabelPrediction(SemanticPrediction):
     Args:
       alpha: opacity of the colors, in [0, 1].
     """
-    image, mask = flatten_volume(np.asarray(self.image), self.mask)
+    image, mask = flatten_volume(np.asarray(self._image_of_mask), self.mask)
     return draw(picture(image, self.bands), mask, self.classes.palette, alpha)
 
   @functools.cached_property

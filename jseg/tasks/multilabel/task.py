@@ -31,6 +31,7 @@ from jseg.tasks.multilabel import forward
 from jseg.tasks.multilabel.decision import Thresholds
 from jseg.tasks.multilabel.predict import (
   KINDS,
+  NO_CRF,
   MultilabelPrediction,
   draw,
   output_names,
@@ -69,7 +70,12 @@ class MultilabelTask(SemanticTask):
     super().check_data(dataset)
     config, names = self.config, dataset.classes.names
     which = f"the classes of {config.data.name} may overlap"
-    off = {"loss.balance": "none", "loss.border_weight": 0.0, "crf.train": False}
+    off = {
+      "loss.balance": "none",
+      "loss.border_weight": 0.0,
+      "crf.train": False,
+      "inference.crf": False,
+    }
     for key, value in off.items():
       section, _, name = key.partition(".")
       if section in config and config[section][name] != value:
@@ -114,6 +120,7 @@ class MultilabelTask(SemanticTask):
       dataset: data set of the run.
       split: split of the data set.
     """
+    self._check_measured()
     source, k = dataset.source(split), len(self.classes.names)
 
     def empty() -> np.ndarray:
@@ -160,7 +167,13 @@ class MultilabelTask(SemanticTask):
     """Writes nothing: where classes overlap there is no confusion matrix."""
 
   def predictor(self, **options: Any) -> SemanticPredictor:
-    """Returns the function that segments single images; see `SemanticPredictor`."""
+    """Returns the function that segments single images; see `SemanticPredictor`.
+
+    Raises:
+      InputError: the protocol has a CRF.
+    """
+    if self.config.inference.crf:
+      raise InputError(f"inference.{NO_CRF}")
     return self._make_predictor(decision=self._decision, make=MultilabelPrediction, **options)
 
   def outputs(self, stem: str, write: Sequence[str] = ()) -> list[str]:

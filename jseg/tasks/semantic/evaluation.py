@@ -8,7 +8,6 @@ import numpy as np
 
 from jseg import hosts, metrics
 from jseg.console import progress
-from jseg.crf import CrfParams, params_to_dict
 from jseg.data import Dataset
 from jseg.metrics import (
   Calibration,
@@ -76,44 +75,44 @@ def count_whole_images(
   dataset: Dataset,
   split: str,
   specs: Sequence[str],
-  crf: CrfParams | None,
 ) -> tuple[SemanticScores, Json]:
   """The metrics of a split and those that need whole images, in one pass of process 0.
 
   Args:
-    predict: predictor; with `confident`, and with `keep_scores` where there is a CRF.
+    predict: predictor, with `confident`.
     variables: parameters and statistics of the network.
     dataset: data set of the run.
     split: split of the data set.
     specs: names of the further metrics, as `jseg.metrics.create` takes them.
-    crf: parameters of a dense CRF, or None.
 
   Returns:
-    The metrics, in every process; and, in process 0, the further metrics by name. With a CRF there
-    is `crf` besides: its parameters, and all metrics after it.
+    The metrics, in every process; and, in process 0, the further metrics by name. Where the
+    protocol has a CRF there is `without_crf` besides: all metrics of what the CRF was given.
   """
   names, source = dataset.classes.names, dataset.source(split)
-  before, after = (_ImageMetrics(specs, names, dataset.ndim) for _ in range(2))
+  measured, without = (_ImageMetrics(specs, names, dataset.ndim) for _ in range(2))
   spacings = dataset.spacings(split) if specs and dataset.ndim == 3 else None
-  counter, refined = (_Counter(len(source), len(names)) for _ in range(2))
+  counter, before = (_Counter(len(source), len(names)) for _ in range(2))
 
   def measure() -> None:
     for index in progress(range(len(source)), f"evaluating {split}", len(source)):
       example = source[index]
-      prediction, label = predict(variables, example["image"]), example["label"]
-      before.update(prediction.mask, label, *([] if spacings is None else [spacings[index]]))
+      label = example["label"]
+      prediction = predict.before_crf(variables, example["image"])
+      if predict.crf is not None:
+        without.update(prediction.mask, label)
+        before.add(index, host_confusion(prediction.mask, label, len(names)))
+        prediction = prediction.refine(predict.crf)
+      measured.update(prediction.mask, label, *([] if spacings is None else [spacings[index]]))
       bins = host_binned(prediction.confidence, prediction.mask, label)
       counter.add(index, host_confusion(prediction.mask, label, len(names)), bins)
-      if crf is not None:
-        mask = prediction.refine(crf).mask
-        after.update(mask, label)
-        refined.add(index, host_confusion(mask, label, len(names)))
 
   hosts.on_first(measure)
-  extra = before.compute() if hosts.is_first() else {}
-  if crf is not None and hosts.is_first():
-    scores = refined.compute().to_dict(names)
-    extra["crf"] = {"params": params_to_dict(crf), **scores, **after.compute()}
+  extra: Json = {}
+  if hosts.is_first():
+    extra = measured.compute()
+    if predict.crf is not None:
+      extra["without_crf"] = {**before.compute().to_dict(names), **without.compute()}
   counter.gather()
   return counter.compute(), extra
 

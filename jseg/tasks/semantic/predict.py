@@ -40,10 +40,7 @@ from jseg.types import Array, InputError, Outputs, Variables
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
 # a folder of photos compiles a few programs and not one for each size.
 _BUCKET = 128
-_NO_VOLUMES = (
-  "crf: the CRF after a network is for images; leave it out for volumes, or call "
-  "jseg.crf.dense_crf with ndim=3 on the probabilities"
-)
+_NO_VOLUMES = "crf: this refines images; for volumes call jseg.crf.dense_crf with ndim=3"
 _NO_NUMBERS = "crf: a CRF compares colors, and scientific images have none; leave it out"
 
 
@@ -59,7 +56,7 @@ _decide_at_full_size = jax.jit(
 
 @dataclasses.dataclass(frozen=True)
 class SemanticPrediction:
-  """The segmentation of one image or volume, at its own size.
+  """The segmentation of one image or volume, at its own size unless the protocol has another.
 
   Attributes:
     image: uint8 [h w 3] or [h w 1], as given; a volume float32 [d h w c]; a scientific image
@@ -85,7 +82,7 @@ class SemanticPrediction:
 
     Of an image in windows, the network is run once more, unless the predictor keeps scores.
     """
-    return np.asarray(jax.nn.softmax(self._logits_at_full_size(), -1))
+    return np.asarray(jax.nn.softmax(self._logits_at(self._shape), -1))
 
   @property
   def confidence(self) -> np.ndarray:
@@ -95,8 +92,19 @@ class SemanticPrediction:
     """
     return self.probabilities.max(-1) if self._confidence is None else self._confidence
 
-  def _logits_at_full_size(self) -> Array:
-    shape = self.image.shape[:-1]
+  @property
+  def _shape(self) -> tuple[int, ...]:
+    """Spatial sizes of the mask."""
+    return self.mask.shape[: self.image.ndim - 1]
+
+  @property
+  def _image_of_mask(self) -> np.ndarray | StoredImage:
+    """The image at the mask's size."""
+    if self.image.shape[:-1] == self._shape:
+      return self.image
+    return resize(np.asarray(self.image), self._shape)
+
+  def _logits_at(self, shape: tuple[int, ...]) -> Array:
     logits = jnp.asarray(self._logits())
     if self._size != shape:
       canvas = _canvas(shape)
@@ -104,7 +112,7 @@ class SemanticPrediction:
     return logits[tuple(map(slice, shape))]
 
   def refine(self, params: dense.CrfParams | None = None) -> "SemanticPrediction":
-    """Returns the prediction after mean field in a dense CRF, at the image's own size.
+    """Returns the prediction after mean field in a dense CRF on the image at its own size.
 
     Args:
       params: parameters of the CRF; its defaults if None.
@@ -117,14 +125,17 @@ class SemanticPrediction:
     if self.image.dtype != np.uint8:
       raise InputError(_NO_NUMBERS)
     image = np.asarray(self.image)
-    log_q = np.asarray(dense.log_marginals(self._logits_at_full_size(), image, params))
-    mask, confidence = BestClass().decide_on_host(log_q, True, self._confidence is not None)
-    return dataclasses.replace(
-      self, mask=mask, _logits=lambda: log_q, _size=mask.shape, _confidence=confidence
-    )
+    size = image.shape[:-1]
+    log_q = np.asarray(dense.log_marginals(self._logits_at(size), image, params))
+    refined = dataclasses.replace(self, _logits=lambda: log_q, _size=size)
+    scores = log_q if self._shape == size else np.asarray(refined._logits_at(self._shape))
+    mask, confidence = BestClass().decide_on_host(scores, True, self._confidence is not None)
+    return dataclasses.replace(refined, mask=mask, _confidence=confidence)
 
   def overlay(self, alpha: float = ALPHA) -> np.ndarray:
     """Returns the image under its classes' colors, uint8 [h w 3]; of a volume, the middle slice.
+
+    It has the mask's size.
 
     Args:
       alpha: opacity of the colors, in [0, 1].
@@ -135,7 +146,7 @@ class SemanticPrediction:
     return result
 
   def _overlay_strips(self, alpha: float) -> Iterator[tuple[slice, np.ndarray]]:
-    image, mask = self.image, self.mask
+    image, mask = self._image_of_mask, self.mask
     if isinstance(image, np.ndarray):
       image, mask = flatten_volume(image, mask)
     draw = make_picture(image, self.bands)
@@ -248,8 +259,9 @@ class SemanticPredictor:
   """Predicts single images of any size, or volumes: `predictor(variables, image)`.
 
   Where the protocol shrinks, images larger than the network's canvas are shrunk to fit it, smaller
-  ones padded, as in training; the result is brought back to the image's own size before the classes
-  are decided. Otherwise images and volumes keep their size and are worked through in windows.
+  ones padded, as in training; the result is brought to the image's own size, or to the protocol's,
+  before the classes are decided. Otherwise images and volumes keep their size and are worked
+  through in windows.
 
   Args:
     model: network of classes.
@@ -259,7 +271,6 @@ class SemanticPredictor:
     inference: how the network looks at an image.
     preparation: how volumes are read that it is shown.
     batch_size: windows that it sees at a time, over all local devices.
-    crf: parameters of a dense CRF that refines each prediction; None: none does.
     statistics: of scientific images, mean and deviation of each channel; None: images are colors.
     bands: of scientific images, the channels that pictures show.
     confident: whether the confidence of each pixel is computed with its class.
@@ -268,9 +279,12 @@ class SemanticPredictor:
     decision: how pixels are decided.
     make: makes a prediction, `SemanticPrediction` or another of the same arguments.
 
+  Attributes:
+    crf: parameters of the protocol's CRF, which refines each prediction; None: none does.
+
   Raises:
-    InputError: the margins leave nothing of a tile, or volumes are to be shrunk, scaled, or refined
-      by a CRF.
+    InputError: the protocol is impossible on this canvas (`Inference.check`), or a CRF is to refine
+      scientific images.
   """
 
   def __init__(
@@ -283,7 +297,6 @@ class SemanticPredictor:
     inference: Inference | None = None,
     preparation: VolumePreparation = NORMALIZED,
     batch_size: int = 1,
-    crf: dense.CrfParams | None = None,
     statistics: Statistics | None = None,
     bands: Sequence[int] = (),
     confident: bool = False,
@@ -294,16 +307,16 @@ class SemanticPredictor:
     self._decision, self._make = decision, make
     self._size = tuple(int(n) for n in size)
     ndim = len(self._size)
-    if crf is not None and ndim == 3:
-      raise InputError(_NO_VOLUMES)
-    if crf is not None and statistics is not None:
-      raise InputError(_NO_NUMBERS)
     self._scaled, self._bands = statistics is not None, tuple(bands)
     self._inference = inference or Inference("shrink" if ndim == 2 else "window")
     self._inference.check(self._size)
+    self.crf = self._inference.refinement
+    if self.crf is not None and self._scaled:
+      raise InputError(_NO_NUMBERS)
     self.preparation = preparation
-    self._crf, self._classes, self._channels = crf, classes, channels
-    self._confident, self._keep_scores = confident, keep_scores or crf is not None
+    self._classes, self._channels = classes, channels
+    self._confident = confident
+    self._keep_scores = keep_scores or self._inference.crf or bool(self._inference.fixed_size)
     gaussian = self._inference.mode == "window" and self._inference.blend == "gaussian"
     self._weights = gaussian_weights(self._size) if gaussian else np.ones(self._size, np.float32)
     self._devices = LocalDevices(batch_size)
@@ -321,12 +334,21 @@ class SemanticPredictor:
     Raises:
       InputError: it is of another type or shape.
     """
+    prediction = self.before_crf(variables, image)
+    return prediction if self.crf is None else prediction.refine(self.crf)
+
+  def before_crf(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
+    """Segments one image up to the protocol's CRF: `refine(self.crf)` then gives the rest.
+
+    Args:
+      variables: parameters and statistics of the network.
+      image: as for the call.
+    """
     as_shown = functools.partial(as_channels, channels=self._channels, scaled=self._scaled)
     image = image.map(as_shown) if isinstance(image, StoredImage) else as_shown(image)
-    prediction = dataclasses.replace(
+    return dataclasses.replace(
       self._segment(variables, image), bands=self._bands, preparation=self.preparation
     )
-    return prediction if self._crf is None else prediction.refine(self._crf)
 
   def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     shape = image.shape[:-1]
@@ -343,32 +365,27 @@ class SemanticPredictor:
     return self._segment_on_canvas(variables, whole)
 
   def _segment_at_once(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
-    shape = image.shape[:-1]
     canvas_image, size = resize_and_pad(image, self._size)
     # Two programs: what is compiled for each canvas is without the network.
     sizes = np.array(size, np.int32)
     low = self._scores("logits", variables, canvas_image[None], sizes[None])[0]
-    decided = self._decide(low, sizes, shape)
-    return self._prediction(image, decided, low, tuple(size))
+    return self._decided(image, low, tuple(size))
 
-  def _decide(self, low: Array, size: np.ndarray, shape: Sequence[int]) -> Decided:
-    """Decides logits of an image of this shape, on a canvas that holds it."""
-    canvas = _canvas(shape)
-    return _decide_at_full_size(
-      low, size, np.array(shape), canvas, self._confident, decision=self._decision
-    )
-
-  def _prediction(
-    self, image: np.ndarray, decided: Decided, low: Array, size: tuple[int, ...]
+  def _decided(
+    self, image: np.ndarray | StoredImage, low: Array | np.ndarray, size: tuple[int, ...]
   ) -> SemanticPrediction:
-    """A prediction of what was decided on a canvas that holds the image at its own size."""
-    own = tuple(map(slice, image.shape[:-1]))
+    """Decides logits, of which the top left `size` are the image's, at the size of its mask."""
+    shape = self._inference.output_shape(image.shape[:-1], size)
+    decided: Decided = _decide_at_full_size(
+      low, np.array(size), np.array(shape), _canvas(shape), self._confident, decision=self._decision
+    )
+    own = tuple(map(slice, shape))
     mask, confidence = jax.tree.map(lambda x: np.asarray(x)[own], decided)
     return self._make(image, mask, self._classes, lambda: low, size, _confidence=confidence)
 
   def _segment_on_canvas(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
     """Averages flips and scales of the whole image, at the size that it has on the canvas."""
-    shape, total = image.shape[:-1], jnp.float32(0)
+    total = jnp.float32(0)
     size = resize_and_pad(image, self._size)[1]
     for scale in self._inference.scales:
       canvas, covered = _scaled(self._size, scale), _scaled(size, scale)
@@ -377,8 +394,7 @@ class SemanticPredictor:
       scores = self._scores(self._inference.average, variables, shown[None], sizes)[0]
       total += _resize_to(scores, np.array(covered), np.array(size), self._size)
     low = self._logits(total / len(self._inference.scales), self._inference.average)
-    decided = self._decide(low, np.array(size), shape)
-    return self._prediction(image, decided, low, tuple(size))
+    return self._decided(image, low, tuple(size))
 
   def _segment_by_windows(
     self, variables: Variables, image: np.ndarray | StoredImage
@@ -401,6 +417,8 @@ class SemanticPredictor:
         confidence[rows] = sure
       if kept is not None:
         kept[rows] = self._logits(scores, average)
+    if self._inference.fixed_size:
+      return self._decided(image, cast(np.ndarray, kept), shape)
     again = logits if kept is None else lambda: cast(np.ndarray, kept)
     return self._make(image, mask, self._classes, again, shape, _confidence=confidence)
 
@@ -410,7 +428,8 @@ class SemanticPredictor:
     # At the least two are there at once: what is added up and a scale of it, or before and after.
     needed, there = 2 * 4 * math.prod(shape) * len(self._classes.names), total_memory()
     if (several or self._keep_scores) and there is not None and needed > there:
-      size, what = " x ".join(f"{n:,}" for n in shape), "scales" if several else "crf"
+      size = " x ".join(f"{n:,}" for n in shape)
+      what = "scales" if several else "output_size" if self._inference.fixed_size else "crf"
       raise InputError(
         f"{what}: the scores of {size} pixels and {len(self._classes.names)} classes are needed "
         f"whole, which takes {needed / 2**30:,.0f} GiB at the least, and this machine has "

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jseg import augment, images, losses
 from jseg.config_values import at_least, build
-from jseg.crf import CrfParams, DenseCRF, params_from_dict, params_to_dict
+from jseg.crf import DenseCRF, params_from_dict, params_to_dict
 from jseg.data import (
   IMAGE_SUFFIXES,
   NIFTI_SUFFIXES,
@@ -74,8 +74,8 @@ class SemanticTask:
   metric_names: ClassVar[tuple[str, ...]] = ("miou", "mdice", "macc", "pixel_accuracy", "fwiou")
   title: ClassVar[str] = "mIoU"
   image_title: ClassVar[str] = "mIoU"
-  predict_options: ClassVar[tuple[str, ...]] = ("crf", "confident", "keep_scores")
-  evaluate_options: ClassVar[tuple[str, ...]] = ("metrics", "crf")
+  predict_options: ClassVar[tuple[str, ...]] = ("confident", "keep_scores")
+  evaluate_options: ClassVar[tuple[str, ...]] = ("metrics",)
   folder_outputs: ClassVar[tuple[str, ...]] = ()
   kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
 
@@ -214,10 +214,12 @@ class SemanticTask:
   def _check_scientific(self) -> None:
     """Refuses what is for colors of 8 bits alone."""
     _make_augment(self.config)
-    if "crf" in self.config and self.config.crf.train:
-      raise InputError(
-        "crf.train: a CRF compares colors, and scientific images have none; leave it at False"
-      )
+    layer = "crf" in self.config and self.config.crf.train
+    for key, on in (("crf.train", layer), ("inference.crf", self.config.inference.crf)):
+      if on:
+        raise InputError(
+          f"{key}: a CRF compares colors, and scientific images have none; leave it at False"
+        )
     if self.model.colors_only:
       raise InputError(
         f"model.name: {self.config.model.name} is made for colors and gray of 8 bits, and the "
@@ -271,6 +273,7 @@ class SemanticTask:
       split: split of the data set.
       calibrate: whether it measures calibration too.
     """
+    self._check_measured()
     num_images, num_classes = len(dataset.source(split)), len(self.classes.names)
     if not self._shows_whole(dataset, split):
       predict = self.predictor(confident=calibrate)
@@ -291,11 +294,15 @@ class SemanticTask:
 
     return evaluate_batches
 
+  def _check_measured(self) -> None:
+    """Raises InputError if what the protocol predicts can't be compared with labels."""
+    build("inference", _make_inference(self.config).check_measured)
+
   def _shows_whole(self, dataset: Dataset, split: str) -> bool:
     """Whether the network sees every image of a split once, and all of it."""
     protocol = _make_inference(self.config)
     if dataset.ndim == 2:
-      return protocol.one_pass
+      return protocol.one_pass and not protocol.crf
     fits = all(n <= m for n, m in zip(dataset.max_size(split), self.config.data.size, strict=True))
     return fits and protocol.flip == "none"
 
@@ -306,7 +313,6 @@ class SemanticTask:
     split: str,
     *,
     metrics: Sequence[str] = (),
-    crf: CrfParams | None = None,
   ) -> tuple[SemanticScores, Json]:
     """Returns the metrics of a split with its calibration, and those that need whole images.
 
@@ -315,17 +321,15 @@ class SemanticTask:
       dataset: data set of the run.
       split: split of the data set.
       metrics: names of further metrics, as `jseg.metrics.create` takes them.
-      crf: parameters of a dense CRF. With them there is `crf` besides: the parameters, the metrics
-        after the CRF, and the means of `SemanticScores` after it.
 
     Raises:
-      InputError: a CRF for volumes, no such metric, or the voxels' spacing isn't known.
+      InputError: no such metric, the voxels' spacing isn't known, or the protocol's masks can't be
+        compared with labels.
     """
-    if dataset.ndim == 3 and crf is not None:
-      raise InputError("crf: the CRF after a network is for images, not volumes; leave it out")
-    if metrics or crf is not None:
-      predict = self.predictor(confident=True, keep_scores=crf is not None)
-      return count_whole_images(predict, variables, dataset, split, metrics, crf)
+    self._check_measured()
+    if metrics or self.config.inference.crf:
+      predict = self.predictor(confident=True)
+      return count_whole_images(predict, variables, dataset, split, metrics)
     return self.evaluator(dataset, split, calibrate=True)(replicate(variables)), {}
 
   def save_plots(self, scores: SemanticScores, path: pathlib.Path) -> None:
@@ -378,12 +382,11 @@ class SemanticTask:
   def predictor(
     self,
     *,
-    crf: CrfParams | None = None,
     confident: bool = False,
     keep_scores: bool = False,
   ) -> SemanticPredictor:
     """Returns the function that segments single images; see `SemanticPredictor`."""
-    return self._make_predictor(crf=crf, confident=confident, keep_scores=keep_scores)
+    return self._make_predictor(confident=confident, keep_scores=keep_scores)
 
   def _make_predictor(self, **options: Any) -> SemanticPredictor:
     """Makes a predictor of the run's settings."""
