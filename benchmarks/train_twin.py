@@ -29,13 +29,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import results
 import torch
 import twins
 from ml_collections import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
+import results
 from jseg import config as configs
 from jseg import images, json_files, loop
 from jseg.config_help import describe
