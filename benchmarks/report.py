@@ -1,4 +1,4 @@
-"""Puts the results of networks.py into the documentation, and a sentence into README.
+"""Puts the results of networks.py, results.py and train_twin.py into the documentation.
 
 python benchmarks/report.py             # after python benchmarks/networks.py --name=...
 """
@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,6 +26,15 @@ NAMES = {
   "mask_rcnn": "Mask R-CNN (ResNet-50)",
 }
 MODES = {"train": "training step", "infer": "inference"}
+# Where a paper's own number may stand beside ours: its recipe, by data set and network.
+PAPERS = {
+  ("isbi2012", "unet"): "paper/unet",
+  ("voc2012_subset", "deeplab_v1"): "paper/deeplab_v1",
+  ("hippocampus3d", "unet3d"): "paper/unet3d",
+}
+LIBRARIES = ("jseg", "pytorch")
+
+Record = Mapping[str, Any]
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -35,23 +44,31 @@ def results() -> dict[str, dict[str, Any]]:
   return {name: record for name, record in records.items() if "matmul_gflops" in record}
 
 
-def ratios(record: Mapping[str, Any], mode: str) -> list[float]:
+def ratios(record: Record, mode: str) -> list[float]:
   """PyTorch's seconds over ours, network by network."""
   return [modes[mode]["ratio"] for modes in record["networks"].values() if mode in modes]
 
 
-def describe(record: Mapping[str, Any]) -> str:
-  """The machine and what ran on it, in a sentence."""
-  found, settings = record["machine"], record["settings"]
+def machine(found: Record) -> str:
+  """A machine and its versions."""
+  cores = f"{found['cores']} core{'s' * (found['cores'] > 1)}"
   return (
-    f"{found['cpu']} ({', '.join(found['instructions'])}), {found['cores']} cores, jax "
-    f"{found['jax']}, torch {found['torch']}, {found['date']}; {settings['batch']} images of "
+    f"{found['cpu']} ({', '.join(found['instructions'])}), {cores}, jax {found['jax']}, "
+    f"torch {found['torch']}, {found['date']}"
+  )
+
+
+def describe(record: Record) -> str:
+  """The machine and what ran on it, in a sentence."""
+  settings = record["settings"]
+  return (
+    f"{machine(record['machine'])}; {settings['batch']} images of "
     f"{settings['size']} x {settings['size']}, or a volume of {' x '.join(settings['volume'])}. A "
     f"product of 2048 x 2048 reaches {record['matmul_gflops']:.0f} GFLOP/s."
   )
 
 
-def table(record: Mapping[str, Any]) -> str:
+def table(record: Record) -> str:
   """A Markdown table of a record."""
   lines = [
     "| | PyTorch | jseg | ratio | of peak | first step, cached | memory: PyTorch, jseg |",
@@ -108,6 +125,94 @@ def sentence() -> str:
   return "\n".join(lines)
 
 
+def trained() -> list[Record]:
+  """Records of results.py and train_twin.py."""
+  return [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+
+
+def settings_of(records: Iterable[Record]) -> list[dict[str, list[Record]]]:
+  """The records of one setting after another, by library, each in the order of the seeds."""
+  groups: dict[str, dict[str, list[Record]]] = {}
+  for record in sorted(records, key=lambda r: (r["data"]["name"], r["network"], r["seed"])):
+    key = json.dumps([record[name] for name in ("data", "network", "setting")], sort_keys=True)
+    groups.setdefault(key, {each: [] for each in LIBRARIES})[record["library"]].append(record)
+  for sides in groups.values():
+    ours, theirs = ([record["seed"] for record in sides[each]] for each in LIBRARIES)
+    if ours != theirs:
+      name = next(record["data"]["name"] for side in sides.values() for record in side)
+      raise SystemExit(
+        f"{name}: jseg has the seeds {ours}, PyTorch {theirs}; train what is missing"
+      )
+  return list(groups.values())
+
+
+def mious(records: Sequence[Record]) -> list[float]:
+  """Mean IoU of each record."""
+  return [record["scores"]["miou"] for record in records]
+
+
+def fraction(value: float, sign: str = "") -> str:
+  """Three digits behind the point, and nothing before it."""
+  return f"{value:{sign}.3f}".replace("0.", ".", 1)
+
+
+def of_seeds(values: Sequence[float]) -> str:
+  """Their mean, and each of several."""
+  each = f" ({', '.join(map(fraction, values))})" if len(values) > 1 else ""
+  return fraction(statistics.mean(values)) + each
+
+
+def accuracy(records: Iterable[Record]) -> str:
+  """What stands in docs/results.md: who trained what, and the scores of both sides."""
+  groups = settings_of(records)
+  machines = {machine(r["machine"]) for sides in groups for side in sides.values() for r in side}
+  lines = [
+    *(f"- {each}" for each in sorted(machines)),
+    "",
+    "| data | network | trained for | jseg | PyTorch | difference | the paper's own |",
+    "|-|-|-|-|-|-|-|",
+  ]
+  for sides in groups:
+    first = sides["jseg"][0]
+    scores = {each: mious(side) for each, side in sides.items()}
+    means = {each: statistics.mean(values) for each, values in scores.items()}
+    range_of_seeds = max(max(values) - min(values) for values in scores.values())
+    difference = means["jseg"] - means["pytorch"]
+    within = ", within the range of the seeds" if abs(difference) <= range_of_seeds else ""
+    setting, data = first["setting"], first["data"]
+    cells = [
+      f"`{data['name']}`",
+      f"{NAMES[first['network']]}, {first['parameters']:,} parameters",
+      f"{setting['steps']} steps of {setting['data.batch_size']}",
+      *(of_seeds(scores[each]) for each in LIBRARIES),
+      f"{fraction(difference, '+')}{within}",
+      published(data["name"], first["network"]),
+    ]
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def published(data: str, network: str) -> str:
+  """What the paper's own recipe says of itself; "" where it says nothing of such data."""
+  from jseg import recipes
+
+  name = PAPERS.get((data, network))
+  return "; ".join(about.published for about in recipes.load(name).about.values()) if name else ""
+
+
+def accuracy_sentence(records: Iterable[Record]) -> str:
+  """What stands in README.md."""
+  parts = []
+  for sides in settings_of(records):
+    ours, theirs = (fraction(statistics.mean(mious(sides[each]))) for each in LIBRARIES)
+    first = sides["jseg"][0]
+    parts.append(f"{NAMES[first['network']]} on `{first['data']['name']}` {ours} and {theirs}")
+  return (
+    "Trained for minutes from the same weights on the same batches, validation mIoU of jseg and "
+    f"of plain PyTorch: {', '.join(parts)}. How: [docs/results.md](docs/results.md)."
+  )
+
+
 def replace(text: str, name: str, content: str) -> str:
   """Replaces what lies between `<!-- NAME -->` and `<!-- end of NAME -->`."""
   pattern = re.compile(f"(<!-- {name} -->).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -147,12 +252,20 @@ def plot() -> None:
   figure.savefig(PLOT, dpi=120)
 
 
-def main() -> None:
-  """Writes the documentation."""
-  for path, name, content in (
+def contents() -> list[tuple[pathlib.Path, str, str]]:
+  """What is written: the page, the name of the place in it, the text."""
+  records = trained()
+  return [
     (ROOT / "docs" / "performance.md", "networks", section()),
     (ROOT / "README.md", "speed", sentence()),
-  ):
+    (ROOT / "docs" / "results.md", "accuracy", accuracy(records)),
+    (ROOT / "README.md", "accuracy", accuracy_sentence(records)),
+  ]
+
+
+def main() -> None:
+  """Writes the documentation."""
+  for path, name, content in contents():
     path.write_text(replace(path.read_text(), name, content))
   plot()
 

@@ -51,7 +51,13 @@ def pad_to_corners(x: Tensor, stride: int, value: float = 0) -> Tensor:
 class UNet(Twin):
   """U-Net, padded, with batch norm."""
 
-  def __init__(self, widths: Sequence[int] = (64, 128, 256, 512, 1024), volume: bool = False):
+  def __init__(
+    self,
+    widths: Sequence[int] = (64, 128, 256, 512, 1024),
+    volume: bool = False,
+    channels: int = 3,
+    classes: int = CLASSES,
+  ):
     super().__init__()
     self.volume = volume
     self.depth = len(widths) - 1
@@ -67,7 +73,7 @@ class UNet(Twin):
         self.convs.append(conv(before, after, 3, padding=1, bias=volume))
         self.norms.append(norm(after))
 
-    c = 1 if volume else 3
+    c = channels
     for width in widths:
       twice(c, width // 2 if volume else width, width)
       c = width
@@ -75,7 +81,7 @@ class UNet(Twin):
       self.ups.append(up(c, c if volume else width, 2, 2, bias=not volume))
       twice(c + width if volume else 2 * width, width, width)
       c = width
-    self.classifier = conv(c, CLASSES, 1)
+    self.classifier = conv(c, classes, 1)
 
   def forward(self, x: Tensor) -> list[Tensor]:
     """Logits."""
@@ -107,9 +113,16 @@ class UNet(Twin):
 class VGG16(nn.Module):
   """VGG16's convolutions, and fc6 and fc7 as convolutions."""
 
-  def __init__(self, *, norm: bool = False, first_padding: int = 1, fc: tuple[int, ...] = ()):
+  def __init__(
+    self,
+    *,
+    norm: bool = False,
+    first_padding: int = 1,
+    fc: tuple[int, ...] = (),
+    dropout: float = 0.5,
+  ):
     super().__init__()
-    self.norm = norm
+    self.norm, self.dropout = norm, dropout
     c = 3
     for block, (layers, width) in enumerate(zip(_VGG, _WIDTHS, strict=True), 1):
       for layer in range(1, layers + 1):
@@ -135,7 +148,7 @@ class VGG16(nn.Module):
   def dense(self, x: Tensor) -> Tensor:
     """fc6 and fc7."""
     for layer in (self.fc6, self.fc7):
-      x = F.dropout(F.relu(layer(x), inplace=True), 0.5, self.training)
+      x = F.dropout(F.relu(layer(x), inplace=True), self.dropout, self.training)
     return x
 
 
@@ -204,10 +217,10 @@ class FCN8s(Twin):
 class DeepLabV1(Twin):
   """DeepLab V1, LargeFOV."""
 
-  def __init__(self) -> None:
+  def __init__(self, fc: int = 1024, dropout: float = 0.5, classes: int = CLASSES):
     super().__init__()
-    self.backbone = VGG16(fc=(1024, 3, 12, 12))
-    self.fc8 = nn.Conv2d(1024, CLASSES, 1)
+    self.backbone = VGG16(fc=(fc, 3, 12, 12), dropout=dropout)
+    self.fc8 = nn.Conv2d(fc, classes, 1)
 
   def forward(self, x: Tensor) -> list[Tensor]:
     """Logits, in training at stride 8."""
@@ -498,9 +511,11 @@ class RefineNet(Twin):
     return [cover(self.classifier(F.dropout(x, 0.5, self.training)), size)]
 
 
-def volume_unet() -> UNet:
+def volume_unet(
+  widths: Sequence[int] = (64, 128, 256, 512), channels: int = 1, classes: int = CLASSES
+) -> UNet:
   """The 3D U-Net."""
-  return UNet((64, 128, 256, 512), volume=True)
+  return UNet(widths, volume=True, channels=channels, classes=classes)
 
 
 TWINS: dict[str, Callable[..., Twin]] = {
@@ -526,17 +541,22 @@ _LEAVES = {
 }
 
 
+def place(twin: Twin, path: Sequence[str]) -> str:
+  """Name of the twin's parameter, or running statistic, that an array of jseg's network is."""
+  rename: Any = getattr(twin, "ours", ".".join)
+  *layer, leaf = path
+  return f"{rename(layer)}.{_LEAVES[leaf]}"
+
+
 @torch.no_grad()
 def load(twin: Twin, arrays: Mapping[tuple[str, ...], np.ndarray]) -> None:
   """Copies weights and statistics of jseg's network, by their paths."""
-  rename: Any = getattr(twin, "ours", ".".join)
   tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
   left = {name for name in tensors if not name.endswith("num_batches_tracked")}
-  for (*path, leaf), array in arrays.items():
-    name = f"{rename(path)}.{_LEAVES[leaf]}"
-    transposed = isinstance(
-      twin.get_submodule(rename(path)), (nn.ConvTranspose2d, nn.ConvTranspose3d)
-    )
+  for path, array in arrays.items():
+    name = place(twin, path)
+    layer = twin.get_submodule(name.rpartition(".")[0])
+    transposed = isinstance(layer, (nn.ConvTranspose2d, nn.ConvTranspose3d))
     if array.ndim > 1:
       first = (-2, -1) if transposed else (-1, -2)
       array = np.moveaxis(array, first, (0, 1))

@@ -125,6 +125,38 @@ def test_objects_are_drawn_where_they_are_in_colors_of_their_own():
   assert (found[155, 170] == 100).all()
 
 
+def test_found_objects_have_the_colors_of_those_that_they_cover():
+  truth = two_objects()
+  # The other way round, of other classes, and with one that is nowhere in front.
+  size = truth.size
+  elsewhere = np.zeros(size, bool)
+  elsewhere[20:28, 20:28] = True
+  masks = [elsewhere, truth.mask(1), truth.mask(0)]
+  found = make_objects(size, [Annotation(mask, 1) for mask in masks])
+  found = dataclasses.replace(found, scores=np.array([0.9, 0.8, 0.7], np.float32))
+  numbers = report.same_colors(truth, found)
+  assert numbers[1:] == [1, 0]
+  assert numbers[0] not in (0, 1)
+  image, names = np.full((30, 40, 1), 100, np.uint8), ["none", "square", "bar"]
+  shown, drawn = (
+    report.draw_objects(image, objects, names, longest=400, numbers=given)
+    for objects, given in ((truth, None), (found, numbers))
+  )
+  for y, x in ((100, 60), (145, 170)):
+    assert drawn[y, x].tolist() == shown[y, x].tolist()
+  # Of two on one object the better one has its color; below an IoU of .5 nobody, nor in a crowd.
+  part = np.zeros(size, bool)
+  part[5:15, 5:9] = True
+  twice = make_objects(size, [Annotation(mask, 1) for mask in (truth.mask(0), truth.mask(0), part)])
+  twice = dataclasses.replace(twice, scores=np.array([0.6, 0.9, 0.8], np.float32))
+  assert report.same_colors(truth, twice) == [2, 0, 4]
+  crowd = dataclasses.replace(truth, crowd=np.array([True, False]))
+  assert report.same_colors(crowd, twice) == [2, 3, 4]
+  none = make_objects(size, [])
+  assert report.same_colors(truth, dataclasses.replace(none, scores=np.zeros(0))) == []
+  assert report.same_colors(none, twice) == [0, 1, 2]
+
+
 def test_large_images_and_objects_of_no_pixel_are_drawn():
   objects = two_objects([0.9, 0.8], size=(900, 1300))
   objects.frames[1] = [3, 3, 3, 3]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,13 @@ import pytest
 
 import jseg.config
 from jseg.data import ClassInfo
+from jseg.data.files.instances import Annotation, make_objects
 from jseg.losses import make_loss
 from jseg.state import TrainState
 from jseg.step import make_train_step, shard
 from jseg.tasks.instance import InstanceTask
+from jseg.tasks.multilabel import MultilabelTask
+from jseg.tasks.semantic import SemanticTask
 from jseg.tasks.semantic.forward import Targets, make_losses
 from jseg.tasks.semantic.predict import SemanticPrediction
 from jseg.types import IGNORE, InputError, Outputs
@@ -176,3 +180,36 @@ def test_metrics_of_volumes(volume_task):
   task, dataset = volume_task(patches=True)
   with pytest.raises(InputError, match="metrics: rand is not for volumes; choose from surface"):
     task.measure({}, dataset, "val", metrics=("rand=b",))
+
+
+@pytest.mark.parametrize("task", [SemanticTask, MultilabelTask])
+def test_a_prediction_is_drawn_where_the_truth_is_void_too(task):
+  palette = np.array([[10, 20, 30], [200, 100, 0]], np.uint8)
+  overlapping = {"combinations": ((1, 0), (0, 1))} if task is MultilabelTask else {}
+  label = np.array([[0, IGNORE], [1, IGNORE]], np.uint8)
+  mask = np.array([[0, 1], [1, 1]], np.uint8)
+  if overlapping:
+    mask = mask[..., None] == np.arange(2)
+  prediction = types.SimpleNamespace(image=np.zeros((2, 2, 3), np.uint8), mask=mask)
+  one = task(jseg.config.default("unet"), None, ClassInfo(("sky", "road"), palette, **overlapping))
+  _, truth, drawn = one.pictures(prediction, {"label": label})
+  assert (drawn[:, 0] == truth[:, 0]).all()
+  assert (drawn[:, 1] == drawn[1, 0]).all()
+  assert (drawn[:, 1] != truth[:, 1]).any(-1).all()
+
+
+def test_found_objects_are_drawn_in_the_colors_of_the_true_ones():
+  masks = np.zeros((2, 20, 20), bool)
+  masks[0, :8, :8] = masks[1, 12:, 12:] = True
+  truth, found = (
+    make_objects((20, 20), [Annotation(mask, 1) for mask in order])
+    for order in (masks, masks[::-1])
+  )
+  found = dataclasses.replace(found, scores=np.array([0.9, 0.8], np.float32))
+  task = InstanceTask(jseg.config.default("mask_rcnn"), None, ClassInfo(("nothing", "cell")))
+  prediction = types.SimpleNamespace(image=np.full((20, 20, 3), 100, np.uint8), objects=found)
+  plain, shown, drawn = task.pictures(prediction, {"objects": truth})
+  middles = [shown.shape[0] * place // 20 for place in (5, 17)]  # below the tags
+  for y in middles:
+    assert drawn[y, y].tolist() == shown[y, y].tolist() != plain[y, y].tolist()
+  assert shown[middles[0], middles[0]].tolist() != shown[middles[1], middles[1]].tolist()

@@ -1,6 +1,6 @@
 """Results for people: console, plots, overlays, sample pictures."""
 
-from jseg.report.objects import draw_objects, save_instance_map
+from jseg.report.objects import draw_objects, same_colors, save_instance_map
 from jseg.report.overlay import ALPHA, PNG, VOID_COLOR, colorize, legend, overlay, patches
 from jseg.report.plots import save_calibration_plot, save_confusion_plot, save_curves
 from jseg.report.png import save_png
@@ -15,6 +15,7 @@ __all__ = [
   "legend",
   "overlay",
   "patches",
+  "same_colors",
   "save_calibration_plot",
   "save_confusion_plot",
   "save_curves",

@@ -9,10 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jseg.console import one_line
 from jseg.data import Objects
+from jseg.data.files.instances import coco_masks
+from jseg.metrics.average_precision import coco_annotations
 from jseg.types import InputError
 
 _CROWD = (150, 150, 150)
 _MOST_IDS = 2**16 - 1
+_SAME = 0.5  # IoU of masks from which on they are of one object, as for AP50
 
 
 def draw_objects(
@@ -22,6 +25,7 @@ def draw_objects(
   *,
   longest: int = 1024,
   least_score: float = 0.5,
+  numbers: Sequence[int] | None = None,
 ) -> np.ndarray:
   """An image with the mask, the outline, the box, the name and the score of each object.
 
@@ -34,6 +38,7 @@ def draw_objects(
     names: names of the classes.
     longest: longest side of the picture in pixels, to which images are resized.
     least_score: score below which detected objects are not drawn.
+    numbers: number of each object's color, of an endless row (`same_colors`); None: its place.
 
   Returns:
     uint8 [H W 3].
@@ -52,7 +57,8 @@ def draw_objects(
   # The best and the smallest come last, on top.
   rank = -objects.areas if objects.scores is None else objects.scores
   order = shown[np.argsort(rank[shown], kind="stable")].tolist()
-  inks = {i: _CROWD if objects.crowd[i] else _distinct(i) for i in order}
+  numbers = range(len(objects)) if numbers is None else numbers
+  inks = {i: _CROWD if objects.crowd[i] else _distinct(numbers[i]) for i in order}
   for i in order:
     _tint(canvas, objects.crop(i), objects.frames[i] * scale, inks[i])
   picture = Image.fromarray(canvas)
@@ -64,6 +70,32 @@ def draw_objects(
   for i in order:
     _tag(pen, font, objects, i, names, scale, inks[i])
   return np.asarray(picture)
+
+
+def same_colors(truth: Objects, found: Objects) -> list[int]:
+  """Numbers of detected objects' colors, such that each has the color of the true one it covers.
+
+  The best detection chooses first: of the true objects that are left, crowds aside, the one whose
+  mask agrees most, from an IoU of .5 on. The class doesn't count; the name tells it. What covers
+  none has a color that no true object has.
+
+  Args:
+    truth: true objects of an image.
+    found: its detected objects, with scores.
+
+  Returns:
+    For each detected object a number, as `draw_objects` takes them.
+  """
+  masks = [[row["segmentation"] for row in coco_annotations(each)] for each in (found, truth)]
+  ious = np.reshape(coco_masks().iou(*masks, [False] * len(truth)), (len(found), len(truth)))
+  ious[:, truth.crowd] = 0
+  numbers = list(range(len(truth), len(truth) + len(found)))
+  scores = np.zeros(len(found)) if found.scores is None else found.scores
+  for i in np.argsort(-scores, kind="stable").tolist():
+    if ious[i].max(initial=0) >= _SAME:
+      numbers[i] = int(ious[i].argmax())
+      ious[:, numbers[i]] = 0
+  return numbers
 
 
 def _tint(

@@ -34,7 +34,7 @@ from jseg.metrics import AveragePrecisionState, InstanceScores, coco_results
 from jseg.metrics.average_precision import Row
 from jseg.models import Network, fitting
 from jseg.outputs import write_text
-from jseg.report import draw_objects
+from jseg.report import draw_objects, same_colors
 from jseg.scaling import statistics
 from jseg.step import Forward, Losses, LossFn, replicate
 from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
@@ -302,14 +302,12 @@ class InstanceTask:
   def pictures(
     self, prediction: InstancePrediction, example: Decoded
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the image alone, with its true objects, and with the detected ones."""
+    """Returns the image, its true objects on it, and the detected ones in the same colors."""
     image = picture(prediction.image, self.config.data.shown)
-    names = self.classes.names
-    plain, truth, found = (
-      draw_objects(image, objects, names, longest=_PICTURE)
-      for objects in (None, example["objects"], prediction.objects)
-    )
-    return plain, truth, found
+    truth, found = example["objects"], prediction.objects
+    draw = functools.partial(draw_objects, names=self.classes.names, longest=_PICTURE)
+    numbers = same_colors(truth, found)
+    return draw(image, None), draw(image, truth), draw(image, found, numbers=numbers)
 
   def target_pictures(self, images: np.ndarray, targets: Targets) -> list[np.ndarray]:
     """Returns augmented images with the objects that are to be found in each."""

@@ -39,7 +39,7 @@ from jseg.tasks.multilabel.predict import (
 from jseg.tasks.semantic.forward import Targets, make_eval_step
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.tasks.semantic.task import SemanticTask
-from jseg.types import IGNORE, Array, InputError, Json, Outputs, Variables
+from jseg.types import Array, InputError, Json, Outputs, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +192,9 @@ class MultilabelTask(SemanticTask):
     """Returns image, and truth and prediction over it; of volumes, the middle slice."""
     truth = expand(example["label"], self._combinations)
     image, truth, mask = flatten_volume(prediction.image, truth, prediction.mask)
-    hidden = np.where(truth == IGNORE, IGNORE, mask)
     image = images.picture(image, self.config.data.shown)
     image = np.broadcast_to(image, (*image.shape[:2], 3))
-    drawn = [draw(image, each, self.classes.palette, ALPHA) for each in (truth, hidden)]
+    drawn = [draw(image, each, self.classes.palette, ALPHA) for each in (truth, mask)]
     return image, drawn[0], drawn[1]
 
   def _colored(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -452,10 +452,9 @@ class SemanticTask:
     shown = np.asarray(prediction.image)
     image, truth, mask = flatten_volume(shown, example["label"], prediction.mask)
     palette = self.classes.palette
-    hidden = np.where(truth == IGNORE, IGNORE, mask)
     image = images.picture(image, self.config.data.shown)
     image = np.broadcast_to(image, (*image.shape[:2], 3))
-    return image, colorize(truth, palette), colorize(hidden, palette)
+    return image, colorize(truth, palette), colorize(mask, palette)
 
   def target_pictures(self, images: np.ndarray, targets: SemanticTargets) -> list[np.ndarray]:
     """Returns augmented images under their classes' colors, void gray; of volumes a slice."""
