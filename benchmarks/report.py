@@ -1,4 +1,4 @@
-"""Puts the results of networks.py, results.py and train_twin.py into the documentation.
+"""Puts the results of networks.py, keep.py and train_twin.py into the documentation.
 
 python benchmarks/report.py             # after python benchmarks/networks.py --name=...
 """
@@ -126,7 +126,7 @@ def sentence() -> str:
 
 
 def trained() -> list[Record]:
-  """Records of results.py and train_twin.py."""
+  """Records of keep.py and train_twin.py."""
   return [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
 
 

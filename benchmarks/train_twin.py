@@ -3,7 +3,7 @@
   pip install -e ".[bench]"
   jseg train --config=benchmarks/small.py:camvid --config.data.root=camvid \
       --workdir=runs/camvid_0
-  python benchmarks/results.py runs/camvid_0         # results/camvid_0.json
+  python benchmarks/keep.py runs/camvid_0         # results/camvid_0.json
   python benchmarks/train_twin.py runs/camvid_0      # results/camvid_0_pytorch.json
   python benchmarks/report.py                        # the table of docs/results.md
 
@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import keep
 import numpy as np
 import optax
 import torch
@@ -35,7 +36,6 @@ from ml_collections import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
-import results
 from jseg import config as configs
 from jseg import images, json_files, loop
 from jseg.config_help import describe
@@ -203,7 +203,7 @@ def main() -> None:
   )
   parser.add_argument("run", type=pathlib.Path, help="a finished run of jseg train")
   options = parser.parse_args()
-  commit = results.committed(revision(pathlib.Path.cwd()))
+  commit = keep.committed(revision(pathlib.Path.cwd()))
   run = Run.open(options.run)
   twin = make_twin(run.config, len(run.classes.names))
   variables, taken = first_variables(run)
@@ -213,7 +213,7 @@ def main() -> None:
   seconds = train(run, dataset, twin, make_optimizer(twin, variables, taken, run.config.optim))
   scores = evaluate(run, dataset, twin)
   print(f"mIoU {scores.miou:.4f} after {seconds:.0f} s")
-  results.write(
+  keep.write(
     run,
     dataset,
     scores.to_dict(run.classes.names),

@@ -1,6 +1,6 @@
 """Keeps what runs have reached, for the tables that report.py makes of it.
 
-  python benchmarks/results.py runs/camvid_0 ...     # results/camvid_0.json
+  python benchmarks/keep.py runs/camvid_0 ...     # results/camvid_0.json
 
 A result names its network, data, setting, machine, minutes, scores, command and commit; so a run of
 uncommitted code is refused. All of it is read from the run directory, but for the machine, which
