@@ -100,7 +100,8 @@ def test_evaluation_measures_the_masks_that_are_predicted_and_those_without_the_
 
 
 def test_predict_refines(run, tmp_path):
-  image = np.random.default_rng(1).integers(0, 256, (32, 40, 3), np.uint8)
+  # Of the size of the segmenter's image above, for which the CRF is compiled.
+  image = np.random.default_rng(1).integers(0, 256, (40, 28, 3), np.uint8)
   Image.fromarray(image).save(tmp_path / "a.png")
   arguments = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
   cli.main([*arguments, "--crf-params", TEXT])
