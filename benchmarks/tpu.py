@@ -18,7 +18,9 @@ so that the same command goes on where it was stopped: compiling takes minutes a
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -63,20 +65,7 @@ _ITERATIONS = 10
 _FILTERS = ("exact", "landmarks", "lattice")
 _CAPACITY = 16 * 2**30  # bytes of a chip that the largest batch is for
 _LEFT = 15 * 2**30  # bytes that a run finds free on such a chip, and on a GPU of Colab's
-_PAPERS = (
-  "deeplab_v1",
-  "deeplab_v2",
-  "deeplab_v3",
-  "fcn:fcn8s",
-  "fcn_resnet",
-  "mask_rcnn",
-  "patch_classifier",
-  "pspnet:voc",
-  "refinenet:voc",
-  "segnet",
-  "unet",
-  "unet3d",
-)
+_PAPERS = "paper/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,27 +201,31 @@ def plain_layers() -> Iterator[None]:
     yield
 
 
-def memory(config: Any, devices: Sequence[jax.Device]) -> int:
-  """Bytes that the training step takes on a chip, or would take on one that is large enough."""
+def memory(config: Any, devices: Sequence[jax.Device]) -> float:
+  """Bytes that the training step takes on a chip, or would take on one that is large enough.
+
+  Infinity, where the compiler refuses it and doesn't tell.
+  """
   try:
     return cost(ahead.Programs(config, _CLASSES, devices).training())["memory"]
   except jax.errors.JaxRuntimeError as error:
-    needed = re.search(r"Used ([\d.]+)([GMK]) of", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+    if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return int(float(needed[1]) * 2 ** {"G": 30, "M": 20, "K": 10}[needed[2]])
+    needed = re.search(r"\(([\d.]+)([KMG])\) exceeds", str(error))
+    return float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]] if needed else math.inf
 
 
 def largest(results: Results, name: str) -> None:
   """Finds the largest power of two that fits as batch a chip of 512 x 512, in bfloat16."""
   devices = ahead.tpu(f"{results.chip}:2x2")
 
-  def search() -> dict[str, int]:
-    best = {"batch": 0, "memory": 0}
-    while (
-      found := memory(configuration(name, max(2 * best["batch"], 1), 512), devices)
-    ) <= _CAPACITY:
-      best = {"batch": max(2 * best["batch"], 1), "memory": found}
+  def search() -> dict[str, float]:
+    best: dict[str, float] = {"batch": 0, "memory": 0}
+    for batch in (2**i for i in itertools.count()):
+      found = memory(configuration(name, batch, 512), devices)
+      if found > _CAPACITY:
+        break
+      best = {"batch": batch, "memory": found}
     return best
 
   results.add("largest", name, compute=search)
@@ -246,11 +239,11 @@ def crop(results: Results, name: str) -> None:
   devices = ahead.tpu(f"{results.chip}:2x2")
 
   def search() -> dict[str, Any]:
-    config = recipes.read(f"paper/{name}")
+    config = recipes.read(_PAPERS + name)
     batch = config.data.batch_size
     config.dtype, config.data.batch_size = "bfloat16", batch * len(devices)
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-    needed, found = 0.0, 0
+    needed = found = 0.0
     for remat, parts in [*(("none", n) for n in divisors), *((kind, batch) for kind in KINDS[1:])]:
       if parts < min(needed, batch):
         continue
@@ -387,8 +380,7 @@ def tables(results: Results) -> str:
 
 
 def _remat_row(name: str, kind: str, found: Mapping[str, float], chip: Chip) -> str:
-  # As cycles, not as the roofline has it: what is computed again takes time where it fits beside
-  # nothing else.
+  # By the compiler's cycles: where memory sets the roofline, it hides what is computed again.
   time = f"{1e3 * found['cycles'] / chip.clock:.1f}" if chip.clock else ""
   return (
     f"| {name} | {kind} | {found['temporaries'] / 2**30:.2f} | {found['flops'] / 1e12:.3f} | "
@@ -430,8 +422,9 @@ def main(argv: Sequence[str]) -> None:
     if _CRF.value:
       crf(results)
     elif _CROPS.value:
-      for name in _PAPERS:
-        crop(results, name)
+      for name in recipes.files():
+        if name.startswith(_PAPERS):
+          crop(results, name.removeprefix(_PAPERS))
     else:
       do = largest if _LARGEST.value else by_remat if _REMAT.value else network
       for name in _NETWORKS.value:
