@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jseg.parameters import jit_once
+
 Side = Callable[[], Any]
 Loss = Callable[..., tuple[jax.Array, Any]]
 
@@ -25,7 +27,7 @@ def sides(model: nn.Module, loss: Loss, image: Any, truth: Any) -> tuple[int, Si
     truth: what the loss wants.
   """
   image, truth = jax.device_put((image, truth))
-  variables = jax.jit(model.init)(jax.random.key(0), image[:1])
+  variables = jit_once(model.init)(jax.random.key(0), image[:1])
   optimizer = optax.sgd(0.01, momentum=0.9)
 
   @functools.partial(jax.jit, donate_argnums=0)

@@ -1,5 +1,6 @@
 """What is lowered for CUDA holds cuDNN's convolutions, and none of the forms that are for CPUs."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -58,7 +59,16 @@ class Lowered:
 
 
 def convolutions(text):
-  return len(re.findall(r"stablehlo\.convolution\(", text))
+  """How many a program computes: equal layers are one function, which it calls as often."""
+  functions = re.split(r"func\.func (?:public|private) @", text)[1:]
+  bodies = {re.match(r"[\w.]+", function)[0]: function for function in functions}
+
+  @functools.cache
+  def count(name):
+    called = re.findall(r"\bcall @([\w.]+)", bodies[name])
+    return bodies[name].count("stablehlo.convolution(") + sum(map(count, called))
+
+  return count("main")
 
 
 @pytest.mark.parametrize("name", models.fitting(task="semantic"))
@@ -66,7 +76,7 @@ def test_convolutions_and_their_gradients_are_those_of_cudnn(name):
   found = Lowered(name, "cuda")
   inferring, training = found.calls
   assert convolutions(found.inference) >= inferring > 0
-  # With the gradients of kernel and map; the image has none. Equal functions are written once.
+  # With the gradients of kernel and map; the image has none.
   assert convolutions(found.gradient) >= 3 * training - 2
   for text in (found.inference, found.gradient):
     assert "stablehlo.while" not in text  # columns, image by image

@@ -102,8 +102,10 @@ def test_conv_and_its_gradients_equal_xla(case):
 
 @pytest.mark.parametrize("cached", [1, 2 * 2 * 30 * 3 * 4])  # slices one by one, and two by two
 def test_volumes_in_chunks_of_slices_equal_xla(cached, monkeypatch):
-  # By its module, as the name in `jseg.nn` is the function's.
-  monkeypatch.setattr(sys.modules[Conv.__module__], "_CACHED", cached)
+  # By its module, as the name in `jseg.nn` is the function's; traced anew for every limit.
+  module = sys.modules[Conv.__module__]
+  monkeypatch.setattr(module, "_CACHED", cached)
+  monkeypatch.setattr(module, "_convolve", module._convolve.__wrapped__)
   x, kernel = arrays((2, 6, 5, 6, 3), (3, 3, 3, 3, 4))
   settings = {"padding": [(5, 1), (1, 1), (1, 1)], "dilation": (2, 1, 1)}
   text = jax.jit(lambda x, kernel: conv(x, kernel, **settings)).lower(x, kernel).as_text()

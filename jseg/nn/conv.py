@@ -33,6 +33,7 @@ from jax import lax
 
 from jseg.arithmetic import cdiv
 from jseg.nn.layer import KernelLayer
+from jseg.nn.once import traced_once
 from jseg.types import Array
 
 Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
@@ -131,7 +132,12 @@ def conv(
     one = (1,) * rank
     x, kernel = x.reshape(x.shape[0], *one, -1), kernel.reshape(*one, -1, kernel.shape[-1])
     strides = one
-  if math.prod(kernel.shape[:rank]) == 1:
+  return _convolve(x, kernel, strides=strides, pads=pads, dilation=dilation)
+
+
+@traced_once("strides", "pads", "dilation")
+def _convolve(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints) -> Array:
+  if math.prod(kernel.shape[:-2]) == 1:
     return _pointwise(x, kernel, strides, pads)
   return _conv(x, kernel, strides, pads, dilation)
 

@@ -10,6 +10,7 @@ from jax import lax
 
 from jseg.nn.devices import AXIS, is_split
 from jseg.nn.layer import Layer
+from jseg.nn.once import traced_once
 from jseg.types import Array, InputError, Variables
 
 _FEW = 1024  # pixels of a map, over the batch, up to which accuracy goes before speed
@@ -129,8 +130,13 @@ def average_moments(moments: Sequence[Variables]) -> Variables:
   return statistics(average)
 
 
-@jax.custom_vjp
+@traced_once()
 def _center_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
+  return _scaled(x, mean, gain, bias)
+
+
+@jax.custom_vjp
+def _scaled(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
   """(x - mean) gain + bias. The derivative keeps only x and computes the difference again.
 
   JAX's own would also keep the difference, another map of the size of x: memory, and the time to
@@ -139,15 +145,13 @@ def _center_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
   return (x - _align(mean, x)) * _align(gain, x) + _align(bias, x)
 
 
-def _center_and_scale_forward(
+def _scaled_forward(
   x: Array, mean: Array, gain: Array, bias: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-  return _center_and_scale(x, mean, gain, bias), (x, mean, gain, bias)
+  return _scaled(x, mean, gain, bias), (x, mean, gain, bias)
 
 
-def _center_and_scale_backward(
-  saved: tuple[Array, ...], dy: Array
-) -> tuple[Array, Array, Array, Array]:
+def _scaled_backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array, Array]:
   x, mean, gain, bias = saved
   # Two sums over the map give all of it: sum(dy) and sum(dy x). Summing dy (x - mean) would make
   # XLA write the difference out first.
@@ -157,7 +161,7 @@ def _center_and_scale_backward(
   return dy * _align(gain, x), dmean, dgain, dbias.astype(bias.dtype)
 
 
-_center_and_scale.defvjp(_center_and_scale_forward, _center_and_scale_backward)
+_scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def _sum_to(a: Array, shape: tuple[int, ...]) -> Array:

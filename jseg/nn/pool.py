@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.nn.once import traced_once
 from jseg.types import Array
 
 
+@traced_once("window", "stride", "padding", "ceil")
 def max_pool(
   x: Array, window: int = 2, stride: int | None = None, *, padding: int = 0, ceil: bool = False
 ) -> Array:
@@ -132,6 +134,7 @@ def _repeat(x: Array, window: int) -> Array:
   )
 
 
+@traced_once("window", "stride", "padding", "ceil", "count_padding")
 def avg_pool(
   x: Array,
   window: int,
