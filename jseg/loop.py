@@ -563,10 +563,6 @@ def announce(run: Run, dataset: Dataset, state: TrainState) -> None:
   if config.accumulate > 1:
     part = config.data.batch_size // (jax.device_count() * config.accumulate)
     CONSOLE.print(f"  {config.accumulate} parts a step, of {part} image(s) a device{_caveats(run)}")
-  if config.remat != "none" and jax.default_backend() == "cpu":
-    CONSOLE.print(
-      "  remat: saves no memory on CPUs, where XLA merges what is computed again with what is there"
-    )
   if config.optim.groups:
     for line in describe_groups(state.params, read_groups(config.optim.groups)):
       CONSOLE.print(f"  {line}", highlight=False, markup=False)

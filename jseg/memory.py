@@ -97,8 +97,7 @@ def savers(config: ConfigDict) -> list[str]:
       f"one, to 1/{share} of the activations (a smaller data.batch_size does too, but is another "
       "training)"
     )
-  # On CPUs XLA merges what is computed again with what is there.
-  if config.remat != "all" and jax.default_backend() != "cpu":
+  if config.remat != "all":
     kind = "stages" if config.remat == "none" else "all"
     found.append(f"remat={kind} computes activations again, the same result in more time")
   if config.dtype == "float32":

@@ -71,12 +71,33 @@ def test_gradients_statistics_and_draws_are_the_same(make):
 )
 def test_every_network_computes_again(name):
   # Traced, not compiled.
-  model = models.create(name, 5, remat="stages", **models.get(name).TINY)
-  image = jax.ShapeDtypeStruct((1, *((16,) * 3 if model.ndim == 3 else (32, 32)), 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
-  traced = jax.make_jaxpr(lambda *a: model.apply(*a, train=False))(variables, image)
-  names = [equation.primitive.name for equation in traced.eqns]
-  assert sum("remat" in name or "checkpoint" in name for name in names) >= 2
+  image = jnp.ones((1, *((16,) * 3 if models.get(name).ndim == 3 else (32, 32)), 3))
+
+  def relus(remat):
+    model = models.create(name, 5, remat=remat, **models.get(name).TINY)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def loss(variables):
+      return model.apply(variables, image, train=False).logits.sum()
+
+    return str(jax.make_jaxpr(jax.grad(loss))(variables)).count("name=relu")
+
+  assert relus("stages") >= relus("none") + 2
+
+
+def test_on_a_cpu_memory_is_saved():
+  image = jnp.ones((2, 64, 64, 3))
+
+  def temporaries(remat):
+    model = models.create("unet", 3, remat=remat, widths=(8, 16))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def loss(variables):
+      return jnp.square(model.apply(variables, image, train=False).logits).sum()
+
+    return jax.jit(jax.grad(loss)).lower(variables).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporaries("stages") < 0.8 * temporaries("none")
 
 
 def test_a_network_without_stages_is_refused():

@@ -4,12 +4,18 @@ Chen et al. 2016, arXiv:1604.06174; Griewank & Walther 2000 on checkpoints of ch
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import lift
+from flax.linen import transforms
+from jax import lax
+from jax.extend import core
 
 from jseg.nn.layer import Layer
-from jseg.types import InputError, Tree
+from jseg.types import Array, InputError, Tree
 
 KINDS = ("none", "stages", "all")
 
@@ -64,4 +70,62 @@ class Staged(Layer, kw_only=True):
     # Nothing is differentiated in an initialization.
     if not again or self.is_initializing():
       return compute(self, *arrays)
-    return nn.remat(compute)(self, *arrays)
+    return transforms.lift_transform(_lifted, compute)(self, *arrays)
+
+
+def _lifted(function: Callable[..., Tree]) -> Callable[..., Tree]:
+  """`_again` of a function of Flax's scope: its variables and keys are arguments too."""
+
+  def inner(scope_of: Any, packed: Any, variables: Tree, keys: Tree, *arrays: Tree) -> Tree:
+    def compute(variables: Tree, keys: Tree, *arrays: Tree) -> Tree:
+      scope = scope_of(variables, keys)
+      result = function(scope, *arrays)
+      return result, packed(scope)
+
+    # Traced here, once: Flax would draw other random numbers in another trace.
+    program, shape = jax.make_jaxpr(compute, return_shape=True)(variables, keys, *arrays)
+    computed = _again(core.jaxpr_as_fun(program))(
+      jax.tree.leaves((variables, keys)), jax.tree.leaves(arrays)
+    )
+    return jax.tree.unflatten(jax.tree.structure(shape), computed)
+
+  return lift.pack(inner, (True,), (True,), (True,), name="remat")
+
+
+def _again(function: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+  """A function of which the backward pass keeps the arguments alone, and computes the rest again.
+
+  As `jax.checkpoint`, but on CPUs too. JAX sets a barrier before what is computed again, which XLA
+  removes on a CPU, to find that all of it has been computed before. Here the arrays pass a choice
+  that depends on the incoming gradient, so that they are new to XLA.
+
+  Args:
+    function: function of arrays. What is returned takes them in two lists: those that don't change
+      within a step, such as parameters, and those that come from the stage before.
+  """
+
+  @jax.custom_vjp
+  def computed(fixed: list[Array], arrays: list[Array]) -> list[Array]:
+    return function(*fixed, *arrays)
+
+  def forward(fixed: list[Array], arrays: list[Array]) -> tuple[list[Array], Any]:
+    return function(*fixed, *arrays), (fixed, arrays)
+
+  def backward(saved: Any, gradient: list[Array]) -> tuple[list[Array], list[Array]]:
+    fixed, arrays = saved
+    floats = [g for g in gradient if jnp.issubdtype(g.dtype, jnp.inexact)]
+    arrays = lax.platform_dependent(arrays, floats, cpu=_chosen, default=_behind_barrier)
+    return jax.vjp(lambda *both: function(*both[0], *both[1]), fixed, arrays)[1](gradient)
+
+  computed.defvjp(forward, backward)
+  return computed
+
+
+def _behind_barrier(arrays: list[Array], gradient: list[Array]) -> list[Array]:
+  return lax.optimization_barrier((arrays, gradient))[0]
+
+
+def _chosen(arrays: list[Array], gradient: list[Array]) -> list[Array]:
+  """The arrays; XLA can't tell that an odd number is never 0."""
+  odd = sum((g.reshape(-1)[0] for g in gradient if g.size), jnp.zeros(())).astype(jnp.int32) | 1
+  return [jnp.where(odd != 0, a, jnp.zeros_like(a)) for a in arrays]
