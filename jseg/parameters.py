@@ -1,12 +1,14 @@
 """Parameters as a tree: their names, and programs that make them once."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import numpy as np
 
+_LEVEL = "xla_backend_optimization_level"
 _Result = TypeVar("_Result")
 
 
@@ -29,7 +31,9 @@ def jit_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
   """Compiles a function that runs once, such as the initialization of a network.
 
   XLA unrolls the random numbers of small kernels so far that LLVM's full optimization takes a
-  minute over a program that runs for milliseconds; so on CPU it optimizes little.
+  minute over a program that runs for milliseconds; so on CPU it optimizes little. Whoever has the
+  level in `XLA_FLAGS` keeps theirs.
   """
-  options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+  given = f"--{_LEVEL}=" in os.environ.get("XLA_FLAGS", "")
+  options = {_LEVEL: 1} if jax.default_backend() == "cpu" and not given else None
   return jax.jit(function, compiler_options=options)

@@ -38,6 +38,9 @@ import pytest
 
 from jseg.convolutions import prefer_eigen
 
+# Until all is imported, what is made stays: there is no garbage to look for.
+gc.disable()
+
 # As our commands do, whose processes then find the programs of the tests.
 prefer_eigen()
 
@@ -189,6 +192,15 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.fast)
     if any(pattern.search(item.nodeid) for pattern in THOROUGH):
       item.add_marker(pytest.mark.thorough)
+
+
+def pytest_collection_finish():
+  """Takes what is imported by now, and stays, out of every later search for garbage.
+
+  Else `forget` alone looks through a million objects after each file.
+  """
+  gc.freeze()
+  gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

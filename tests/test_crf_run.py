@@ -1,4 +1,4 @@
-"""The dense CRF after a trained network, and as its last layer."""
+"""The dense CRF after a network, and as its last layer."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.tiny import tiny_config
+from helpers.untrained import make_run
 from PIL import Image
 
 import jseg
@@ -42,12 +43,10 @@ REFINED = with_crf(**VALUES)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A finished run; tests must not change it but for its evaluation folder."""
-  workdir = tmp_path_factory.mktemp("runs") / "tiny"
-  # With a level more than others, for masks that a CRF has something to change in.
-  levels = {"widths": (4, 8, 16)}
-  train(tiny_config(tmp_path_factory.mktemp("data"), knobs=levels), workdir)
-  return workdir
+  """An untrained run; tests must not change it but for its evaluation folder."""
+  folder = tmp_path_factory.mktemp("runs")
+  shapes = ("background", "disc", "rectangle", "triangle", "star")
+  return make_run(folder / "tiny", classes=shapes, data_dir=folder / "data")
 
 
 def test_the_hosts_confusion_is_the_devices():
@@ -246,11 +245,13 @@ def test_the_layer_is_trained_with_the_network_and_resumes(tmp_path, monkeypatch
 
 
 def test_every_parameter_of_the_layer_gets_a_gradient():
-  config = tiny_config("", crf__train=True, crf__train_bandwidths=True, crf__method="exact")
+  small = {"widths": (4,)}  # the layer is asked, not the network
+  crf = {"crf__train": True, "crf__train_bandwidths": True, "crf__method": "exact"}
+  config = tiny_config("", knobs=small, **crf)
   model = jseg.config.make_model(config, 3)
   image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
   variables = jax.jit(model.init)(jax.random.key(1), image)
-  plain = jseg.config.make_model(tiny_config(""), 3)
+  plain = jseg.config.make_model(tiny_config("", knobs=small), 3)
   bare = jax.eval_shape(plain.init, jax.random.key(1), image)["params"]
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
   assert shapes({k: v for k, v in variables["params"].items() if k != "crf"}) == shapes(bare)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ from jseg import cli
 from jseg.evaluation import evaluate
 from jseg.images import normalize
 from jseg.loop import train
+from jseg.models import Network
+from jseg.nn import Conv
 from jseg.run import Run, held, load_model
-from jseg.types import InputError
+from jseg.types import InputError, Outputs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -277,6 +280,14 @@ def test_the_second_training_in_a_folder_is_refused(run, data_dir):
   assert before == changes(run)
 
 
+class OneLayer(Network):
+  """A single convolution, which is compiled at once: the files are those of any network."""
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    return Outputs(self.typed(Conv)(self.num_classes, (3, 3))(image))
+
+
 def full(workdir, number):
   """Lets every write below a folder fail, from a number of writes on, until it is undone."""
   return contextlib.closing(Writes(workdir, "full", number))
@@ -284,6 +295,6 @@ def full(workdir, number):
 
 @pytest.mark.parametrize("number", [2, 5, 8, 12, 14, 17, 18, 30])
 def test_a_full_disk_is_told_at_any_write(tmp_path, data_dir, number):
-  workdir = tmp_path / "full"
+  workdir, config = tmp_path / "full", tiny_config(data_dir, f"{__name__}:OneLayer")
   with full(workdir, number), pytest.raises(InputError, match=r"(No space left|disk is full)"):
-    train(tiny_config(data_dir), workdir)
+    train(config, workdir)

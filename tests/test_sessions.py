@@ -23,6 +23,7 @@ def sessions(run):
 
 def test_a_session_says_what_trained_and_how_long(run, monkeypatch):
   monkeypatch.setattr("sys.argv", ["/home/somebody/bin/jseg", "train", "--workdir=a b"])
+  monkeypatch.setenv("XLA_FLAGS", "--xla_a=1  --xla_b=2")
   with Session(run, "abc", 5) as session:
     (begun,) = sessions(run)
     assert (begun["outcome"], begun["ended"]) == ("running", None)
@@ -38,6 +39,7 @@ def test_a_session_says_what_trained_and_how_long(run, monkeypatch):
   assert ended["data"] == {"name": "shapes", "fingerprint": "abc"}
   assert set(ended["versions"]) == {"jseg", "python", "jax", "jaxlib", "flax", "optax"}
   assert ended["devices"] == {"platform": "cpu", "kind": "cpu", "count": 4}
+  assert ended["xla_flags"] == ["--xla_a=1", "--xla_b=2"]
   assert list(ended["seconds"]) == ["compile", "train", "evaluate", "save"]
 
 

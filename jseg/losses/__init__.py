@@ -179,7 +179,9 @@ def make_loss(
     loss = _find(name, table)
     own = _hyperparameters(loss)
     bound = functools.partial(loss, **{k: v for k, v in hyperparameters.items() if k in own})
-    _try(bound, overlapping)
+    # Defaults of ours are sound. Tracing six losses would take a moment at every start.
+    if name not in table or {**own, **bound.keywords} != own:
+      _try(bound, overlapping)
     return bound
 
   # Every known loss checks its own hyperparameters, used or not: a config's mistakes are told.

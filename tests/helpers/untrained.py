@@ -9,16 +9,17 @@ from jseg.run import Run
 from jseg.state import create_train_state
 
 
-def make_run(folder, model="unet", classes=("a", "b", "c"), **knobs):
+def make_run(folder, model="unet", classes=("a", "b", "c"), data_dir="", **knobs):
   """Writes a run with a checkpoint of random values, but for no zeros that would hide a fault.
 
   Args:
     folder: the run directory to make; returned.
     model: name of the network.
     classes: names of the classes.
+    data_dir: where the prepared set is kept.
     **knobs: arguments of the network, beside its tiny preset.
   """
-  config = tiny_config("", model, knobs)
+  config = tiny_config(data_dir, model, knobs)
   network = jseg.config.make_model(config, len(classes))
   optimizer, _ = jseg.config.make_optimizer(config)
   state = create_train_state(network, optimizer, jax.random.key(0), (*config.data.size, 3))
