@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from jseg import hosts, metrics
+from jseg.allocator import give_back_memory
 from jseg.console import progress
 from jseg.data import Dataset
+from jseg.data.files.stored import LARGE
 from jseg.metrics import (
   Calibration,
   ConfusionState,
@@ -58,6 +60,8 @@ def count_images(
   counter = _Counter(len(source), k)
   for index in progress(indices, f"evaluating {split}", len(indices)):
     example = source.open(index)
+    if example["image"].size > LARGE:
+      give_back_memory()
     for rows, mask, confidence in predict.rows(variables, example["image"]):
       label = example["label"][rows]
       bins = None if confidence is None else host_binned(confidence, mask, label)
