@@ -5,14 +5,23 @@ their characters is taken for markup, commands the terminal, or ends the program
 """
 
 import importlib.util
+import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+  BarColumn,
+  Progress,
+  ProgressColumn,
+  TaskID,
+  TaskProgressColumn,
+  TextColumn,
+  TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -70,8 +79,28 @@ ERRORS = PlainConsole(stderr=True)
 """What isn't a result, on the standard error."""
 
 
-_shown: list[Progress] = []  # bars on display, the last one on top
+class _Bars(Progress):
+  """Bars that are drawn as they move, and not by a thread of their own.
+
+  Bars whose loop was left by an error end whenever garbage is collected. In such a thread that
+  could be while it draws, and two sets of bars then waited for each other's locks for ever.
+  """
+
+  def __init__(self, *columns: ProgressColumn, **options: Any):
+    super().__init__(*columns, auto_refresh=False, **options)
+    self._drawn = -math.inf
+
+  def move(self, task: TaskID, **changes: Any) -> None:
+    """Takes a bar a step further, and draws all if that wasn't done a moment ago."""
+    self.update(task, advance=1, **changes)
+    if (now := time.monotonic()) - self._drawn >= _MOMENT:
+      self._drawn = now
+      self.refresh()
+
+
+_shown: list[_Bars] = []  # bars on display, the last one on top
 _PATIENCE = 2  # seconds without a sign
+_MOMENT = 0.1  # seconds
 
 
 def progress(
@@ -99,15 +128,18 @@ def progress(
     TaskProgressColumn(),
     TimeRemainingColumn(elapsed_when_finished=True),
   )
-  with Progress(*columns, console=console, transient=transient, disable=still) as bars:
+  with _Bars(*columns, console=console, transient=transient, disable=still) as bars:
     _shown.append(bars)
     try:
-      yield from bars.track(items, total, description=escape(description))
+      task = bars.add_task(escape(description), total=total)
+      for item in items:
+        yield item
+        bars.move(task)
     finally:
       _shown.remove(bars)
 
 
-def part_progress(items: Iterable[_T], description: str, total: int) -> Iterator[_T]:
+def part_progress(items: Iterable[_T], description: str, total: int) -> Generator[_T, None, None]:
   """Yields the parts of one item of `progress`, behind a second bar if they take long.
 
   Where no bar is shown, as in a call from Python, there is no second one either.
@@ -125,7 +157,7 @@ def part_progress(items: Iterable[_T], description: str, total: int) -> Iterator
   try:
     for item in items:
       yield item
-      bars.update(task, advance=1, visible=time.monotonic() - started >= _PATIENCE)
+      bars.move(task, visible=time.monotonic() - started >= _PATIENCE)
   finally:
     bars.remove_task(task)
 

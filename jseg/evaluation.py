@@ -164,7 +164,7 @@ def _worst(
   predict = task.predictor()
   drawn: list[tuple[Sequence[np.ndarray], str]] = []
   for index, score in progress(worst, "worst images", len(worst)):
-    example = source[index]
+    example = source.open(index)
     rows = task.pictures(predict(variables, example["image"]), example)
     drawn.append((rows, f"{plain(example['name'])}: {task.image_title} {percent(score)}"))
   return drawn

@@ -669,7 +669,7 @@ class Validation:
     source = self._dataset.source(self._split)
     rows = []
     for index in evenly_spaced(run.config.samples, len(source)):
-      example = source[index]
+      example = source.open(index)
       rows.append(task.pictures(self._predict(variables, example["image"]), example))
     self._pictures = rows
     if rows:

@@ -23,7 +23,8 @@ from jseg.allocator import give_back_memory
 from jseg.collection import Inputs, find_inputs, plan_outputs
 from jseg.console import progress
 from jseg.data import ClassInfo, FileError, pixel_limit
-from jseg.data.files.stored import LARGE, StoredImage
+from jseg.data.files.rows import StoredImage
+from jseg.data.files.stored import LARGE
 from jseg.models import Network
 from jseg.outputs import GO_ON, WriteError, try_folder, unwritable
 from jseg.parameters import digest

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 from types import SimpleNamespace as Fields
 
 import pytest
@@ -104,6 +105,16 @@ def test_parts_that_take_long_have_a_bar_of_their_own(monkeypatch, patience):
   assert left == [["predicting"]] * 2
   assert not console._shown
   assert list(part_progress("ab", "windows", 2)) == ["a", "b"]  # in a call from Python
+
+
+def test_bars_are_drawn_as_they_move_and_by_no_thread(monkeypatch):
+  monkeypatch.setattr("jseg.console._MOMENT", 0)
+  shown, threads = PlainConsole(), threading.active_count()
+  shown._force_terminal = shown.is_interactive = True
+  with shown.capture() as capture:
+    for _ in progress("abcd", "reading", 4, shown):
+      assert threading.active_count() == threads
+  assert all(f" {share}%" in capture.get() for share in (25, 50, 75))
 
 
 def test_an_error_ends_the_program_in_one_printable_message():

@@ -11,7 +11,9 @@ from PIL import Image
 from jseg import data
 from jseg.data import FileError, pixel_limit
 from jseg.data.files import stored
-from jseg.data.files.stored import StoredImage, open_image, open_scientific
+from jseg.data.files.rows import StoredImage, open_rows, write_rows
+from jseg.data.files.stored import open_image, open_scientific
+from jseg.types import InputError
 
 rng = np.random.default_rng(0)
 SHAPE = (101, 83)
@@ -181,3 +183,79 @@ def test_little_is_kept(tmp_path, monkeypatch):
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < array.nbytes / 4
+
+
+@pytest.mark.parametrize("array", [numbers("u2", 4), numbers("u1"), numbers("f4", 1)])
+def test_rows_that_are_written_are_read_again(array, tmp_path):
+  data = write_rows(array, tmp_path / "a.npy")
+  found = open_rows(data, tmp_path)
+  assert (found.shape, found.dtype, found.nbytes) == (array.shape, array.dtype, array.nbytes)
+  for first, stop in [(0, 9), (4, 40), (90, 101), (3, 4)]:
+    np.testing.assert_array_equal(found[first:stop], array[first:stop])
+  np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
+  assert open_rows(b"\x89PNG", tmp_path) is None
+  (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+  with pytest.raises(ValueError, match=r"a\.npy has .* bytes of"):
+    open_rows(data, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "scientific"])
+def test_a_prepared_set_has_rows_of_large_images_and_their_labels(kind, tmp_path, monkeypatch):
+  image = {"folder": numbers("u1", 3), "scientific": numbers("u2", 5)}[kind]
+  layout = {"photometric": "rgb" if kind == "folder" else "minisblack", "planarconfig": 1}
+  mask = (numbers("u1") > 99).astype(np.uint8)
+  for split in ("train", "val"):
+    for name in ("images", "masks"):
+      (tmp_path / "set" / split / name).mkdir(parents=True)
+    write(tmp_path / "set" / split / "images" / "a.tif", image, {**layout, "tile": (32, 16)})
+    write(tmp_path / "set" / split / "masks" / "a.tif", mask, GRAY)
+  (tmp_path / "set" / "classes.json").write_text('{"classes": ["ground", "water"]}')
+
+  def load(name):
+    return data.load(kind, root=tmp_path / "set", data_dir=tmp_path / name)
+
+  rows = load("rows")
+  monkeypatch.setattr(stored, "LARGE", 2**26)
+  whole = load("whole")
+  assert isinstance(whole.source("val").open(0)["image"], np.ndarray)
+  np.testing.assert_array_equal(rows.pixel_counts("train"), whole.pixel_counts("train"))
+  assert (rows.max_size("val"), rows.channels) == (whole.max_size("val"), whole.channels)
+  for index, expected in ((0, image), (0, mask)):
+    key = "image" if expected is image else "label"
+    np.testing.assert_array_equal(rows.source("val")[index][key], expected)
+    np.testing.assert_array_equal(whole.source("val")[index][key], expected)
+  if kind == "scientific":
+    assert rows.sample("train").shape[1] == 5
+    assert set(np.unique(rows.sample("train"))) <= set(np.unique(image))
+    rows, whole = (each.scaled([0] * 5, [200] * 5) for each in (rows, whole))
+    np.testing.assert_array_equal(rows.source("val")[0]["image"], whole.source("val")[0]["image"])
+  monkeypatch.setattr("jseg.data.dataset._CACHE_BYTES", 0)
+  rows = load("rows")
+  example = rows.source("val").open(0)
+  assert example["name"] == "a"
+  for key, expected in (("image", image), ("label", mask)):
+    assert isinstance(example[key], StoredImage)
+    np.testing.assert_array_equal(example[key][30:70], expected[30:70])
+  for path in (tmp_path / "rows").rglob("val_0_label.npy"):
+    path.unlink()
+  with pytest.raises(InputError, match="remove that folder: the next start prepares them again"):
+    rows.source("val").open(0)
+
+
+def test_damage_of_a_large_image_is_told_where_it_is_prepared(tmp_path):
+  for name in ("images", "masks"):
+    (tmp_path / "train" / name).mkdir(parents=True)
+  array = numbers("u1", 3)
+  path = tmp_path / "train" / "images" / "a.tif"
+  write(path, array, {"photometric": "rgb", **DEFLATED, "tile": (16, 16)})
+  write(tmp_path / "train" / "masks" / "a.tif", numbers("u1") // 100, GRAY)
+  (tmp_path / "classes.json").write_text('{"classes": ["ground", "water"]}')
+  content = bytearray(path.read_bytes())
+  with tifffile.TiffFile(path) as file:
+    start = file.pages[0].dataoffsets[-1]
+  content[start : start + 8] = b"\xff" * 8
+  path.write_bytes(content)
+  report = data.check_folder(tmp_path)
+  assert "a.tif: damaged" in str(report)
+  with pytest.raises(FileError, match=r"a\.tif: damaged"):
+    data.load("folder", root=tmp_path, data_dir=tmp_path / "prepared")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import tracemalloc
 
 import flax.linen as nn
 import jax
@@ -27,7 +29,7 @@ from jseg.step import replicate
 from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.tasks.semantic.task import SemanticTask
-from jseg.tasks.windows import blend, gaussian_weights, overlapping, tiles
+from jseg.tasks.windows import blend, gaussian_weights, mean_of_strips, overlapping, tiles
 from jseg.types import InputError, Outputs
 
 CLASSES = data.ClassInfo(("a", "b", "c"))
@@ -87,6 +89,18 @@ def test_blending_by_hand():
   scored = zip(windows, (np.full((4, 1), 3.0), np.full((4, 1), 9.0)), strict=True)
   strips = list(blend(scored, (6,), np.array([1, 2, 2, 1], np.float32)))
   assert [scores[:, 0].tolist() for _, scores in strips] == [[3, 3], [5, 7, 9, 9]]
+
+
+def test_the_mean_of_strips_that_end_anywhere():
+  images = np.arange(30, dtype=np.float32).reshape(3, 10, 1) ** 2
+  cuts = [(0, 4, 10), (0, 1, 2, 9, 10), (0, 10)]
+  streams = [
+    iter([(slice(a, b), image[a:b]) for a, b in itertools.pairwise(ends)])
+    for image, ends in zip(images, cuts, strict=True)
+  ]
+  found = list(mean_of_strips(streams))
+  assert [(rows.start, rows.stop) for rows, _ in found] == [(0, 1), (1, 2), (2, 4), (4, 9), (9, 10)]
+  np.testing.assert_allclose(np.concatenate([part for _, part in found]), images.mean(0), rtol=1e-6)
 
 
 def test_weights_are_a_gaussian_of_an_eighth():
@@ -291,7 +305,7 @@ def test_evaluation_and_prediction_are_the_same(run, protocol):
     changes["inference.scales"] = (1.0, 1.5)
   if PROTOCOLS[protocol].crf:
     changes |= {f"inference.crf_params.{key}": value for key, value in CRF.items()}
-  result = evaluate(run, protocol=protocol, changes=changes)
+  result = evaluate(run, protocol=protocol, changes=changes, worst=0)
   segmenter = jseg.Segmenter.from_run(run, protocol=protocol, changes=changes)
   source, matrix = Run.open(run).dataset().source("val"), 0
   for i in range(len(source)):
@@ -314,6 +328,12 @@ class Edges(Network):
     return Outputs(nn.Conv(self.num_classes, (3, 3))(image))
 
 
+class Opened(list):
+  """Examples, of which none is read by rows."""
+
+  open = list.__getitem__
+
+
 class Shown:
   """Stands for a data set of images of several sizes, the truth of which is what is predicted."""
 
@@ -321,7 +341,7 @@ class Shown:
 
   def __init__(self, shapes, predict):
     images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
-    self.examples = [{"image": image, "label": predict(image).mask} for image in images]
+    self.examples = Opened({"image": image, "label": predict(image).mask} for image in images)
     self.classes = CLASSES
 
   def source(self, split):
@@ -329,6 +349,22 @@ class Shown:
 
   def max_size(self, split):
     return tuple(np.max([example["label"].shape for example in self.examples], 0).tolist())
+
+
+def test_several_scales_take_the_memory_of_rows_of_windows():
+  model, image = Edges(num_classes=3), rng.integers(0, 256, (6000, 60, 3), np.uint8)
+  variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+  protocol = Inference("window", overlap=0.0, scales=(0.5, 1.0, 1.5))
+  predictor = SemanticPredictor(model, CLASSES, (32, 96), inference=protocol, batch_size=8)
+  predictor(variables, image[:100])  # compiles
+  tracemalloc.start()
+  found = [(rows, mask) for rows, mask, _ in predictor.rows(variables, image)]
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 6000 * 60 * 3 * 4  # bytes of scores that are whole, which were there three times
+  np.testing.assert_array_equal(
+    np.concatenate([mask for _, mask in found]), predictor(variables, image).mask
+  )
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -362,7 +398,8 @@ def test_devices_and_batches_change_no_pixel(protocol, monkeypatch):
 
 
 def test_the_command_takes_a_protocol_and_details(run, capsys):
-  cli.main(["evaluate", str(run), "--protocol", "window", "--set", "inference.overlap=0.25"])
+  command = ["evaluate", str(run), "--protocol", "window", "--worst", "0"]
+  cli.main([*command, "--set", "inference.overlap=0.25"])
   saved = json.loads((run / "evaluation" / "val.json").read_text())
   assert (saved["inference"]["mode"], saved["inference"]["overlap"]) == ("window", 0.25)
 

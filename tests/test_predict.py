@@ -399,13 +399,13 @@ def test_what_is_written_is_chosen_and_masks_hold_the_values_of_the_data_set(run
     predict_files(folder, [tmp_path / "a.png"], out, write=["mask", "confidence"])
 
 
-@pytest.mark.parametrize("protocol", ["window", "tile"])
+@pytest.mark.parametrize(("protocol", "scales"), [("window", (0.7, 1.0)), ("tile", (1.0,))])
 def test_a_large_tiff_is_read_by_rows_and_gives_the_same_files(
-  run, tmp_path, monkeypatch, protocol
+  run, tmp_path, monkeypatch, protocol, scales
 ):
   pixels = np.random.default_rng(0).integers(0, 256, (75, 60, 3), np.uint8)
   tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(32, 16))
-  changes = {"inference.margin": 0, "data.eval_batch_size": 8}
+  changes = {"inference.margin": 0, "inference.scales": scales, "data.eval_batch_size": 8}
   options = {"protocol": protocol, "changes": changes, "write": tuple(KINDS)}
   assert predict_files(run, [tmp_path / "a.tif"], tmp_path / "whole", **options).done == ["a"]
   monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
@@ -421,7 +421,9 @@ def test_a_large_tiff_is_read_by_rows_and_gives_the_same_files(
   assert found == expected
 
 
-@pytest.mark.parametrize("changes", [{}, {"inference.mode": "window", "inference.scales": (0.5,)}])
+@pytest.mark.parametrize(
+  "changes", [{}, {"inference.mode": "window", "inference.output_size": "9x9"}]
+)
 def test_where_all_of_a_large_tiff_is_needed_it_is_read_whole(run, tmp_path, monkeypatch, changes):
   tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
   monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
@@ -429,16 +431,13 @@ def test_where_all_of_a_large_tiff_is_needed_it_is_read_whole(run, tmp_path, mon
   assert isinstance(segmenter.task.read(tmp_path / "a.tif"), np.ndarray)
 
 
-@pytest.mark.parametrize("what", ["crf", "scales"])
+@pytest.mark.parametrize("what", ["crf", "output_size"])
 def test_scores_that_must_be_whole_and_do_not_fit_are_refused_before_any_work(
   run, tmp_path, monkeypatch, what
 ):
   photo(tmp_path / "a.png", (40, 40))
-  changes = {"inference.mode": "window"}
-  if what == "crf":
-    changes["inference.crf"] = True
-  else:
-    changes["inference.scales"] = (0.5, 1.0)
+  values = {"crf": True, "output_size": "9x9"}
+  changes = {"inference.mode": "window", f"inference.{what}": values[what]}
   monkeypatch.setattr(SemanticPredictor, "_scored", lambda *_: pytest.fail("it began"))
   for short in (0, 1):  # in bytes: scores take 4 of a pixel and class
     there = 2 * 4 * 40 * 40 * len(NAMES) - short

@@ -100,7 +100,7 @@ def test_prediction_by_command_line_is_what_evaluation_counts(root, run, protoco
       counts += host_confusion(np.asarray(mask), scene(i + 300)[1], 2)
     with Image.open(tmp_path / f"{i}_overlay.png") as overlay:
       assert (overlay.size, overlay.mode) == ((14, 12), "RGB")
-  found = evaluate(run, protocol=protocol)
+  found = evaluate(run, protocol=protocol, worst=0)
   assert found.scores.pixel_accuracy == pytest.approx(np.trace(counts) / counts.sum())
 
 
@@ -120,6 +120,25 @@ def test_a_large_tiff_is_scaled_as_its_rows_are_read(run, tmp_path, monkeypatch)
   for name in ("few.npy", "few.tif"):
     failed = predict_files(run, [tmp_path / name], tmp_path / name[-3:], **options).failed
     assert "has 2 channel(s), and the run is of 5" in failed["few"]
+
+
+def test_large_tiffs_are_evaluated_by_rows(root, run, tmp_path, monkeypatch):
+  changes = {"data.size": (8, 8), "inference.scales": (1.0, 1.5), "data.eval_batch_size": 8}
+  whole = evaluate(run, protocol="window", changes=changes, worst=0)
+  monkeypatch.setattr("jseg.data.files.stored.LARGE", 0)
+  monkeypatch.setattr("jseg.data.dataset._CACHE_BYTES", 0)
+  monkeypatch.setattr("jseg.data.files.rows.StoredImage.__array__", lambda *_: pytest.fail("all"))
+  monkeypatch.setattr("jseg.tasks.semantic.task._MOST_SHOWN", 7)  # of 14: every second is drawn
+  changes["data.data_dir"] = str(tmp_path)
+  rows = evaluate(run, protocol="window", changes=changes, worst=3)
+  assert {path.name[:7] for path in tmp_path.rglob("val_*.npy")} == {
+    "val_0_i",
+    "val_0_l",
+    "val_2_i",
+    "val_2_l",
+  }
+  np.testing.assert_array_equal(rows.scores.counts, whole.scores.counts)
+  assert rows.scores.calibration.ece == pytest.approx(whole.scores.calibration.ece, abs=1e-6)
 
 
 def test_other_images_are_refused_by_name(run, tmp_path, capsys):

@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jseg.arithmetic import cdiv, strips
 from jseg.console import ERRORS, progress
 from jseg.data.files import FileError
+from jseg.data.files.rows import StoredImage, write_rows
 from jseg.data.files.scientific import decode_array
 from jseg.data.sources.base import Example, Item, Source
 from jseg.data.survey import Survey
@@ -193,7 +195,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         sample.append(_some_pixels(example, i, SAMPLE // len(items)))
       self._survey.add(split, f"{split}/{items[i].name}", example)
       left_out += example.notes
-      yield i, _record(example, items[i].name)
+      yield i, _record(example, items[i].name, pathlib.Path(self.data_dir, f"{split}_{i}"))
     _refuse(self._survey.refusals(split))
     for key, value in statistics.metadata(len(classes.label_names)).items():
       self.info.metadata[key][split] = value
@@ -219,13 +221,25 @@ def sample_file(folder: str | os.PathLike[str], split: str) -> pathlib.Path:
 
 def _some_pixels(example: Example, seed: int, most: int) -> np.ndarray:
   """Pixels of a scientific image [n c]: all, or up to `most` at random."""
+  most, rng = max(most, 1), np.random.default_rng(seed)
+  if isinstance(example.image, StoredImage):
+    return _spread_pixels(example.image, rng, most)
   assert isinstance(example.image, bytes)
   image = decode_array(example.image)
   pixels = image.reshape(-1, image.shape[-1])
-  most = max(most, 1)
-  if len(pixels) <= most:
-    return pixels
-  return pixels[np.random.default_rng(seed).integers(len(pixels), size=most)]
+  return pixels if len(pixels) <= most else pixels[rng.integers(len(pixels), size=most)]
+
+
+def _spread_pixels(image: StoredImage, rng: np.random.Generator, most: int) -> np.ndarray:
+  """Pixels at random [n c], about equally many of all strips of an image; one is in memory."""
+  height, width, channels = image.shape
+  parts = strips((height, width))
+  each = cdiv(most, len(parts))
+  found = []
+  for rows in parts:
+    pixels = image[rows].reshape(-1, channels)
+    found.append(pixels[rng.integers(len(pixels), size=min(each, len(pixels)))])
+  return np.concatenate(found)
 
 
 class SplitStatistics:
@@ -294,11 +308,21 @@ def _objects_feature() -> tfds.features.FeaturesDict:
   )
 
 
-def _record(example: Example, name: str) -> Json:
-  """An example by features."""
+def _record(example: Example, name: str, beside: pathlib.Path) -> Json:
+  """An example by features; rows of a large image and of its label go to files of their own.
+
+  Args:
+    example: the example.
+    name: its name.
+    beside: beginning of these files' paths.
+  """
   record: Json = {"image": example.image, "name": name}
   if example.label is not None:
     record["label"] = example.label
+  if isinstance(example.image, StoredImage):
+    assert isinstance(example.label, np.ndarray)
+    for key, rows in (("image", example.image), ("label", example.label)):
+      record[key] = write_rows(rows, beside.with_name(f"{beside.name}_{key}.npy"))
   if example.objects is not None:
     record["objects"] = {
       field.name: getattr(example.objects, field.name)
@@ -362,7 +386,7 @@ def _load_all(
       sizes = []
       for example in loaded:
         image = example.image
-        sizes.append(image.nbytes if isinstance(image, np.ndarray) else len(image))
+        sizes.append(len(image) if isinstance(image, bytes) else image.nbytes)
         yield example
       start, largest = start + len(some), max(1, *sizes)
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,6 +17,7 @@ from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.instances import Objects
+from jseg.data.files.rows import StoredImage, open_rows
 from jseg.data.files.scientific import decode_array, is_array
 from jseg.data.records import Decoded, Record
 from jseg.data.scaling import scale
@@ -67,11 +68,18 @@ class Examples(Sequence[Decoded]):
       raise IndexError(f"example {index} of {len(self)}")
     if self._kept is not None and index in self._kept:
       return self._kept[index]
-    with prepared(self._folder):
-      example = _decode(self._records[index], self._half, self._ends)
+    example = self._decode(index)
     if self._kept is not None:
       self._kept[index] = example
     return example
+
+  def open(self, index: int) -> Any:
+    """Item `index`; of a large TIFF, image and label are read by rows when they are asked for."""
+    return self[index] if self._kept is not None else self._decode(index, by_rows=True)
+
+  def _decode(self, index: int, *, by_rows: bool = False) -> Decoded:
+    with prepared(self._folder):
+      return _decode(self._records[index], self._folder, self._half, self._ends, by_rows=by_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,11 +323,18 @@ def _snake_case(name: str) -> str:
   return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(":")[2]).lower()
 
 
-def _decode(record: Record, half: bool, ends: Ends | None) -> Decoded:
-  image, label = _decode_image(record["image"], half, ends), record.get("label")
-  example: Decoded = {"name": record["name"].decode(), "image": image}
+def _decode(
+  record: Record, folder: pathlib.Path, half: bool, ends: Ends | None, *, by_rows: bool
+) -> Decoded:
+  image, label = _decode_image(record["image"], folder, half, ends), record.get("label")
+  if isinstance(label, bytes):
+    stored = open_rows(label, folder)
+    label = decode_raw(label) if stored is None else stored
+  if not by_rows:
+    image, label = np.asarray(image), None if label is None else np.asarray(label)
+  example: Decoded = {"name": record["name"].decode(), "image": cast(np.ndarray, image)}
   if label is not None:
-    example["label"] = decode_raw(label) if isinstance(label, bytes) else label
+    example["label"] = cast(np.ndarray, label)
   arrays = [value for value in example.values() if isinstance(value, np.ndarray)]
   if "objects" in record:
     size = tuple(record["objects"]["size"].tolist())
@@ -330,9 +345,13 @@ def _decode(record: Record, half: bool, ends: Ends | None) -> Decoded:
   return example
 
 
-def _decode_image(image: bytes | np.ndarray, half: bool, ends: Ends | None) -> np.ndarray:
+def _decode_image(
+  image: bytes | np.ndarray, folder: pathlib.Path, half: bool, ends: Ends | None
+) -> np.ndarray | StoredImage:
   if not isinstance(image, bytes):
     return image if half else image.astype(np.float32)
+  if (stored := open_rows(image, folder)) is not None:
+    return stored if ends is None else stored.map(lambda part: scale(part, *ends))
   if not is_array(image):
     return decode_image(image)
   array = decode_array(image)

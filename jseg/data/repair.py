@@ -16,6 +16,7 @@ from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import encode_png
 from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, counted, split_suffix
 from jseg.data.files.masks import RawMask
+from jseg.data.files.rows import StoredImage
 from jseg.data.sources.base import existing_folder
 from jseg.data.sources.folder import IMAGES, holds_volumes, read_folder
 from jseg.data.sources.pairs import FilePair, ImagePair, Pair
@@ -149,6 +150,7 @@ def _repair_pair(pair: ImagePair) -> tuple[bytes | None, bytes | None, str]:
   # Where a mask fits either way, which way it was drawn is not certain.
   certain = numbers is not None if turn else raw.turned or not image.hides_rotation
   upright = image.data if image.rotated and certain else None
+  assert not isinstance(upright, StoredImage)  # which isn't turned
   return upright, None if numbers is None else encode_png(numbers), what
 
 

@@ -7,12 +7,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jseg.arithmetic import evenly_spaced
+from jseg.arithmetic import cdiv, evenly_spaced
 from jseg.console import one_line
 from jseg.data.files import attempt
 from jseg.data.files.classes import ClassInfo, voc_colormap
 from jseg.data.files.images import decode_image, decode_raw
 from jseg.data.files.nifti import flatten_volume
+from jseg.data.files.rows import StoredImage, every_nth
 from jseg.data.files.scientific import decode_array
 from jseg.data.sources import recognize
 from jseg.data.sources.base import Example, Item, Source
@@ -21,6 +22,7 @@ from jseg.types import IGNORE, Arguments
 
 _TILES = 16
 _TILE, _CAPTION, _GAP = 256, 20, 8  # pixels
+_MOST_READ = 2048  # rows and columns of a large TIFF
 _INK, _PAPER = (40, 42, 54), (250, 250, 248)
 
 
@@ -63,6 +65,11 @@ def _some_items(source: Source, count: int) -> Sequence[tuple[str, Item]]:
 def _picture(example: Example) -> tuple[np.ndarray, ...]:
   """Image uint8 [h w c] and label [h w]."""
   image, label, objects = example.image, example.label, example.objects
+  if isinstance(image, StoredImage) and isinstance(label, np.ndarray):
+    step = cdiv(max(label.shape), _MOST_READ)
+    small = every_nth(image, step)
+    shown = small if example.values is None else picture(small.astype(np.float32))
+    return shown, every_nth(label, step)
   decode = decode_image if example.values is None else _stretched
   if isinstance(image, bytes) and objects is not None:
     painted = np.zeros(example.size, np.uint8)

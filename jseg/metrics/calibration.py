@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jseg.arithmetic import strips
 from jseg.types import IGNORE, Array, Json
 
 BINS = 15
@@ -107,8 +108,12 @@ def host_binned(
   confidence: np.ndarray, prediction: np.ndarray, label: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """`binned`, of one image on the host: int64 [M], int64 [M], float64 [M]."""
-  valid = label != IGNORE
-  sure, right = confidence[valid], prediction[valid] == label[valid]
-  place = np.clip(np.ceil(sure * np.float32(BINS)) - 1, 0, BINS - 1).astype(np.int64)
-  pixels, hits = (np.bincount(which, minlength=BINS) for which in (place, place[right]))
-  return pixels, hits, np.bincount(place, sure, minlength=BINS)
+  pixels, hits, sums = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64), np.zeros(BINS)
+  for part in strips(label.shape):
+    valid = label[part] != IGNORE
+    sure, right = confidence[part][valid], (prediction[part] == label[part])[valid]
+    place = np.clip(np.ceil(sure * np.float32(BINS)) - 1, 0, BINS - 1).astype(np.int64)
+    pixels += np.bincount(place, minlength=BINS)
+    hits += np.bincount(place[right], minlength=BINS)
+    sums += np.bincount(place, sure, minlength=BINS)
+  return pixels, hits, sums

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from jseg.arithmetic import cdiv
+from jseg.arithmetic import cdiv, strips
 from jseg.metrics.calibration import Calibration
 from jseg.metrics.images import LEVEL, RESAMPLES, ImageScores, bootstrap_miou, image_scores
 from jseg.metrics.numbers import mean_of_present, none_if_nan, percent, plain
@@ -60,9 +60,12 @@ def confusion(prediction: Array, label: Array, num_classes: int, *, chunk: int =
 
 def host_confusion(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
   """`confusion`, int64 [k k], of one image on the host: no program for each size."""
-  valid = label != IGNORE
-  pairs = label[valid].astype(np.int64) * num_classes + prediction[valid]
-  return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+  counts = np.zeros(num_classes**2, np.int64)
+  for part in strips(label.shape):
+    valid = label[part] != IGNORE
+    pairs = label[part][valid].astype(np.int64) * num_classes + prediction[part][valid]
+    counts += np.bincount(pairs, minlength=num_classes**2)
+  return counts.reshape(num_classes, num_classes)
 
 
 @dataclasses.dataclass(frozen=True)

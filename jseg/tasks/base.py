@@ -5,6 +5,7 @@ of the task. A task is one folder here, and one line in the table of `jseg/tasks
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from jseg.data import ClassInfo, Dataset, FileError, read_scientific, scale
-from jseg.data.files.stored import StoredImage, open_scientific
+from jseg.data.files.rows import StoredImage
+from jseg.data.files.stored import open_scientific
 from jseg.data.records import Decoded
 from jseg.metrics import ImageScores
 from jseg.models import Network
@@ -256,42 +258,30 @@ def check_channels(keys: ConfigDict, ndim: int) -> None:
     )
 
 
-def read_scaled(keys: ConfigDict, path: pathlib.Path) -> np.ndarray:
+def read_scaled(
+  keys: ConfigDict, path: pathlib.Path, *, by_rows: bool = False
+) -> np.ndarray | StoredImage:
   """Reads a scientific image for a run, in the run's own scaling: float32 [h w c] in 0..255.
 
   Args:
     keys: the section `data` of the run's configuration.
     path: the file.
+    by_rows: of a large TIFF, rows are read when they are asked for.
 
   Raises:
     InputError: it can't be read, or has other channels than the run.
   """
-  image = read_scientific(path, channels_first=_channels_first(keys))
-  _check_like_run(keys, path, image.shape[-1])
-  return scale(image, keys.low, keys.high)
-
-
-def open_scaled(keys: ConfigDict, path: pathlib.Path) -> np.ndarray | StoredImage:
-  """Reads a scientific image as `read_scaled`; of a large TIFF, rows when they are asked for."""
-  image = open_scientific(path, channels_first=_channels_first(keys))
-  _check_like_run(keys, path, image.shape[-1])
-  if isinstance(image, StoredImage):
-    return image.map(lambda part: scale(part, keys.low, keys.high))
-  return scale(image, keys.low, keys.high)
-
-
-def _channels_first(keys: ConfigDict) -> bool:
-  return bool(keys.options.get("channels_first", False))
-
-
-def _check_like_run(keys: ConfigDict, path: pathlib.Path, channels: int) -> None:
-  if channels != keys.channels:
+  read = open_scientific if by_rows else read_scientific
+  image = read(path, channels_first=bool(keys.options.get("channels_first", False)))
+  if image.shape[-1] != keys.channels:
     raise FileError(
       "layout",
       path,
-      f"has {channels} channel(s), and the run is of {keys.channels}",
+      f"has {image.shape[-1]} channel(s), and the run is of {keys.channels}",
       "Give the channels of the training images, in the same order",
     )
+  convert = functools.partial(scale, low=keys.low, high=keys.high)
+  return image.map(convert) if isinstance(image, StoredImage) else convert(image)
 
 
 def check_size(key: str, size: Sequence[object], ndim: int) -> None:

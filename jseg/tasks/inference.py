@@ -206,12 +206,7 @@ class Inference:
   @property
   def by_rows(self) -> bool:
     """Whether a part of the rows of an image is all that is needed of it at a time."""
-    return (
-      self.mode != "shrink"
-      and tuple(self.scales) == (1.0,)
-      and self.fixed_size is None
-      and not self.crf
-    )
+    return self.mode != "shrink" and self.fixed_size is None and not self.crf
 
   def flipped_axes(self, ndim: int) -> list[tuple[int, ...]]:
     """Returns the spatial axes, counted from 0, that are flipped in each pass of the network."""

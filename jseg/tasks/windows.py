@@ -133,6 +133,34 @@ def blend(
   yield from _averaged(sums, total, start, shape[0] - start)
 
 
+def mean_of_strips(
+  streams: Sequence[Iterator[tuple[slice, np.ndarray]]],
+) -> Iterator[tuple[slice, np.ndarray]]:
+  """Averages images of one size that come in strips, whose rows end anywhere.
+
+  Args:
+    streams: of each image (rows, float32 [rows ...]), in order and to its end.
+
+  Yields:
+    (rows, their mean), in order.
+  """
+  if len(streams) == 1:
+    yield from streams[0]
+    return
+  start, heads = 0, [next(stream) for stream in streams]
+  while True:
+    stop = min(rows.stop for rows, _ in heads)
+    parts = [values[start - rows.start : stop - rows.start] for rows, values in heads]
+    yield slice(start, stop), functools.reduce(np.add, parts) / len(parts)
+    start = stop
+    for i, (rows, _) in enumerate(heads):
+      if rows.stop == stop:
+        following = next(streams[i], None)
+        if following is None:  # all end here
+          return
+        heads[i] = following
+
+
 def _averaged(
   sums: np.ndarray, total: np.ndarray, start: int, count: int
 ) -> Iterator[tuple[slice, np.ndarray]]:

@@ -1,10 +1,11 @@
 """Files of a data set: reading them, naming the one at fault, noticing that one changed."""
 
 import codecs
+import contextlib
 import hashlib
 import json
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -75,8 +76,15 @@ def read_bytes(path: Path) -> bytes:
   Raises:
     FileError: the file cannot be read.
   """
-  try:
+  with _naming(path):
     return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+  """Turns what keeps a file from being read into a FileError."""
+  try:
+    yield
   except OSError as error:
     reason = error.strerror or str(error)
     raise FileError("unreadable", path, reason, "Check the path and its permissions") from error
@@ -172,7 +180,13 @@ def fingerprint(files: Iterable[tuple[str, Path]], extra: str) -> str:
   files = sorted(files)
   digest = hashlib.sha256(extra.encode())
   with ThreadPoolExecutor() as pool:
-    hashes = pool.map(lambda file: hashlib.sha256(read_bytes(file[1])).hexdigest(), files)
+    hashes = pool.map(lambda file: _digest(file[1]), files)
     for (name, _), content in zip(files, hashes, strict=True):
       digest.update(f"\0{name}\0{content}".encode())
   return digest.hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+  """A digest of a file of any size, of which little is in memory."""
+  with _naming(path), path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from PIL import Image
 from jseg.arithmetic import strips
 from jseg.data.files import FileError, read_bytes
 from jseg.data.files.opening import Opened, digest, image_strips, open_checked, palette
+from jseg.data.files.rows import StoredImage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,14 @@ class CanonicalImage:
   """An image file brought to canonical form.
 
   Attributes:
-    data: encoded bytes; the file's own, if they were canonical already.
+    data: encoded bytes; the file's own, if they were canonical already. Of a large TIFF, what reads
+      its rows.
     size: (height, width), upright.
     orientation: EXIF's orientation, which was applied; 1 if there is none.
     exif_damaged: there is EXIF data that can't be read, so that it wasn't applied.
   """
 
-  data: bytes
+  data: bytes | StoredImage
   size: tuple[int, int]
   orientation: int = 1
   exif_damaged: bool = False

@@ -1,16 +1,16 @@
 """Large TIFF images that stay in their file: rows are read from its tiles or strips when needed."""
 
-import dataclasses
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jseg.arithmetic import cdiv
+from jseg.arithmetic import cdiv, strips
 from jseg.data.files import FileError
-from jseg.data.files.images import read_image
+from jseg.data.files.images import CanonicalImage, read_image
 from jseg.data.files.limits import check_pixels
+from jseg.data.files.rows import LastRows, StoredImage
 from jseg.data.files.scientific import finite, naming, native, open_tiff, read_scientific
 
 LARGE = 2**26
@@ -19,58 +19,6 @@ LARGE = 2**26
 _SUFFIXES = (".tif", ".tiff")
 _UNPACKED = (1, 5, 8, 32773, 32946)  # compressions, by TIFF's numbers, whose tiles stand alone
 _LEAST_BYTES, _MOST_BYTES = 2**22, 2**28  # of the rows that are read or unpacked together
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredImage:
-  """An image [h w c] in a file; `image[rows, columns]` reads what it takes, as an array would.
-
-  Rows are a slice without a step, or an array of indices in which all between the least and the
-  largest is read. `numpy.asarray` reads it whole.
-
-  Attributes:
-    shape: (height, width, channels).
-    dtype: type of its numbers.
-  """
-
-  shape: tuple[int, int, int]
-  dtype: np.dtype
-  _read: Callable[[int, int], np.ndarray]
-  _convert: Callable[[np.ndarray], np.ndarray]
-
-  @property
-  def ndim(self) -> int:
-    """3, as of an array."""
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    """Number of values."""
-    return int(np.prod(self.shape))
-
-  def __getitem__(self, index: slice | tuple[Any, ...]) -> np.ndarray:
-    rows, *others = index if isinstance(index, tuple) else (index,)
-    if isinstance(rows, slice):
-      first, stop, _ = rows.indices(self.shape[0])
-      within: Any = slice(None)
-    else:
-      first, stop = int(rows.min()), int(rows.max()) + 1
-      within = rows - first
-    return self._convert(self._read(first, stop)[(within, *others)])
-
-  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    del copy
-    return self[:].astype(dtype or self.dtype, copy=False)
-
-  def map(self, convert: Callable[[np.ndarray], np.ndarray]) -> "StoredImage":
-    """Returns the image with a function of parts [m n c] applied to all that is read of it."""
-    before = self._convert
-
-    def both(part: np.ndarray) -> np.ndarray:
-      return convert(before(part))
-
-    one = convert(np.zeros((1, 1, self.shape[2]), self.dtype))
-    return StoredImage((*self.shape[:2], one.shape[2]), one.dtype, self._read, both)
 
 
 def open_image(path: Path) -> np.ndarray | StoredImage:
@@ -99,6 +47,30 @@ def open_scientific(path: Path, *, channels_first: bool = False) -> np.ndarray |
   return read_scientific(path, channels_first=channels_first) if stored is None else stored
 
 
+def canonical_large(
+  path: Path, *, is_color: bool = False, channels_first: bool = False
+) -> CanonicalImage | None:
+  """The canonical form of a large TIFF that can be read by rows; None for other files.
+
+  It is read through once, so that damage is told here.
+
+  Args:
+    path: the file.
+    is_color: whether it is to be an image of 8 bits, as for `open_image`.
+    channels_first: as for `open_scientific`.
+
+  Raises:
+    FileError: it is damaged, or larger than the limit.
+  """
+  stored = _open(path, is_color=is_color, channels_first=channels_first)
+  if stored is None:
+    return None
+  height, width = stored.shape[:2]
+  for rows in strips((height, width)):
+    stored[rows]
+  return CanonicalImage(stored, (height, width))
+
+
 def _open(
   path: Path, *, is_color: bool = False, channels_first: bool = False
 ) -> StoredImage | None:
@@ -122,10 +94,10 @@ def _open(
   except Exception:  # whatever is wrong with it, reading it whole says so
     return None
   row = np.concatenate(parts, -1)
-  # As the file is opened anew each time, that nothing stays open.
   step = max(_LEAST_BYTES // row.nbytes, *(_step(page.keyframe) for page in pages))
-  reader = _Reader(path, channels_first, step, height)
-  stored = StoredImage((height, width, row.shape[-1]), row.dtype, reader, lambda part: part)
+  unpack = functools.partial(_unpack, path, channels_first)
+  rows = LastRows(unpack, height, step)
+  stored = StoredImage((height, width, row.shape[-1]), row.dtype, rows)
 
   def checked(part: np.ndarray) -> np.ndarray:
     return finite(native(part, path), path)
@@ -201,40 +173,13 @@ def _read_rows(page: Any, first: int, stop: int) -> np.ndarray:
   return result
 
 
-class _Reader:
-  """Reads rows of a TIFF, and keeps the last ones, which the next windows show again.
-
-  Args:
-    path: the file.
-    channels_first: as for `read_scientific`.
-    step: rows that are unpacked together.
-    height: rows of the image.
-  """
-
-  def __init__(self, path: Path, channels_first: bool, step: int, height: int):
-    self._path, self._channels_first = path, channels_first
-    self._step, self._height = step, height
-    self._first, self._rows = 0, np.zeros(0)
-
-  def __call__(self, first: int, stop: int) -> np.ndarray:
-    """Returns rows [stop - first, w c], which are not to be changed."""
-    end = self._first + len(self._rows)
-    if not self._first <= first < end:
-      self._first, self._rows, end = first // self._step * self._step, self._rows[:0], 0
-      end = self._first
-    if stop > end:
-      new = self._unpack(end, min(cdiv(stop, self._step) * self._step, self._height))
-      kept = self._rows[first - self._first :]
-      self._first = end - len(kept)
-      self._rows = np.concatenate([kept, new]) if len(kept) else new
-    return self._rows[first - self._first : stop - self._first]
-
-  def _unpack(self, first: int, stop: int) -> np.ndarray:
-    with naming(self._path):
-      try:
-        with self._path.open("rb") as stream, open_tiff(stream, self._path) as series:
-          pages = _pages(series, self._channels_first)
-          return np.concatenate([_read_rows(page, first, stop) for page in pages], -1)
-      except OSError as error:
-        reason = error.strerror or str(error)
-        raise FileError("unreadable", self._path, reason, "Start again when it is back") from error
+def _unpack(path: Path, channels_first: bool, first: int, stop: int) -> np.ndarray:
+  """Rows of a TIFF: [stop - first, w c]. The file is opened anew, so that nothing stays open."""
+  with naming(path):
+    try:
+      with path.open("rb") as stream, open_tiff(stream, path) as series:
+        pages = _pages(series, channels_first)
+        return np.concatenate([_read_rows(page, first, stop) for page in pages], -1)
+    except OSError as error:
+      reason = error.strerror or str(error)
+      raise FileError("unreadable", path, reason, "Start again when it is back") from error

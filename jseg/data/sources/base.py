@@ -19,12 +19,14 @@ from typing import Protocol
 
 import numpy as np
 
-from jseg.arithmetic import count_bytes
+from jseg.arithmetic import count_bytes, strips
 from jseg.data.files import FileError
 from jseg.data.files.classes import ClassInfo, Color
 from jseg.data.files.images import encode_png
 from jseg.data.files.instances import Objects
+from jseg.data.files.rows import StoredImage
 from jseg.data.files.scientific import encode_array
+from jseg.images import Rows
 from jseg.types import InputError
 
 
@@ -43,10 +45,15 @@ class Values:
   high: np.ndarray
 
   @classmethod
-  def of(cls, image: np.ndarray) -> "Values":
+  def of(cls, image: Rows) -> "Values":
     """Looks through an image [h w c]."""
-    low, high = (np.asarray(f(image, (0, 1)), np.float64) for f in (np.min, np.max))
-    return cls(image.dtype.name, low, high)
+    ends = []
+    for rows in strips(image.shape[:2]):
+      part = image[rows]
+      ends.append((part.min((0, 1)), part.max((0, 1))))
+    lows, highs = zip(*ends, strict=True)
+    low, high = np.min(lows, 0), np.max(highs, 0)
+    return cls(image.dtype.name, low.astype(np.float64), high.astype(np.float64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +62,10 @@ class Example:
 
   Attributes:
     image: encoded PNG or JPEG, RGB or gray, 8 bits, upright; of a scientific image, encoded .npy
-      [h w c], unscaled; of a volume, normalized float16 [d h w c].
-    label: encoded single-channel 8-bit PNG of train ids; of a volume, uint8 [d h w]; None where
-      only objects are known.
+      [h w c], unscaled; of a volume, normalized float16 [d h w c]; of a large TIFF, what reads its
+      rows.
+    label: encoded single-channel 8-bit PNG of train ids; of a volume or a large TIFF, uint8
+      [d h w] or [h w]; None where only objects are known.
     size: (height, width), or (depth, height, width).
     counts: int64 [256], pixels of each train id; counts[IGNORE] is void.
     objects: the objects of the image one by one, if the data set has them.
@@ -69,7 +77,7 @@ class Example:
     spacing: millimeters between a volume's voxels along d, h and w; None where that isn't known.
   """
 
-  image: bytes | np.ndarray
+  image: bytes | np.ndarray | StoredImage
   label: bytes | np.ndarray | None
   size: tuple[int, ...]
   counts: np.ndarray

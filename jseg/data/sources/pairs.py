@@ -13,6 +13,7 @@ from jseg.data.files.classes import ClassInfo
 from jseg.data.files.images import CanonicalImage, canonical_image, encode_png
 from jseg.data.files.instances import objects_from_ids
 from jseg.data.files.masks import Label, RawMask, make_label, read_mask
+from jseg.data.files.stored import canonical_large
 from jseg.data.sources.base import Example, Item, ListedSource
 from jseg.types import IGNORE, InputError
 
@@ -125,7 +126,8 @@ class ImagePair(FilePair[CanonicalImage, RawMask]):
 
   def read_image(self) -> CanonicalImage:
     """Reads the image. Raises FileError."""
-    return canonical_image(read_bytes(self.image), self.image)
+    large = None if self.classes.instance else canonical_large(self.image, is_color=True)
+    return large or canonical_image(read_bytes(self.image), self.image)
 
   def read_mask(self) -> RawMask:
     """Reads the mask's raw values. Raises FileError."""
@@ -279,7 +281,7 @@ def make_example(image: CanonicalImage, label: Label, classes: ClassInfo) -> Exa
     objects = objects_from_ids(np.where(is_object, label.values, 0), classes.category, void)
   return Example(
     image=image.data,
-    label=encode_png(ids),
+    label=encode_png(ids) if isinstance(image.data, bytes) else ids,
     size=image.size,
     counts=count_bytes(ids),
     objects=objects,

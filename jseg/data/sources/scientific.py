@@ -26,6 +26,7 @@ from jseg.data.files.scientific import (
   decode_numbers_mask,
   is_array,
 )
+from jseg.data.files.stored import canonical_large
 from jseg.data.sources.base import Example, ListedSource, Values
 from jseg.data.sources.folder import Layout, read_folder
 from jseg.data.sources.pairs import SPLITS, ImagePair
@@ -96,8 +97,12 @@ class ScientificPair(ImagePair):
 
   def read_image(self) -> CanonicalImage:
     """Reads the image. Raises FileError."""
-    data = read_bytes(self.image)
-    return canonical_scientific(data, self.image, channels_first=self.channels_first)
+    large = None
+    if not self.classes.instance:
+      large = canonical_large(self.image, channels_first=self.channels_first)
+    return large or canonical_scientific(
+      read_bytes(self.image), self.image, channels_first=self.channels_first
+    )
 
   def read_mask(self) -> RawMask:
     """Reads the mask's raw values, of an .npy too. Raises FileError."""
@@ -107,4 +112,5 @@ class ScientificPair(ImagePair):
   def make_example(self, image: CanonicalImage, raw: RawMask, label: Label) -> Example:
     """Joins an image and its mask, which have the same size."""
     example = super().make_example(image, raw, label)
-    return dataclasses.replace(example, values=Values.of(decode_array(image.data)))
+    numbers = decode_array(image.data) if isinstance(image.data, bytes) else image.data
+    return dataclasses.replace(example, values=Values.of(numbers))

@@ -251,7 +251,9 @@ class InstanceTask:
         f"{path} is a volume (NIfTI), but {self.config.model.name} takes images; "
         "save its slices as PNG"
       )
-    return read_scaled(self.config.data, path) if self.config.data.low else read_image(path)
+    if self.config.data.low:
+      return np.asarray(read_scaled(self.config.data, path))
+    return read_image(path)
 
   def predictor(self) -> InstancePredictor:
     """Returns the function that finds the objects of single images."""

@@ -134,10 +134,10 @@ class MultilabelTask(SemanticTask):
         counts = empty()
         indices = range(jax.process_index(), len(source), jax.process_count())
         for index in progress(indices, f"evaluating {split}", len(indices)):
-          example = source[index]
-          truth = expand(example["label"], self._combinations)
-          found = predict(local, example["image"]).mask
-          counts[index] = overlap_counts(found, truth)
+          example = source.open(index)
+          for rows, found, _ in predict.rows(local, example["image"]):
+            truth = expand(example["label"][rows], self._combinations)
+            counts[index] += np.asarray(overlap_counts(found, truth))
         return OverlapScores(hosts.add_up(counts))
 
       return evaluate_images

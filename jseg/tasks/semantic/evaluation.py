@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from jseg import hosts, metrics
+from jseg.allocator import give_back_memory
 from jseg.console import progress
 from jseg.data import Dataset
+from jseg.data.files.stored import LARGE
 from jseg.metrics import (
   Calibration,
   ConfusionState,
@@ -41,30 +43,29 @@ def count_batches(
 
 
 def count_images(
-  predict: SemanticPredictor,
-  variables: Variables,
-  dataset: Dataset,
-  split: str,
-  *,
-  calibrate: bool = False,
+  predict: SemanticPredictor, variables: Variables, dataset: Dataset, split: str
 ) -> SemanticScores:
   """The metrics of what the predictor makes of a split; the processes share the images.
 
+  Of images in windows a row of windows is in memory, and of large TIFFs nothing else.
+
   Args:
-    predict: predictor; with `confident` where calibration is asked for.
+    predict: predictor; with `confident`, calibration is measured too.
     variables: parameters and statistics of the network.
     dataset: data set of the run.
     split: split of the data set.
-    calibrate: whether pixels are counted by confidence too.
   """
   source, k = dataset.source(split), len(dataset.classes.names)
   indices = range(jax.process_index(), len(source), jax.process_count())
   counter = _Counter(len(source), k)
   for index in progress(indices, f"evaluating {split}", len(indices)):
-    example = source[index]
-    prediction, label = predict(variables, example["image"]), example["label"]
-    bins = host_binned(prediction.confidence, prediction.mask, label) if calibrate else None
-    counter.add(index, host_confusion(prediction.mask, label, k), bins)
+    example = source.open(index)
+    if example["image"].size > LARGE:
+      give_back_memory()
+    for rows, mask, confidence in predict.rows(variables, example["image"]):
+      label = example["label"][rows]
+      bins = None if confidence is None else host_binned(confidence, mask, label)
+      counter.add(index, host_confusion(mask, label, k), bins)
   counter.gather()
   return counter.compute()
 
@@ -131,9 +132,15 @@ class _Counter:
     self._calibration = Calibration.empty()
 
   def add(self, index: int, matrix: np.ndarray, bins: Sequence[np.ndarray] | None = None) -> None:
-    """Adds an image: its position in the split, confusion matrix, and pixels by confidence."""
+    """Adds an image or a part of one.
+
+    Args:
+      index: the image's position in the split.
+      matrix: confusion matrix.
+      bins: pixels by confidence, of `binned` or `host_binned`.
+    """
     self._state = self._state.update(matrix)
-    self._images[index] = outcomes(matrix)
+    self._images[index] += outcomes(matrix)
     if bins is not None:
       self._calibration = self._calibration.update(bins)
 

@@ -1,5 +1,6 @@
 """Classes of every pixel of one image or volume of any size."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,7 +26,8 @@ from jseg.data import (
   write_mask,
 )
 from jseg.data.files.preparation import NORMALIZED
-from jseg.data.files.stored import StoredImage
+from jseg.data.files.rows import StoredImage
+from jseg.data.resizing import resize_strips, resized
 from jseg.images import Statistics, make_picture, prepare
 from jseg.models import Network
 from jseg.nn import resize_to
@@ -34,7 +36,14 @@ from jseg.step import LocalDevices
 from jseg.tasks.inference import GRIDS, Inference
 from jseg.tasks.semantic.decision import BestClass, Decided, Decision, Scores
 from jseg.tasks.semantic.forward import decide_at_full_size
-from jseg.tasks.windows import Window, blend, gaussian_weights, overlapping, tiles
+from jseg.tasks.windows import (
+  Window,
+  blend,
+  gaussian_weights,
+  mean_of_strips,
+  overlapping,
+  tiles,
+)
 from jseg.types import Array, InputError, Outputs, Variables
 
 # Photos come in any size; results are computed on a canvas rounded up to this many pixels, so that
@@ -344,19 +353,45 @@ class SemanticPredictor:
       variables: parameters and statistics of the network.
       image: as for the call.
     """
-    as_shown = functools.partial(as_channels, channels=self._channels, scaled=self._scaled)
-    image = image.map(as_shown) if isinstance(image, StoredImage) else as_shown(image)
-    return dataclasses.replace(
-      self._segment(variables, image), bands=self._bands, preparation=self.preparation
-    )
+    found = self._segment(variables, self._as_shown(image))
+    return dataclasses.replace(found, bands=self._bands, preparation=self.preparation)
 
-  def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
-    shape = image.shape[:-1]
-    if len(shape) != len(self._size):
+  def rows(
+    self, variables: Variables, image: np.ndarray | StoredImage
+  ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+    """Segments one image as the call does, and gives its rows away as soon as they are decided.
+
+    So of an image in windows the memory is that of a row of windows.
+
+    Args:
+      variables: parameters and statistics of the network.
+      image: as for the call.
+
+    Yields:
+      (rows of the image, what is predicted of them, how sure that is), in order; the last only of a
+      predictor that is `confident`.
+    """
+    if not self._inference.by_rows:
+      prediction = self(variables, image)
+      yield slice(0, len(prediction.mask)), prediction.mask, prediction._confidence
+      return
+    image = self._as_shown(image)
+    average = self._average(image.shape[:-1])
+    for part, scores in self._strips(variables, image, average):
+      yield part, *self._decide(scores, average)
+
+  def _as_shown(self, image: np.ndarray | StoredImage) -> np.ndarray | StoredImage:
+    """The image in the channels of the network. Raises InputError if it is of another kind."""
+    convert = functools.partial(as_channels, channels=self._channels, scaled=self._scaled)
+    image = image.map(convert) if isinstance(image, StoredImage) else convert(image)
+    if image.ndim - 1 != len(self._size):
       kinds = {2: "images", 3: "volumes"}
       raise InputError(
         f"this network takes {kinds[len(self._size)]}, not an array of shape {image.shape}"
       )
+    return image
+
+  def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     if self._inference.mode != "shrink":
       return self._segment_by_windows(variables, image)
     whole = np.asarray(image)
@@ -412,7 +447,7 @@ class SemanticPredictor:
     confidence = np.empty(shape, np.float32) if self._confident else None
     kept = np.empty((*shape, len(self._classes.names)), np.float32) if self._keep_scores else None
     for rows, scores in self._strips(variables, image, average):
-      mask[rows], sure = self._decision.decide_on_host(scores, average == "logits", self._confident)
+      mask[rows], sure = self._decide(scores, average)
       if confidence is not None:
         confidence[rows] = sure
       if kept is not None:
@@ -424,17 +459,20 @@ class SemanticPredictor:
 
   def _check_memory(self, shape: Sequence[int]) -> None:
     """Raises InputError where scores must be whole, and can't be."""
-    several = tuple(self._inference.scales) != (1.0,)
-    # At the least two are there at once: what is added up and a scale of it, or before and after.
+    # At the least they are there twice: before and after.
     needed, there = 2 * 4 * math.prod(shape) * len(self._classes.names), total_memory()
-    if (several or self._keep_scores) and there is not None and needed > there:
+    if self._keep_scores and there is not None and needed > there:
       size = " x ".join(f"{n:,}" for n in shape)
-      what = "scales" if several else "output_size" if self._inference.fixed_size else "crf"
+      what = "output_size" if self._inference.fixed_size else "crf"
       raise InputError(
         f"{what}: the scores of {size} pixels and {len(self._classes.names)} classes are needed "
         f"whole, which takes {needed / 2**30:,.0f} GiB at the least, and this machine has "
         f"{there / 2**30:,.0f}; leave {what} out, or cut the image"
       )
+
+  def _decide(self, scores: np.ndarray, average: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """What is predicted of averaged scores [... k], and how sure that is, if asked for."""
+    return self._decision.decide_on_host(scores, average == "logits", self._confident)
 
   def _logits(self, scores: Scores, average: str) -> Scores:
     """The logits of averaged scores."""
@@ -451,30 +489,32 @@ class SemanticPredictor:
   def _strips(
     self, variables: Variables, image: np.ndarray | StoredImage, average: str
   ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of an image, and their scores float32 [rows ... k]; of several scales, all at once."""
-    shape, scales = image.shape[:-1], self._inference.scales
-    if tuple(scales) == (1.0,):
-      yield from self._blended(variables, image, average)
-      return
-    total = np.zeros((*shape, len(self._classes.names)), np.float32)
-    for scale in scales:
-      shown = resize(np.asarray(image), _scaled(shape, scale))
-      scores = np.concatenate([part for _, part in self._blended(variables, shown, average)])
-      total += resize(scores, shape, linear=True)
-    total /= len(scales)
-    yield slice(0, shape[0]), total
+    """Rows of an image in order, and their scores float32 [rows ... k], which are the caller's.
 
-  def _blended(
-    self, variables: Variables, image: np.ndarray | StoredImage, average: str
-  ) -> Iterator[tuple[slice, np.ndarray]]:
+    Memory is that of a row of windows of each scale, whatever the height of the image.
+    """
     shape = image.shape[:-1]
+    shown = [
+      image if scale == 1 else resized(image, _scaled(shape, scale))
+      for scale in self._inference.scales
+    ]
+    windows = [self._windows(each.shape[:-1]) for each in shown]
+    count = sum(map(len, windows))
+    # One bar for all scales.
+    with contextlib.closing(part_progress(range(count), "windows", count)) as ticks:
+      streams = []
+      for each, those in zip(shown, windows, strict=True):
+        scored = zip(self._scored(variables, each, those, average), ticks, strict=False)
+        blended = blend((item for item, _ in scored), each.shape[:-1], self._weights)
+        streams.append(resize_strips(blended, each.shape[:-1], shape))
+      yield from mean_of_strips(streams)
+
+  def _windows(self, shape: Sequence[int]) -> Sequence[Window]:
+    """The windows that show an image of this shape."""
     # What fits is padded, as in training.
     if self._inference.mode == "tile" and _is_larger(shape, self._size):
-      windows = tiles(shape, self._size, self._inference.margins(self._size), GRIDS[len(shape)])
-    else:
-      windows = overlapping(shape, self._size, self._inference.overlap, GRIDS[len(shape)])
-    scored = self._scored(variables, image, windows, average)
-    return blend(part_progress(scored, "windows", len(windows)), shape, self._weights)
+      return tiles(shape, self._size, self._inference.margins(self._size), GRIDS[len(shape)])
+    return overlapping(shape, self._size, self._inference.overlap, GRIDS[len(shape)])
 
   def _scored(
     self,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from jseg import augment, images, losses
+from jseg.arithmetic import cdiv
 from jseg.config_values import at_least, build
 from jseg.crf import DenseCRF, params_from_dict, params_to_dict
 from jseg.data import (
@@ -29,7 +30,8 @@ from jseg.data import (
   read_volume,
 )
 from jseg.data.files.channels import FIRST_SUFFIXES
-from jseg.data.files.stored import StoredImage, open_image
+from jseg.data.files.rows import StoredImage, every_nth
+from jseg.data.files.stored import open_image
 from jseg.data.records import Decoded
 from jseg.data.survey import no_label, one_class
 from jseg.metrics import ConfusionState, SemanticScores
@@ -38,7 +40,7 @@ from jseg.models.with_crf import WithCRF
 from jseg.report import VOID_COLOR, colorize, save_calibration_plot, save_confusion_plot
 from jseg.scaling import statistics
 from jseg.step import Forward, LossFn, replicate
-from jseg.tasks.base import Serving, Unseen, check_channels, check_size, open_scaled, read_scaled
+from jseg.tasks.base import Serving, Unseen, check_channels, check_size, read_scaled
 from jseg.tasks.batches import make_results, training_batches
 from jseg.tasks.inference import Inference
 from jseg.tasks.semantic import forward
@@ -54,6 +56,7 @@ from jseg.types import IGNORE, Array, InputError, Json, Outputs, Variables
 
 # A canvas that holds VOC's images whole, and below Cityscapes' too.
 _FOREIGN_SIZE = (513, 513)
+_MOST_SHOWN = 2048  # rows and columns of a picture beside its truth
 _FOREIGN_DATA: dict[int, dict[str, object]] = {
   21: {"name": "voc"},
   19: {"name": "cityscapes", "size": (1025, 2049), "eval_batch_size": 1},
@@ -280,7 +283,7 @@ class SemanticTask:
 
       def evaluate_images(variables: Variables) -> SemanticScores:
         local = jax.tree.map(lambda x: x.addressable_data(0), variables)
-        return count_images(predict, local, dataset, split, calibrate=calibrate)
+        return count_images(predict, local, dataset, split)
 
       return evaluate_images
     prepare = functools.partial(images.prepare, statistics=statistics(self.config))
@@ -374,7 +377,7 @@ class SemanticTask:
       )
     by_rows = _make_inference(self.config).by_rows
     if self.config.data.low:
-      return (open_scaled if by_rows else read_scaled)(self.config.data, path)
+      return read_scaled(self.config.data, path, by_rows=by_rows)
     if not is_volume:
       return open_image(path) if by_rows else read_image(path)
     return read_volume(path, _preparation(self.config), join=self.config.data.channels > 1)
@@ -449,8 +452,10 @@ class SemanticTask:
     self, prediction: SemanticPrediction, example: Decoded
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image, truth and prediction in the classes' colors; of volumes, the middle slice."""
-    shown = np.asarray(prediction.image)
-    image, truth, mask = flatten_volume(shown, example["label"], prediction.mask)
+    found = prediction.image, example["label"], prediction.mask
+    # More pixels than a sample or a page of the worst has would only fill memory.
+    step = cdiv(max(prediction.mask.shape), _MOST_SHOWN) if prediction.mask.ndim == 2 else 1
+    image, truth, mask = flatten_volume(*(every_nth(part, step) for part in found))
     palette = self.classes.palette
     image = images.picture(image, self.config.data.shown)
     image = np.broadcast_to(image, (*image.shape[:2], 3))
