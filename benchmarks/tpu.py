@@ -122,8 +122,9 @@ class Results:
     print(self.chip, *keys, end=": ", flush=True)
     section[keys[-1]] = compute()
     print(section[keys[-1]], flush=True)
-    names = ("jax", "jaxlib", "flax", "libtpu")
-    self.values["versions"] = {name: importlib.metadata.version(name) for name in names}
+    versions = self.values.setdefault("versions", {})
+    for name in ("jax", "jaxlib", "flax", "libtpu"):
+      versions[name] = sorted({*versions.get(name, []), importlib.metadata.version(name)})
     _FOLDER.mkdir(exist_ok=True)
     self._path.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
 
@@ -331,7 +332,7 @@ def _pairs(size: tuple[int, int], program: str) -> int:
 def tables(results: Results) -> str:
   """The results of a chip as Markdown."""
   chip, values = CHIPS[results.chip], results.values
-  versions = ", ".join(f"{name} {v}" for name, v in values.get("versions", {}).items())
+  versions = ", ".join(f"{k} {' and '.join(v)}" for k, v in values.get("versions", {}).items())
   lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({versions}):"]
   if values.get("networks"):
     lines += [
