@@ -1,7 +1,7 @@
-"""A CRF as the last layer of `deeplab_v1_voc`: that run is trained on with and without it.
+"""A CRF as the last layer of `fcn8s_voc`: that run is trained on with and without it.
 
   jseg train --config=crf_layer_voc:whole --config.data.root=voc2012_subset \
-      --config.init_from=runs/deeplab_v1 --workdir=runs/whole
+      --config.init_from=runs/fcn8s --workdir=runs/whole
 
 `:without` trains on as long without a CRF, `:stride` with one at an eighth of the resolution,
 `:whole` with one at the whole.
@@ -21,7 +21,7 @@ ABOUT = dict.fromkeys(
   VARIANTS,
   jseg.config.About(
     data="250 small Pascal VOC images, `jseg get-data voc2012_subset`",
-    weights="the run of `deeplab_v1_voc`",
+    weights="the run of `fcn8s_voc`",
   ),
 )
 
@@ -29,7 +29,7 @@ ABOUT = dict.fromkeys(
 def get_config(variant="whole"):
   """The configuration of one of the runs."""
   recipe = jseg.config.variant(VARIANTS, variant)
-  config = jseg.recipes.read("deeplab_v1_voc")  # the same network, data and augmentation
+  config = jseg.recipes.read("fcn8s_voc")  # the same network, data and augmentation
   config.steps = config.eval_every = 40
   config.optim.lr = 1e-4
   config.optim.head_lr = 10.0  # the CRF is new

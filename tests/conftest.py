@@ -30,6 +30,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
   "0" if os.environ.get("JSEG_TEST_PROGRAMS") else "0.3"
 )
 
+# Sets that are prepared without a folder of their own go to one of ours, not to the user's.
+if "TFDS_DATA_DIR" not in os.environ:
+  os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="jseg-data-")
+  atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+
 # Of processes that tests start, too: libtpu, which is there to compile, looks for chips otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

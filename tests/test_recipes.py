@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import jseg.models
@@ -52,6 +54,21 @@ def test_what_a_recipe_says_of_itself_is_what_it_does(name, variant, about):
   if command is not None:
     assert ("--config.init_from=" in command) == bool(about.weights)
     assert ("--config.data.root=" in command) == bool(about.data)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("crf_layer")])
+def test_a_network_before_a_crf_gives_logits_for_each_pixel_in_training(name):
+  variants = [recipes.read(f"{name}:{variant}") for variant in recipes.load(name).about]
+  assert any(config.crf.train for config in variants)
+  (network,) = {str(config.model): config for config in variants}.values()
+  network = jseg.config.change(network, {"crf.train": False})
+  model, image = jseg.config.make_model(network, 3), jnp.zeros((1, 33, 33, 3))
+
+  def logits(key):
+    outputs, _ = model.init_with_output({"params": key, "dropout": key}, image, train=True)
+    return outputs.logits
+
+  assert jax.eval_shape(logits, jax.random.key(0)).shape == (1, 33, 33, 3)
 
 
 def commands(name):
