@@ -105,7 +105,7 @@ def _again(function: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
   """
 
   @jax.custom_vjp
-  def computed(fixed: list[Array], arrays: list[Array]) -> list[Array]:
+  def computed_again(fixed: list[Array], arrays: list[Array]) -> list[Array]:
     return function(*fixed, *arrays)
 
   def forward(fixed: list[Array], arrays: list[Array]) -> tuple[list[Array], Any]:
@@ -117,8 +117,8 @@ def _again(function: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
     arrays = lax.platform_dependent(arrays, floats, cpu=_chosen, default=_behind_barrier)
     return jax.vjp(lambda *both: function(*both[0], *both[1]), fixed, arrays)[1](gradient)
 
-  computed.defvjp(forward, backward)
-  return computed
+  computed_again.defvjp(forward, backward)
+  return computed_again
 
 
 def _behind_barrier(arrays: list[Array], gradient: list[Array]) -> list[Array]:

@@ -89,7 +89,7 @@ class LastRows:
     """Returns rows [stop - first, ...], which are not to be changed."""
     end = self._first + len(self._rows)
     if not self._first <= first < end:
-      self._first, self._rows, end = first // self._step * self._step, self._rows[:0], 0
+      self._first, self._rows = first // self._step * self._step, self._rows[:0]
       end = self._first
     if stop > end:
       new = self._read(end, min(cdiv(stop, self._step) * self._step, self._height))
