@@ -3,27 +3,20 @@
   pip install -e ".[tpu_compile]"
   python benchmarks/tpu.py                        # every network, for v5e and v6e, 2x2 chips
   python benchmarks/tpu.py --networks=unet --chips=v5e --programs=training,plain
-  python benchmarks/tpu.py --largest              # the largest batch at 512 x 512 that fits a chip
   python benchmarks/tpu.py --crf                  # the dense CRF as a layer, and behind a network
-  python benchmarks/tpu.py --remat --networks=unet  # memory and time by what is computed again
-  python benchmarks/tpu.py --crops                # every paper's crop and batch on one chip
   python benchmarks/tpu.py --table                # writes the results into docs/tpu.md
 
 Programs are those of a run: the training step with augmentation and update, evaluation, both on
 2x2 chips, and the network's pass over one image; "plain" is the training step of the same network
 with Flax's own layers. bfloat16. Results are written after each program, and what is there is kept,
-so that the same command goes on where it was stopped: compiling takes minutes a network.
+so that the same command goes on where it was stopped: compiling takes minutes a network. What fits
+a chip, `memory.py` finds.
 """
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import itertools
-import json
-import math
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -37,11 +30,10 @@ from absl import app, flags
 from jax import lax
 
 from jseg import config as configs
-from jseg import models, recipes
+from jseg import models
 from jseg.crf import CrfParams, dense_crf
 from jseg.crf.blocks import make_blocks
 from jseg.nn.conv import per_dimension
-from jseg.nn.remat import KINDS
 from jseg.types import Array
 
 _PROGRAMS = ("training", "plain", "evaluation", "prediction")
@@ -51,21 +43,14 @@ _DO = flags.DEFINE_list("programs", list(_PROGRAMS), f"of {', '.join(_PROGRAMS)}
 _SIZE = flags.DEFINE_integer("size", 256, "height and width of the images")
 _BATCH = flags.DEFINE_integer("batch", 8, "images a chip")
 _AGAIN = flags.DEFINE_bool("again", False, "compile again what has a result")
-_LARGEST = flags.DEFINE_bool("largest", False, "find the largest batch at 512 x 512")
 _CRF = flags.DEFINE_bool("crf", False, "compile the dense CRF")
-_REMAT = flags.DEFINE_bool("remat", False, "compile the training step by kind of remat")
-_CROPS = flags.DEFINE_bool("crops", False, "find what makes each paper's batch fit a chip")
 _TABLE = flags.DEFINE_bool("table", False, "write the results that are there into docs/tpu.md")
 
 _FOLDER = pathlib.Path(__file__).parent / "results"
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tpu.md"
-_BEGIN, _END = "<!-- tpu tables -->", "<!-- end -->"
 _CLASSES = 21
 _ITERATIONS = 10
 _FILTERS = ("exact", "landmarks", "lattice")
-_CAPACITY = 16 * 2**30  # bytes of a chip that the largest batch is for
-_LEFT = 15 * 2**30  # bytes that a run finds free on such a chip, and on a GPU of Colab's
-_PAPERS = "paper/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,39 +79,17 @@ CHIPS = {"v5e": Chip(197e12, 819e9, 1.5e9, 4.7e-12), "v6e": Chip(918e12, 1640e9)
 v5e's operations of four units of 128 x 128; of v6e it isn't known."""
 
 
-class Results:
-  """The results of a chip, a JSON file that is written after each of them.
+class Results(ahead.Results):
+  """The results of a chip.
 
   Args:
     chip: name of the chip.
   """
 
   def __init__(self, chip: str):
-    self.chip, self._path = chip, _FOLDER / f"tpu_{chip}.json"
-    self.values: dict[str, Any] = {}
-    if self._path.exists():
-      self.values = json.loads(self._path.read_text())
-
-  def add(self, *keys: str, compute: Any) -> None:
-    """Computes a result, unless it is there.
-
-    Args:
-      *keys: where it belongs.
-      compute: function without arguments that returns a plain value.
-    """
-    section = self.values
-    for key in keys[:-1]:
-      section = section.setdefault(key, {})
-    if keys[-1] in section and not _AGAIN.value:
-      return
-    print(self.chip, *keys, end=": ", flush=True)
-    section[keys[-1]] = compute()
-    print(section[keys[-1]], flush=True)
-    versions = self.values.setdefault("versions", {})
-    for name in ("jax", "jaxlib", "flax", "libtpu"):
-      versions[name] = sorted({*versions.get(name, []), importlib.metadata.version(name)})
-    _FOLDER.mkdir(exist_ok=True)
-    self._path.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
+    packages = ("jax", "jaxlib", "flax", "libtpu")
+    super().__init__(_FOLDER / f"tpu_{chip}.json", packages, again=_AGAIN.value)
+    self.chip = chip
 
 
 def configuration(name: str, batch: int, size: int, **changes: Any) -> Any:
@@ -202,83 +165,6 @@ def plain_layers() -> Iterator[None]:
     yield
 
 
-def memory(config: Any, devices: Sequence[jax.Device]) -> float:
-  """Bytes that the training step takes on a chip, or would take on one that is large enough.
-
-  Infinity, where the compiler refuses it and doesn't tell.
-  """
-  try:
-    return cost(ahead.Programs(config, _CLASSES, devices).training())["memory"]
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    needed = re.search(r"\(([\d.]+)([KMG])\) exceeds", str(error))
-    return float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]] if needed else math.inf
-
-
-def largest(results: Results, name: str) -> None:
-  """Finds the largest power of two that fits as batch a chip of 512 x 512, in bfloat16."""
-  devices = ahead.tpu(f"{results.chip}:2x2")
-
-  def search() -> dict[str, float]:
-    best: dict[str, float] = {"batch": 0, "memory": 0}
-    for batch in (2**i for i in itertools.count()):
-      found = memory(configuration(name, batch, 512), devices)
-      if found > _CAPACITY:
-        break
-      best = {"batch": batch, "memory": found}
-    return best
-
-  results.add("largest", name, compute=search)
-
-
-def crop(results: Results, name: str) -> None:
-  """Finds the fewest parts in which a chip works through the batch of a paper's recipe.
-
-  Where an image at a time is too much, activations are computed again.
-  """
-  devices = ahead.tpu(f"{results.chip}:2x2")
-
-  def search() -> dict[str, Any]:
-    config = recipes.read(_PAPERS + name)
-    batch = config.data.batch_size
-    config.dtype, config.data.batch_size = "bfloat16", batch * len(devices)
-    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-    needed = found = 0.0
-    for remat, parts in [*(("none", n) for n in divisors), *((kind, batch) for kind in KINDS[1:])]:
-      if parts < min(needed, batch):
-        continue
-      config.remat, config.accumulate = remat, parts
-      found = memory(config, devices)
-      if found <= _LEFT:
-        break
-      # Activations shrink with the part and the rest doesn't, so fewer parts than this can't do.
-      needed = parts * found / _LEFT / 1.5
-    size = config.augment.crop or config.data.size
-    return {
-      "size": list(size),
-      "batch": batch,
-      "accumulate": config.accumulate,
-      "remat": config.remat,
-      "memory": found,
-    }
-
-  results.add("crops", name, compute=search)
-
-
-def by_remat(results: Results, name: str) -> None:
-  """Compiles the training step for each kind of rematerialization."""
-  devices = ahead.tpu(f"{results.chip}:2x2")
-  for kind in KINDS:
-
-    def compute(kind: str = kind) -> dict[str, Any]:
-      config = configuration(name, _BATCH.value, _SIZE.value)
-      config.remat = kind
-      return cost(ahead.Programs(config, _CLASSES, devices).training())
-
-    results.add("remat", name, kind, compute=compute)
-
-
 def crf(results: Results) -> None:
   """Compiles the dense CRF on one chip, and behind a small network on all of them."""
   devices = ahead.tpu(f"{results.chip}:2x2")
@@ -332,8 +218,7 @@ def _pairs(size: tuple[int, int], program: str) -> int:
 def tables(results: Results) -> str:
   """The results of a chip as Markdown."""
   chip, values = CHIPS[results.chip], results.values
-  versions = ", ".join(f"{k} {' and '.join(v)}" for k, v in values.get("versions", {}).items())
-  lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({versions}):"]
+  lines = [f"**{results.chip}**, one of 2x2 chips, bfloat16 ({results.versions()}):"]
   if values.get("networks"):
     lines += [
       "",
@@ -350,24 +235,6 @@ def tables(results: Results) -> str:
       images = f"1 of {what.partition(' of ')[2]}" if program == "prediction" else what
       plain = f"{beside / 1e9:.2f}" if beside else ""
       lines.append(_row(name, program, images, programs[program], chip, plain))
-  if values.get("largest"):
-    lines += ["", "| network | largest batch a chip, 512x512 | HBM, GiB |", "|-|-|-|"]
-    for name, found in values["largest"].items():
-      lines.append(f"| {name} | {found['batch']} | {found['memory'] / 2**30:.2f} |")
-  if values.get("remat"):
-    lines += ["", "| network | remat | temporaries, GiB | TFLOP | GB | ms |", "|-|-|-|-|-|-|"]
-  for name, kinds in values.get("remat", {}).items():
-    lines += [_remat_row(name, kind, found, chip) for kind, found in kinds.items()]
-  if values.get("crops"):
-    lines += [
-      "",
-      "| the paper's recipe | crop | batch | accumulate | remat | HBM, GiB |",
-      "|-|-|-|-|-|-|",
-    ]
-  for name, found in values.get("crops", {}).items():
-    size = "x".join(map(str, found["size"]))
-    settings = f"{found['batch']} | {found['accumulate']} | {found['remat']}"
-    lines.append(f"| {name} | {size} | {settings} | {found['memory'] / 2**30:.2f} |")
   if values.get("crf"):
     lines += [
       "",
@@ -378,15 +245,6 @@ def tables(results: Results) -> str:
     for size, programs in sizes.items():
       lines += [_crf_row(method, size, *program, chip) for program in programs.items()]
   return "\n".join(lines)
-
-
-def _remat_row(name: str, kind: str, found: Mapping[str, float], chip: Chip) -> str:
-  # By the compiler's cycles: where memory sets the roofline, it hides what is computed again.
-  time = f"{1e3 * found['cycles'] / chip.clock:.1f}" if chip.clock else ""
-  return (
-    f"| {name} | {kind} | {found['temporaries'] / 2**30:.2f} | {found['flops'] / 1e12:.3f} | "
-    f"{found['bytes'] / 1e9:.2f} | {time} |"
-  )
 
 
 def _crf_row(method: str, size: str, program: str, found: Mapping[str, float], chip: Chip) -> str:
@@ -414,22 +272,15 @@ def main(argv: Sequence[str]) -> None:
   del argv
   if _TABLE.value:
     found = [results for chip in CHIPS if (results := Results(chip)).values]
-    before, rest = _PAGE.read_text().split(_BEGIN)
-    body = "\n\n".join(map(tables, found))
-    _PAGE.write_text(f"{before}{_BEGIN}\n{body}\n{_END}{rest.partition(_END)[2]}")
+    ahead.write_between(_PAGE, "<!-- tpu tables -->", "\n\n".join(map(tables, found)))
     return
   for chip in _CHIPS.value:
     results = Results(chip)
     if _CRF.value:
       crf(results)
-    elif _CROPS.value:
-      for name in recipes.files():
-        if name.startswith(_PAPERS):
-          crop(results, name.removeprefix(_PAPERS))
     else:
-      do = largest if _LARGEST.value else by_remat if _REMAT.value else network
       for name in _NETWORKS.value:
-        do(results, name)
+        network(results, name)
 
 
 if __name__ == "__main__":

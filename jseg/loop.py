@@ -345,6 +345,8 @@ class Stepper:
       self._suspects.add(step, batch)
       with self._session.compiling(step):
         shared = shard(batch, jax.local_device_count())
+        if step == self._first + 1:
+          CONSOLE.print("  compiling the training step, once (a minute or more if it is deep)")
         if step == self._first + 1 and jax.process_count() == 1:
           self._step, sizes = compile_step(self._step, state, shared, self._job.key)
           CONSOLE.print(f"  {sizes}", highlight=False)

@@ -32,8 +32,15 @@ def jit_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
 
   XLA unrolls the random numbers of small kernels so far that LLVM's full optimization takes a
   minute over a program that runs for milliseconds; so on CPU it optimizes little. Whoever has the
-  level in `XLA_FLAGS` keeps theirs.
+  level in `XLA_FLAGS` keeps theirs. Inside of another program, which has options of its own, the
+  function is part of that.
   """
   given = f"--{_LEVEL}=" in os.environ.get("XLA_FLAGS", "")
   options = {_LEVEL: 1} if jax.default_backend() == "cpu" and not given else None
-  return jax.jit(function, compiler_options=options)
+  program = jax.jit(function, compiler_options=options)
+
+  def call(*arrays: object) -> _Result:
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+    return function(*arrays) if traced else program(*arrays)
+
+  return call

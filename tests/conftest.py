@@ -95,6 +95,7 @@ SLOW = (
   "test_preview.py",
   "test_tpu.py",
   "test_cuda.py",
+  "test_gpu.py",
   "test_nn_remat.py",
   "test_evaluation.py",
   "test_crf_exact.py",
@@ -176,6 +177,7 @@ THOROUGH = tuple(
     r"scientific_run\.py::test_a_run_of_three_channels_starts_one_of_five",
     # What libtpu aborts on takes the worker with it, so it is a job of its own that loads it.
     r"tpu\.py::",
+    r"gpu\.py::",
     r"step\.py::test_devices_equal_one_device\w*\[2\]",
     r"weights_import\.py::test_a_network_strides_where",
     r"weights_import\.py::test_folded_preprocessing\[(?!fcn8s)",

@@ -23,3 +23,11 @@ def test_what_runs_once_is_optimized_little_unless_xla_flags_say_how(monkeypatch
   # XLA takes the options, or would end here.
   assert jit_once(lambda x: 2 * x + 1)(jnp.float32(3)) == 7
   assert given == [options]
+
+
+def test_what_runs_once_may_be_part_of_another_program(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "")
+  # As in `jax.eval_shape(create_train_state, ...)`: JAX takes options for the outermost jit alone.
+  shape = jax.eval_shape(lambda x: jit_once(jnp.cumsum)(x), jnp.zeros(3))
+  assert shape.shape == (3,)
+  assert jax.jit(lambda x: jit_once(jnp.cumsum)(x))(jnp.ones(3))[-1] == 3

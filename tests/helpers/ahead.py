@@ -12,13 +12,13 @@ ahead = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(ahead)
 
 
-def tiny_programs(name, devices, size=32, crf=None):
-  """Programs of a network's tiny preset in bfloat16, with one example a device.
+def tiny_programs(name, devices, size=32, crf=None, dtype="bfloat16"):
+  """Programs of a network's tiny preset in half precision, with one example a device.
 
   With the method of a CRF, that is the network's last layer.
   """
   config = jseg.config.default(name, **jseg.models.get(name).TINY)
-  config.dtype = "bfloat16"
+  config.dtype = dtype
   config.data.size = (size,) * len(config.data.size)
   config.data.batch_size = config.data.eval_batch_size = len(devices)
   if "max_objects" in config.data:
