@@ -155,3 +155,4 @@ def test_the_list_has_a_line_for_each_variant(capsys):
     in line
   )
   assert line.endswith("| 28 minutes on two CPU cores: Dice .860 anterior, .852 posterior")
+  assert any("| 1 minute on two CPU cores: " in line for line in lines)

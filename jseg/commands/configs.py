@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
 def line(recipe: recipes.Recipe, variant: str, about: About) -> str:
   """Returns a variant of a recipe as one line of text."""
   name = f"{recipe.name}:{variant}" if variant else recipe.name
-  minutes = "" if about.minutes is None else f"{about.minutes} minutes on two CPU cores: "
+  unit = "minute" if about.minutes == 1 else "minutes"
+  minutes = "" if about.minutes is None else f"{about.minutes} {unit} on two CPU cores: "
   return f"{name} | {recipe.summary} | needs {needs(about)} | {minutes}{reaches(about)}"
 
 
