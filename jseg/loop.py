@@ -471,13 +471,16 @@ def restore(
   """
   run, config, progress = job.run, job.run.config, Progress()
   shape = (*config.data.size, config.data.channels)
-  state = create_train_state(run.model, make_optimizer([]), key, shape, ema=config.ema > 0)
+  create = functools.partial(
+    create_train_state, run.model, make_optimizer([]), key, shape, ema=config.ema > 0
+  )
   taken: Sequence[str] = []
   if job.checkpoints.latest() is None:
+    state = create()
     if config.init_from:
       state, taken = initialize(state, config.init_from, run)
   else:
-    state, position = job.checkpoints.restore(state)
+    state, position = job.checkpoints.restore(create(abstract=True))
     if position["fingerprint"] != job.dataset.fingerprint:
       raise InputError(
         f"the data set has changed since the run in {run.path} began; name another --workdir to "

@@ -78,6 +78,7 @@ def create_train_state(
   image_shape: tuple[int, ...],
   *,
   ema: bool = False,
+  abstract: bool = False,
 ) -> TrainState:
   """Makes a new state.
 
@@ -87,6 +88,7 @@ def create_train_state(
     key: random key of the initial values.
     image_shape: shape [h w c] or [d h w c] of an image that the model takes.
     ema: whether there is a moving average of the parameters.
+    abstract: whether shapes and dtypes will do, which take no program and no memory.
   """
 
   def init(key: Array) -> TrainState:
@@ -102,4 +104,4 @@ def create_train_state(
       loss_scale=begin(getattr(model, "dtype", None)),
     )
 
-  return jit_once(init)(key)
+  return jax.eval_shape(init, key) if abstract else jit_once(init)(key)
