@@ -312,7 +312,7 @@ class Checkpoints:
     Damaged checkpoints after it are told and set aside, into the folder `damaged` of the run.
 
     Args:
-      template: a state of the same shapes; its values are not used.
+      template: a state of the same shapes and dtypes, which may be all it has.
 
     Raises:
       InputError: the checkpoint is of another network, or all are damaged.

@@ -473,13 +473,17 @@ def restore(
   """
   run, config, progress = job.run, job.run.config, Progress()
   shape = (*config.data.size, config.data.channels)
-  state = create_train_state(run.model, make_optimizer([]), key, shape, ema=config.ema > 0)
+  create = functools.partial(
+    create_train_state, run.model, make_optimizer([]), image_shape=shape, ema=config.ema > 0
+  )
   taken: Sequence[str] = []
   if job.checkpoints.latest() is None:
+    state = create(key)
     if config.init_from:
       state, taken = initialize(state, config.init_from, run)
   else:
-    state, position = job.checkpoints.restore(state)
+    # Shapes will do, which take no program to compile and no memory.
+    state, position = job.checkpoints.restore(jax.eval_shape(create, key))
     if position["fingerprint"] != job.dataset.fingerprint:
       raise InputError(
         f"the data set has changed since the run in {run.path} began; name another --workdir to "

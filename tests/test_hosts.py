@@ -1,5 +1,6 @@
 """Several processes: they meet, train as one does, stop together, and agree on what is wrong."""
 
+import json
 import os
 import pathlib
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace as Fields
 
@@ -30,37 +32,49 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST")
 
 
-def start_two(*arguments):
-  """(exit statuses, outputs) of two processes with a device each."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
+@pytest.fixture(scope="module")
+def start_two(tmp_path_factory):
+  """A function: (exit statuses, outputs) of two processes with a device each."""
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
   }
-  program = [sys.executable, str(ROOT / "tests" / "helpers" / "host.py"), str(port)]
-  processes = [
-    subprocess.Popen(
-      [*program, str(index), *map(str, arguments)],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for index in range(2)
-  ]
-  try:
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  return [process.returncode for process in processes], outputs
+  server = subprocess.Popen(
+    [sys.executable, str(ROOT / "tests" / "helpers" / "host.py")],
+    env=environment,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,  # a group of its own, with the two
+  )
+
+  def start(*arguments):
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    output = tmp_path_factory.mktemp("output") / "process"
+    arguments = [value if isinstance(value, int) else str(value) for value in arguments]
+    server.stdin.write(json.dumps([port, str(output), arguments]) + "\n")
+    server.stdin.flush()
+    timer = threading.Timer(300, end)
+    timer.start()
+    answer = server.stdout.readline()
+    timer.cancel()
+    outputs = [pathlib.Path(f"{output}{index}").read_text() for index in range(2)]
+    assert answer, outputs
+    return json.loads(answer), outputs
+
+  def end():
+    os.killpg(server.pid, signal.SIGKILL)
+
+  with server:
+    yield start
+    end()
 
 
-def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
+def test_two_processes_stop_together_go_on_and_equal_one(start_two, tmp_path, monkeypatch):
   run, data_dir = tmp_path / "two", tmp_path / "data"
   statuses, outputs = start_two(run, data_dir, 4)
   assert statuses == [0, 0], outputs
@@ -89,7 +103,7 @@ def test_two_processes_stop_together_go_on_and_equal_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_processes_agree_and_one_that_is_lost_ends_the_other(killed, tmp_path):
+def test_processes_agree_and_one_that_is_lost_ends_the_other(start_two, killed, tmp_path):
   saves = [tmp_path / "run"] if killed == 1 else []  # once will do
   statuses, outputs = start_two(killed, *saves)
   for output in outputs:

@@ -32,6 +32,7 @@ def config(tmp_path_factory):
     keep=3,
     samples=0,  # a program of its own; `Segmenter` is tested below
     data__eval_batch_size=4,
+    knobs={"backbone": "vgg16"},
     data__max_objects=3,
     data__mask_size=28,
   )
@@ -49,6 +50,12 @@ def run(config, tmp_path_factory):
     scores = loop.train(config, workdir)
   assert scores is not None
   return workdir, "\n".join(printed)
+
+
+@pytest.fixture(scope="module")
+def segmenter(run):
+  """Of the only step that was evaluated, the latest and the best."""
+  return jseg.Segmenter.from_run(run[0], "latest")
 
 
 def test_a_run_directory_holds_what_the_readme_says(run):
@@ -95,11 +102,11 @@ def test_precision_does_not_depend_on_batches_and_devices(run, monkeypatch):
   )
 
 
-def test_evaluation_finds_what_prediction_finds(run, monkeypatch):
+def test_evaluation_finds_what_prediction_finds(run, segmenter, monkeypatch):
   # The true objects are those that the network finds in one image at a time. Of others, eight steps
   # of training find too few for a precision above 0 on every CPU.
   workdir, _ = run
-  segmenter, examples = jseg.Segmenter.from_run(workdir, "latest"), source(workdir)
+  examples = source(workdir)
 
   class Answers:
     names = examples.names
@@ -142,7 +149,7 @@ def test_truth_in_the_networks_own_form_is_perfect(run):
   assert scores.masks.ap > 0.9
 
 
-def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
+def test_prediction_by_command_line_and_python_agree(run, segmenter, tmp_path, capsys):
   workdir, _ = run
   rng = np.random.default_rng(0)
   shapes = {"wide": (20, 50, 3), "tall": (40, 24), "large": (90, 70, 4)}
@@ -153,7 +160,6 @@ def test_prediction_by_command_line_and_python_agree(run, tmp_path, capsys):
   cli.main(["predict", str(workdir), str(tmp_path), "--out", str(out)])
   assert "3 image(s)" in capsys.readouterr().out
   results = json.loads((out / "detections.json").read_text())
-  segmenter = jseg.Segmenter.from_run(workdir)
   for name, pixels in pictures.items():
     prediction = segmenter(pixels)
     with Image.open(out / f"{name}.png") as written:

@@ -386,8 +386,8 @@ def test_the_task_is_chosen_by_the_data(tmp_path):
 
 def test_from_masks_to_files(tmp_path):
   root = write_set(tmp_path / "set", {"train": 12, "val": 3})
-  changes = {"steps": 60, "eval_every": 60, "checkpoint_every": 60, "optim.optimizer": "adam"}
-  changes |= {"optim.lr": 0.01, "loss.name": "cross_entropy+dice", "augment.scale": (1.0, 1.0)}
+  changes = {"steps": 24, "eval_every": 24, "checkpoint_every": 24, "optim.optimizer": "adam"}
+  changes |= {"optim.lr": 0.02, "loss.name": "cross_entropy+dice", "augment.scale": (1.0, 1.0)}
   config, run = configure(root, **changes), tmp_path / "run"
   scores = jseg.train(config, run)
   assert scores.primary > 0.6  # the colors tell all; an untrained network is below .3

@@ -52,6 +52,7 @@ def derive(model, image):
     lambda remat: Small(3, remat=remat),
     lambda remat: models.create("unet", 3, remat=remat, widths=(2, 4), dropout=0.5),
   ],
+  ids=["stages", "unet"],
 )
 def test_gradients_statistics_and_draws_are_the_same(make):
   image = jax.random.normal(jax.random.key(2), (2, 16, 16, 3))

@@ -1,5 +1,7 @@
 """The pmapped steps: devices, void pixels, exact counting."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,13 +45,14 @@ def make_batch(seed, batch=8):
   return {"image": image, "label": label, "size": np.full((batch, 2), SIZE, np.int32)}
 
 
-def make_parts(freeze=(), widths=(4, 8), **augment):
+@functools.cache
+def build(freeze, widths, augment):
   model = models.create("unet", K, widths=widths, norm="batch")
   knobs = {"momentum": 0.9, "weight_decay": 1e-3, "freeze": freeze}
   optimizer = make_optimizer(optax.constant_schedule(0.1), **knobs)
   step = make_train_step(
     optimizer,
-    make_forward(model, make_augment(size=SIZE, scale=(1.0, 1.0), **augment)),
+    make_forward(model, make_augment(size=SIZE, scale=(1.0, 1.0), **dict(augment))),
     make_losses(make_loss()),
     training_counts,
     ema=0.9,
@@ -57,7 +60,13 @@ def make_parts(freeze=(), widths=(4, 8), **augment):
     norms=True,
   )
   state = create_train_state(model, optimizer, jax.random.key(0), (*SIZE, 3), ema=True)
-  return model, step, state
+  return model, step, jax.device_get(state)
+
+
+def make_parts(freeze=(), widths=(4, 8), **augment):
+  """(model, step, a state that the step may use up); the same are made and compiled once."""
+  model, step, state = build(freeze, widths, tuple(augment.items()))
+  return model, step, jax.tree.map(jnp.array, state)
 
 
 def on_devices(state, devices):

@@ -1,10 +1,16 @@
-"""One of two processes: helpers/host.py PORT INDEX [RUN DATA_DIR [STOP] | KILLED [FOLDER]].
+"""Two processes at a time, one time for each line that it reads: PORT OUTPUT ARGUMENTS, as JSON.
 
-Both train one tiny run; with STOP, process 1 gets SIGTERM after that step. Without RUN they only
-agree on what process 0 finds wrong, and find out that they were started differently; with FOLDER
-they save there, and the disk is full. Then the process KILLED is, while the other waits for it.
+ARGUMENTS are RUN DATA_DIR [STOP] or KILLED [FOLDER]. Both train one tiny run; with STOP, process 1
+gets SIGTERM after that step. Without RUN they only agree on what process 0 finds wrong, and find
+out that they were started differently; with FOLDER they save there, and the disk is full. Then the
+process KILLED is, while the other waits for it.
+
+What each prints goes to a file, OUTPUT and its number; how they ended is written as a line. They
+are forks of this process, which has imported what they need and nothing more: importing takes
+longer than most of what they do. It has no devices and has met nobody.
 """
 
+import json
 import os
 import signal
 import sys
@@ -12,8 +18,12 @@ import sys
 import flax.linen as nn
 import jax
 import pytest
+import tensorboardX  # noqa: F401
+import tensorflow_datasets  # noqa: F401
 
+import jseg.evaluation  # noqa: F401
 from jseg import hosts
+from jseg.loop import train
 from jseg.models import unet
 from jseg.nn import avg_pool
 from jseg.types import InputError
@@ -93,21 +103,42 @@ def agree(killed, folder):
   hosts.everywhere(True)
 
 
-def main(port, index, run, data_dir="", stop="0"):
-  if run.isdigit():
+def run_one(port, index, run, data_dir="", stop=0):
+  if isinstance(run, int):
     hosts.HEARTBEAT_SECONDS = 10  # it waits for one that is lost
-  hosts.connect(f"localhost:{port}", 2, int(index), run=run)
-  if run.isdigit():
-    return agree(int(run), folder=data_dir)
-  from jseg.loop import train
+  hosts.connect(f"localhost:{port}", 2, index, run=str(run))
+  if isinstance(run, int):
+    return agree(run, folder=data_dir)
 
   def on_log(step, metrics):
-    if step == int(stop) and int(index) == 1:
+    if step == stop and index == 1:
       os.kill(os.getpid(), signal.SIGTERM)
 
   smooth(pytest.MonkeyPatch())
   train(several_config(data_dir), run, on_log=on_log)
 
 
+def fork(output):
+  """The new process's number in the one that goes on; 0 in the new one, which prints to a file."""
+  number = os.fork()
+  if not number:
+    with open(output, "wb") as file:
+      os.dup2(file.fileno(), 1)
+      os.dup2(file.fileno(), 2)
+  return number
+
+
+def main():
+  for line in sys.stdin:
+    port, output, arguments = json.loads(line)
+    numbers = []
+    for index in range(2):
+      numbers.append(fork(f"{output}{index}"))
+      if not numbers[-1]:
+        return run_one(port, index, *arguments)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in numbers]
+    print(json.dumps(statuses), flush=True)
+
+
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main()
