@@ -163,8 +163,8 @@ def t4() -> Sequence[jax.Device]:
 def quickly() -> dict[str, int]:
   """Returns options for XLA that compile for a TPU in a fraction of the time.
 
-  A U-Net's training step for a v5e took the same memory so, in 33 CPU seconds; the next level took
-  86.
+  A U-Net's training step for a v5e had 1,584 MiB of temporaries so, after 33 CPU seconds, and 1,579
+  fully optimized, after minutes.
   """
   level = 9  # EFFORT_O0 in xla.proto, for which this JAX has no name
   return {"optimization_level": level, "memory_fitting_level": level}

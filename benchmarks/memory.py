@@ -9,9 +9,9 @@
 
 Programs are the training steps of runs, with augmentation and update, on one device: this CPU
 (float32), a T4, Colab's free GPU (float16), or one chip of a v5e (bfloat16). For a TPU XLA compiles
-without optimizing much (`ahead.quickly`), which takes as much memory and a fraction of the time. A
-GPU needs more than this: cuDNN's workspace, of which XLA knows once it has tried cuDNN's forms.
-Results are written after each program, and what is there is kept.
+without optimizing much (`ahead.quickly`), in a fraction of the time. A GPU needs more than this:
+cuDNN's workspace, of which XLA knows once it has tried cuDNN's forms. Results are written after
+each program, and what is there is kept.
 """
 
 import dataclasses
