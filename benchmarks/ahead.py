@@ -35,7 +35,7 @@ from jseg.types import Array, Variables
 Tree = Any
 
 # What XLA asks of a device (`GpuTargetConfigProto`). NVIDIA's figures: T4 data sheet, and the CUDA
-# programming guide's table of compute capability 7.5.
+# programming guide's table of compute capability 7.5; of the memory 15,360 MiB can be used.
 _T4 = """
 gpu_device_info {
   cuda_compute_capability { major: 7 minor: 5 }
@@ -69,7 +69,7 @@ class Results:
 
   Args:
     path: the file.
-    packages: what compiled; its versions are kept.
+    packages: what may have compiled; versions of those that are installed are kept.
     again: whether to compute what is there.
   """
 
@@ -89,25 +89,19 @@ class Results:
       section = section.setdefault(key, {})
     if keys[-1] in section and not self._again:
       return
-    print(*keys, end=": ", flush=True)
+    print(self._path.stem, *keys, end=": ", flush=True)
     section[keys[-1]] = compute()
     print(section[keys[-1]], flush=True)
     versions = self.values.setdefault("versions", {})
     for name in self._packages:
-      versions[name] = sorted({*versions.get(name, []), importlib.metadata.version(name)})
+      with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions[name] = sorted({*versions.get(name, []), importlib.metadata.version(name)})
     self._path.parent.mkdir(exist_ok=True)
     self._path.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
 
   def versions(self) -> str:
     """Versions as text."""
     return ", ".join(f"{k} {' and '.join(v)}" for k, v in self.values.get("versions", {}).items())
-
-
-def write_between(page: pathlib.Path, begin: str, text: str) -> None:
-  """Replaces what a page has between a line `begin` and the next "<!-- end -->"."""
-  end = "<!-- end -->"
-  before, rest = page.read_text().split(begin)
-  page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +111,7 @@ class Cost:
   Attributes:
     flops: floating-point operations. The body of a loop counts once. 0 where XLA doesn't tell, as
       for a GPU that isn't there.
-    bytes: bytes that its operations read and write, once each; of a loop, and of a GPU, as above.
+    bytes: bytes that its operations read and write, once each; loops and 0 as above.
     temporaries: bytes of memory for intermediate results.
     arguments: bytes of what it is given.
     results: bytes of what it returns beside the memory that it was given.

@@ -1,6 +1,6 @@
 """What training takes of a device's memory, by its compiler: nothing runs, and no device is needed.
 
-  pip install -e ".[tpu_compile,cuda_compile]"
+  pip install -e ".[tpu-compile,cuda-compile]"
   python benchmarks/memory.py --remat             # by what is computed again
   python benchmarks/memory.py --crops             # every paper's crop and batch
   python benchmarks/memory.py --largest           # the largest batch at 512 x 512
@@ -16,23 +16,25 @@ each program, and what is there is kept.
 
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # else JAX looks for the chips of an installed libtpu
 
 import ahead
 import jax
+import report
 from absl import app, flags
 
 from jseg import config as configs
 from jseg import models, recipes
 from jseg.nn.remat import KINDS
+
+Found = Mapping[str, Any]
 
 _PAPERS = "paper/"
 _RECIPES = [name.removeprefix(_PAPERS) for name in recipes.files() if name.startswith(_PAPERS)]
@@ -62,20 +64,18 @@ class Chip:
   Attributes:
     name: as in the tables.
     dtype: what its runs compute in.
+    find: gives the devices to compile for.
+    options: options for XLA.
     left: bytes of its memory that a training step can have.
     left_as: the same in words.
   """
 
   name: str
   dtype: str
+  find: Callable[[], Sequence[jax.Device]]
+  options: Mapping[str, int] | None = None
   left: float = math.inf
   left_as: str = ""
-
-  def devices(self) -> Sequence[jax.Device]:
-    """Devices of which one is compiled for."""
-    if self.name == "cpu":
-      return jax.devices("cpu")[:1]
-    return ahead.t4() if self.name == "t4" else ahead.tpu(f"{self.name}:2x2")
 
   def memory(self, config: Any, per_device: int) -> ahead.Cost | float:
     """What the training step takes, or only its bytes where the compiler refuses it.
@@ -84,25 +84,35 @@ class Chip:
       config: configuration of a run.
       per_device: images on each device.
     """
-    devices = self.devices()
+    devices = self.find()
     config.dtype, config.data.batch_size = self.dtype, per_device * len(devices)
     lowered = ahead.Programs(config, _CLASSES, devices).training()
     try:
-      return ahead.compiled(lowered, ahead.quickly() if self.name.startswith("v") else None)
+      return ahead.compiled(lowered, self.options)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
       needed = re.search(r"\(([\d.]+)([KMG])\) exceeds", str(error))
       return float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]] if needed else math.inf
 
+  def __str__(self) -> str:
+    return ", ".join(filter(None, [self.name, self.dtype, self.left_as]))
+
 
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip("cpu", "float32"),
+    Chip("cpu", "float32", lambda: jax.devices("cpu")[:1]),
     # The driver, CUDA's context and cuDNN's workspace take the rest.
-    Chip("t4", "float16", 13.5 * 2**30, "13.5 of its 15 GiB"),
-    Chip("v5e", "bfloat16", 15 * 2**30, "15 of its 16 GiB"),
+    Chip("t4", "float16", ahead.t4, left=13.5 * 2**30, left_as="13.5 of its 15 GiB"),
+    Chip(
+      "v5e",
+      "bfloat16",
+      functools.partial(ahead.tpu, "v5e:2x2"),
+      options=ahead.quickly(),
+      left=15 * 2**30,
+      left_as="15 of its 16 GiB",
+    ),
   )
 }
 
@@ -151,11 +161,11 @@ def crop(chip: Chip, name: str) -> dict[str, Any]:
   }
 
 
-def largest(chip: Chip, name: str) -> dict[str, float]:
+def largest(chip: Chip, name: str) -> Found:
   """Finds the largest power of two that fits as batch, with images of 512 x 512."""
-  best: dict[str, float] = {"batch": 0, "memory": 0}
-  for batch in (2**i for i in itertools.count()):
-    config = configs.default(name)
+  best: Found = {"batch": 0, "memory": 0}
+  while True:
+    config, batch = configs.default(name), 2 * best["batch"] or 1
     if len(config.data.size) == 3:
       config.data.size, config.data.channels = (64, 128, 128), 1
     else:
@@ -164,67 +174,67 @@ def largest(chip: Chip, name: str) -> dict[str, float]:
     if found > chip.left:
       return best
     best = {"batch": batch, "memory": found}
-  raise AssertionError("batches end nowhere")
 
 
 def table(results: ahead.Results) -> str:
   """The results as Markdown."""
-  return "\n".join(
-    [f"Compiled by {results.versions()}.", *_remats(results), *_crops(results), *_largest(results)]
-  )
+  crops = _by_chip(results, "crops", _RECIPES, ("the paper's recipe", "crop", "batch"), _asked)
+  batches = _by_chip(results, "largest", models.names(), ("largest batch at 512 x 512",))
+  return "\n".join([f"Compiled by {results.versions()}.", *_remats(results), *crops, *batches])
 
 
 def _remats(results: ahead.Results) -> Iterator[str]:
   found = results.values.get("remat", {})
   if found:
-    yield from ("", "| temporaries, MiB | device | `none` | `stages` | `all` |", "|-|-|-|-|-|")
-  for name in _BY_REMAT:
+    yield from _head(["temporaries, MiB", "device", *(f"`{kind}`" for kind in KINDS)])
+  for name, (batch, size, _) in _BY_REMAT.items():
     for chip in CHIPS.values():
       if kinds := found.get(chip.name, {}).get(name):
         sizes = [f"{kinds[k]['temporaries'] / 2**20:,.0f}" if k in kinds else "" for k in KINDS]
-        batch, size, _ = _BY_REMAT[name]
         what = f"{name}, {batch} of {size} x {size}"
-        yield f"| {what} | {chip.name}, {chip.dtype} | {' | '.join(sizes)} |"
+        yield _row([what, f"{chip.name}, {chip.dtype}", *sizes])
 
 
-def _crops(results: ahead.Results) -> Iterator[str]:
-  found = results.values.get("crops", {})
-  chips = [CHIPS[name] for name in CHIPS if name in found]
+def _by_chip(
+  results: ahead.Results,
+  kind: str,
+  names: Sequence[str],
+  heads: Sequence[str],
+  asked: Callable[[Found], Sequence[str]] = lambda found: (),
+) -> Iterator[str]:
+  """Lines of a table of what fits, with a column for each kind of device."""
+  found = results.values.get(kind, {})
+  chips = [chip for name, chip in CHIPS.items() if name in found]
   if chips:
-    heads = " | ".join(f"{c.name}, {c.dtype}, {c.left_as}" for c in chips)
-    yield from (
-      "",
-      f"| the paper's recipe | crop | batch | {heads} |",
-      "|-|-|-|" + "-|" * len(chips),
-    )
-  for name in _RECIPES:
+    yield from _head([*heads, *map(str, chips)])
+  for name in names:
     known = [found[chip.name].get(name) for chip in chips]
-    if not any(known):
-      continue
-    first = next(each for each in known if each)
-    cells = [_fit(each, chip) if each else "" for each, chip in zip(known, chips, strict=True)]
-    size = " x ".join(map(str, first["size"]))
-    yield f"| {name} | {size} | {first['batch']} | {' | '.join(cells)} |"
+    if some := next(filter(None, known), None):
+      cells = [_fit(each, chip) if each else "" for each, chip in zip(known, chips, strict=True)]
+      yield _row([name, *asked(some), *cells])
 
 
-def _fit(found: dict[str, Any], chip: Chip) -> str:
+def _asked(found: Found) -> Sequence[str]:
+  """Crop and batch of a paper."""
+  return " x ".join(map(str, found["size"])), str(found["batch"])
+
+
+def _fit(found: Found, chip: Chip) -> str:
+  """What makes a paper's batch fit, or the batch that does, and the memory that it takes."""
+  much = f"{found['memory'] / 2**30:.1f} GiB"
+  if "accumulate" not in found:
+    return f"{found['batch']} ({much})"
   settings = [f"`accumulate={found['accumulate']}`"] if found["accumulate"] > 1 else []
   settings += [f"`remat={found['remat']}`"] if found["remat"] != "none" else []
-  much = f"{found['memory'] / 2**30:.1f} GiB"
   return f"{', '.join([*settings, much])}{'' if found['memory'] <= chip.left else ': too much'}"
 
 
-def _largest(results: ahead.Results) -> Iterator[str]:
-  found = results.values.get("largest", {})
-  chips = [CHIPS[name] for name in CHIPS if name in found]
-  if chips:
-    heads = " | ".join(f"{c.name}, {c.dtype}" for c in chips)
-    yield from ("", f"| largest batch at 512 x 512 | {heads} |", "|-|" + "-|" * len(chips))
-  for name in models.names():
-    known = [found[chip.name].get(name) for chip in chips]
-    if any(known):
-      cells = [f"{k['batch']} ({k['memory'] / 2**30:.1f} GiB)" if k else "" for k in known]
-      yield f"| {name} | {' | '.join(cells)} |"
+def _head(cells: Sequence[str]) -> Iterator[str]:
+  yield from ("", _row(cells), "|" + "-|" * len(cells))
+
+
+def _row(cells: Sequence[str]) -> str:
+  return f"| {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -233,7 +243,7 @@ def main(argv: Sequence[str]) -> None:
   packages = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda12-pjrt")
   results = ahead.Results(_FILE, packages, again=_AGAIN.value)
   if _TABLE.value:
-    ahead.write_between(_PAGE, "<!-- memory tables -->", table(results))
+    report.write(_PAGE, "memory", table(results))
   asked = _NETWORKS.value
   for chip in (CHIPS[name] for name in _CHIPS.value):
     for name in asked or _BY_REMAT if _REMAT.value else ():

@@ -221,6 +221,11 @@ def replace(text: str, name: str, content: str) -> str:
   return pattern.sub(lambda match: f"{match[1]}\n{content}\n{match[2]}", text)
 
 
+def write(path: pathlib.Path, name: str, content: str) -> None:
+  """Puts a text into its place in a page."""
+  path.write_text(replace(path.read_text(), name, content))
+
+
 def plot() -> None:
   """Draws the ratios of all results."""
   import matplotlib
@@ -265,8 +270,8 @@ def contents() -> list[tuple[pathlib.Path, str, str]]:
 
 def main() -> None:
   """Writes the documentation."""
-  for path, name, content in contents():
-    path.write_text(replace(path.read_text(), name, content))
+  for place in contents():
+    write(*place)
   plot()
 
 

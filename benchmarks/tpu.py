@@ -1,6 +1,6 @@
 """What a TPU would need for every network, by its compiler: nothing runs, and no TPU is needed.
 
-  pip install -e ".[tpu_compile]"
+  pip install -e ".[tpu-compile]"
   python benchmarks/tpu.py                        # every network, for v5e and v6e, 2x2 chips
   python benchmarks/tpu.py --networks=unet --chips=v5e --programs=training,plain
   python benchmarks/tpu.py --crf                  # the dense CRF as a layer, and behind a network
@@ -26,6 +26,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # else JAX looks for the chips of an instal
 import ahead
 import jax
 import jax.numpy as jnp
+import report
 from absl import app, flags
 from jax import lax
 
@@ -272,7 +273,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   if _TABLE.value:
     found = [results for chip in CHIPS if (results := Results(chip)).values]
-    ahead.write_between(_PAGE, "<!-- tpu tables -->", "\n\n".join(map(tables, found)))
+    report.write(_PAGE, "tpu", "\n\n".join(map(tables, found)))
     return
   for chip in _CHIPS.value:
     results = Results(chip)

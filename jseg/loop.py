@@ -346,10 +346,10 @@ class Stepper:
       with self._session.compiling(step):
         shared = shard(batch, jax.local_device_count())
         if step == self._first + 1:
-          CONSOLE.print("  compiling the training step, once (a minute or more if it is deep)")
-        if step == self._first + 1 and jax.process_count() == 1:
-          self._step, sizes = compile_step(self._step, state, shared, self._job.key)
-          CONSOLE.print(f"  {sizes}", highlight=False)
+          CONSOLE.print("  compiling the training step, once (a deep one takes a minute or more)")
+          if jax.process_count() == 1:
+            self._step, sizes = compile_step(self._step, state, shared, self._job.key)
+            CONSOLE.print(f"  {sizes}", highlight=False)
         state, metrics = self._step(state, shared, self._job.key)
       self._trace.ends(step, metrics)
     self._log.add(step, metrics)

@@ -151,3 +151,9 @@ def test_extras_that_the_readme_names_are_there():
   named = set(re.findall(rf"{DISTRIBUTION}\[(\w+)\]", PAGES[0].read_text()))
   assert named >= {"cuda", "tpu"}
   assert named <= set(PROJECT["optional-dependencies"])
+
+
+def test_every_pip_finds_the_extras():
+  # Metadata has them with hyphens. pip 23.2 doesn't find "a_b" there, warns, and leaves it out.
+  extras = PROJECT["optional-dependencies"]
+  assert [name for name in extras if not re.fullmatch("[a-z0-9-]+", name)] == []

@@ -11,7 +11,7 @@ from jseg import models
 @pytest.fixture(scope="module")
 def gpu():
   if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-    pytest.skip("JAX's plugin isn't installed: pip install -e '.[cuda_compile]', on x86-64 Linux")
+    pytest.skip("JAX's plugin isn't installed: pip install -e '.[cuda-compile]', on x86-64 Linux")
   return ahead.t4()
 
 

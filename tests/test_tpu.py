@@ -16,7 +16,7 @@ from jseg.crf import CrfParams, dense_crf
 @pytest.fixture(scope="module")
 def chips():
   if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu isn't installed: pip install -e '.[tpu_compile]', on x86-64 Linux")
+    pytest.skip("libtpu isn't installed: pip install -e '.[tpu-compile]', on x86-64 Linux")
   # Otherwise the first process keeps all others out until it ends, as if chips were shared.
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   jax.devices()  # The CPU has read its flags; a libtpu that doesn't know one of them would abort.
