@@ -96,7 +96,7 @@ def test_on_a_cpu_memory_is_saved():
   image = jnp.ones((2, 64, 64, 3))
 
   def temporaries(remat):
-    model = models.create("unet", 3, remat=remat, widths=(8, 16))
+    model = models.create("unet", 3, remat=remat, widths=(16, 32))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
     def loss(variables):
@@ -104,7 +104,9 @@ def test_on_a_cpu_memory_is_saved():
 
     return jax.jit(jax.grad(loss)).lower(variables).compile().memory_analysis().temp_size_in_bytes
 
-  assert temporaries("stages") < 0.8 * temporaries("none")
+  none = temporaries("none")
+  assert temporaries("stages") < 0.75 * none
+  assert temporaries("all") < 0.6 * none
 
 
 def test_a_network_without_stages_is_refused():

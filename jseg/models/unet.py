@@ -106,26 +106,55 @@ class UNet(Network, Staged):
     x = fit_unet(image, depth, self.padding, train=train)
     skips = []
     for level, features in enumerate(self.widths):
-
-      def contract(net: UNet, x: Array, level: int = level, features: int = features) -> Array:
-        return net._convolve_twice(x if level == 0 else max_pool(x), features, train)
-
+      contract = functools.partial(
+        UNet._convolve_twice,
+        prepare=UNet._shrink if level else UNet._unchanged,
+        features=features,
+        train=train,
+      )
       x = self.stage(contract, x)
       skips.append(drop(x) if level >= depth - 1 else x)
       x = skips[-1]
     x = skips.pop()
     for features in reversed(self.widths[:-1]):
-
-      def expand(net: UNet, x: Array, skip: Array, features: int = features) -> Array:
-        x = net.typed(UpConv)(features)(x)
-        x = jnp.concatenate([center_crop(skip, x.shape[1:3]), x], axis=-1)
-        return net._convolve_twice(x, features, train)
-
+      expand = functools.partial(
+        UNet._convolve_twice,
+        prepare=functools.partial(UNet._join, features=features),
+        features=features,
+        train=train,
+      )
       x = self.stage(expand, x, skips.pop())
     return self.typed(Conv)(self.num_classes, (1, 1))(x)
 
-  def _convolve_twice(self, x: Array, features: int, train: bool, name: str = "") -> Array:
-    """Two 3x3 convolutions, each with normalization and ReLU."""
+  def _unchanged(self, x: Array) -> Array:
+    return x
+
+  def _shrink(self, x: Array) -> Array:
+    return max_pool(x)
+
+  def _join(self, x: Array, skip: Array, *, features: int) -> Array:
+    """The map from below at twice the resolution, beside the contracting path's."""
+    x = self.typed(UpConv)(features)(x)
+    return jnp.concatenate([center_crop(skip, x.shape[1:3]), x], axis=-1)
+
+  def _convolve_twice(
+    self,
+    *arrays: Array | None,
+    prepare: Callable[..., Array],
+    features: int,
+    train: bool,
+    name: str = "",
+  ) -> Array:
+    """Two 3x3 convolutions, each with normalization and ReLU.
+
+    Args:
+      *arrays: what comes from other stages.
+      prepare: makes the first convolution's input of it, as a method of this class. The two are one
+        unit: that input, two maps side by side, is the largest of all and need not be kept.
+      features: channels of both.
+      train: whether norms take the batch's statistics.
+      name: what parameters' names begin with; Flax's own names if empty.
+    """
 
     def convolve(net: UNet, x: Array, i: int) -> Array:
       conv = net.typed(Conv)(
@@ -138,9 +167,8 @@ class UNet(Network, Staged):
       norm = net.typed(Norm)(net.norm, name=f"{name}_{i}_norm" if name else None)
       return nn.relu(norm(conv(x), train=train))
 
-    for i in (1, 2):
-      x = self.unit(functools.partial(convolve, i=i), x)
-    return x
+    x = self.unit(lambda net, *arrays: convolve(net, prepare(net, *arrays), 1), *arrays)
+    return self.unit(functools.partial(convolve, i=2), x)
 
   def _behind_backbone(self, image: Array, drop: Callable[[Array], Array], train: bool) -> Array:
     backbone = self.typed(backbones.create)(
@@ -151,17 +179,20 @@ class UNet(Network, Staged):
     for i, (channels, stride) in enumerate(zip(self.decoder, _STRIDES, strict=True), 1):
       skip = features[stride] if stride > 1 else None
       skip = drop(features[16]) if stride == 16 else skip
-      expand = functools.partial(UNet._double, channels=channels, train=train, name=f"decoder{i}")
+      expand = functools.partial(
+        UNet._convolve_twice,
+        prepare=UNet._double,
+        features=channels,
+        train=train,
+        name=f"decoder{i}",
+      )
       x = self.stage(expand, x, skip)
     return self.typed(Conv)(self.num_classes, (3, 3), name="classifier")(x)
 
-  def _double(
-    self, x: Array, skip: Array | None, *, channels: int, train: bool, name: str
-  ) -> Array:
-    """One step of the expanding path behind a backbone."""
+  def _double(self, x: Array, skip: Array | None) -> Array:
+    """As `_join`, behind a backbone."""
     x = resize_nearest(x, [2 * n for n in x.shape[1:3]])
-    x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-    return self._convolve_twice(x, channels, train, name)
+    return x if skip is None else jnp.concatenate([x, skip], axis=-1)
 
   def training_labels(self, label: Array) -> Array:
     """Returns the part of [b h w] labels or weights that the training logits are compared with."""

@@ -64,19 +64,20 @@ class UNet3D(Network, Staged):
       x = net.typed(Conv)(features, (3, 3, 3), padding=net.padding)(x)
       return nn.relu(net.typed(Norm)(net.norm)(x, train=train))
 
-    def twice(net: UNet3D, x: Array, first: int, second: int) -> Array:
-      for features in (first, second):
-        x = net.unit(functools.partial(conv, features=features), x)
-      return x
-
+    # With the first convolution goes what makes its input, so that this need not be kept.
     def contract(net: UNet3D, x: Array, level: int) -> Array:
+      def first(net: UNet3D, x: Array) -> Array:
+        return conv(net, x if level == 0 else max_pool(x), features // 2)
+
       features = net.widths[level]
-      return twice(net, x if level == 0 else max_pool(x), features // 2, features)
+      return net.unit(functools.partial(conv, features=features), net.unit(first, x))
 
     def expand(net: UNet3D, x: Array, skip: Array, features: int) -> Array:
-      x = net.typed(UpConv)(x.shape[-1], use_bias=False)(x)
-      x = jnp.concatenate([center_crop(skip, x.shape[1:-1]), x], axis=-1)
-      return twice(net, x, features, features)
+      def first(net: UNet3D, x: Array, skip: Array) -> Array:
+        x = net.typed(UpConv)(x.shape[-1], use_bias=False)(x)
+        return conv(net, jnp.concatenate([center_crop(skip, x.shape[1:-1]), x], axis=-1), features)
+
+      return net.unit(functools.partial(conv, features=features), net.unit(first, x, skip))
 
     skips = []
     for level in range(depth + 1):

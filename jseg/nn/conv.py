@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jseg.arithmetic import cdiv
+from jseg.nn.barrier import after
 from jseg.nn.layer import KernelLayer
 from jseg.nn.once import traced_once
 from jseg.types import Array
@@ -197,15 +198,22 @@ def _conv_backward(
   def shifted(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     return jax.vjp(functools.partial(_shifted_products, **geometry), x, kernel)[1](dy)
 
+  def late(kernel: Array, dkernel: Array) -> Array:
+    # XLA would mirror all kernels at the start. A large x, kept or computed again for the kernel's
+    # gradient, should be gone before its own gradient comes, which is as large.
+    return after(kernel, [dkernel if kernel.size <= x.size else dy])
+
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
     dkernel = _kernel_gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
+    kernel = late(kernel, dkernel)
     if math.prod(strides) == 1:
       return _input_gradient(_dense, x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
     return dense(x, kernel, dy)[0], dkernel
 
   def slices(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     dkernel = _kernel_gradient_of_slices(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
+    kernel = late(kernel, dkernel)
     if any(s > 1 for s in strides):
       return dense(x, kernel, dy)[0], dkernel
     dx = _input_gradient(_convolve_slices, x.shape, kernel, dy, pads=pads, dilation=dilation)
@@ -407,19 +415,22 @@ def _kernel_gradient(
     for tap in itertools.product(*map(range, taps[:split]))
   ]
 
-  def add_images(total: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
-    x, dy = lax.pad(images[0], zero, x_edges), lax.pad(images[1], zero, dy_edges)
-    x = jnp.concatenate([x[s] for s in x_slices], axis=-1)
-    dy = jnp.concatenate([dy[s] for s in dy_slices], axis=-1)
-    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return total + jnp.dot(x.T, dy, preferred_element_type=jnp.float32), None
-
   c, f = shape[-2:]
   n_x, n_dy = len(x_slices), len(dy_slices)
   b = x.shape[0]
   together = _largest_divisor(b, 1 + (_SHARED - 1) // math.prod(out))
-  x, dy = (a.reshape(b // together, together, *a.shape[1:]) for a in (x, dy))
-  total = lax.scan(add_images, jnp.zeros((n_x * c, n_dy * f), jnp.float32), (x, dy))[0]
+
+  # The loop slices the batch itself: to `lax.scan` over parts of it XLA gives copies of x and dy.
+  def add_images(i: Array, total: Array) -> Array:
+    part, dpart = (lax.dynamic_slice_in_dim(a, i * together, together) for a in (x, dy))
+    part, dpart = lax.pad(part, zero, x_edges), lax.pad(dpart, zero, dy_edges)
+    part = jnp.concatenate([part[s] for s in x_slices], axis=-1)
+    dpart = jnp.concatenate([dpart[s] for s in dy_slices], axis=-1)
+    part, dpart = part.reshape(-1, part.shape[-1]), dpart.reshape(-1, dpart.shape[-1])
+    return total + jnp.dot(part.T, dpart, preferred_element_type=jnp.float32)
+
+  zeros = jnp.zeros((n_x * c, n_dy * f), jnp.float32)
+  total = lax.fori_loop(0, b // together, add_images, zeros)
   return total.reshape(n_x, c, n_dy, f).transpose(2, 0, 1, 3).reshape(shape)
 
 

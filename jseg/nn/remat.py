@@ -14,6 +14,7 @@ from flax.linen import transforms
 from jax import lax
 from jax.extend import core
 
+from jseg.nn.barrier import after
 from jseg.nn.layer import Layer
 from jseg.types import Array, InputError, Tree
 
@@ -96,8 +97,8 @@ def _again(function: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
   """A function of which the backward pass keeps the arguments alone, and computes the rest again.
 
   As `jax.checkpoint`, but on CPUs too. JAX sets a barrier before what is computed again, which XLA
-  removes on a CPU, to find that all of it has been computed before. Here the arrays pass a choice
-  that depends on the incoming gradient, so that they are new to XLA.
+  removes on a CPU, to find that all of it has been computed before. Here the arrays are made new
+  to XLA, and come after the incoming gradient.
 
   Args:
     function: function of arrays. What is returned takes them in two lists: those that don't change
@@ -114,7 +115,7 @@ def _again(function: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
   def backward(saved: Any, gradient: list[Array]) -> tuple[list[Array], list[Array]]:
     fixed, arrays = saved
     floats = [g for g in gradient if jnp.issubdtype(g.dtype, jnp.inexact)]
-    arrays = lax.platform_dependent(arrays, floats, cpu=_chosen, default=_behind_barrier)
+    arrays = lax.platform_dependent(arrays, floats, cpu=_after, default=_behind_barrier)
     return jax.vjp(lambda *both: function(*both[0], *both[1]), fixed, arrays)[1](gradient)
 
   computed_again.defvjp(forward, backward)
@@ -125,7 +126,5 @@ def _behind_barrier(arrays: list[Array], gradient: list[Array]) -> list[Array]:
   return lax.optimization_barrier((arrays, gradient))[0]
 
 
-def _chosen(arrays: list[Array], gradient: list[Array]) -> list[Array]:
-  """The arrays; XLA can't tell that an odd number is never 0."""
-  odd = sum((g.reshape(-1)[0] for g in gradient if g.size), jnp.zeros(())).astype(jnp.int32) | 1
-  return [jnp.where(odd != 0, a, jnp.zeros_like(a)) for a in arrays]
+def _after(arrays: list[Array], gradient: list[Array]) -> list[Array]:
+  return [after(a, gradient) for a in arrays]

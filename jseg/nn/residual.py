@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jseg.nn.barrier import true_after
 from jseg.nn.once import traced_once
 from jseg.types import Array
 
@@ -30,11 +31,10 @@ def _add_relu(x: Array, y: Array) -> Array:
 
 def _once(x: Array, y: Array) -> Array:
   # XLA computes nothing twice that lies in a branch, as long as it can't tell that it is always
-  # taken. `lax.optimization_barrier` is gone before it decides what to compute where.
+  # taken.
   if not x.size:
     return x
-  first = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(()).astype(jnp.int32)
-  return lax.cond((first | 1) != 0, _add_relu, lambda x, y: jnp.zeros_like(x), x, y)
+  return lax.cond(true_after([x]), _add_relu, lambda x, y: jnp.zeros_like(x), x, y)
 
 
 @_computed_once.defjvp
