@@ -4,7 +4,7 @@
       --config.init_from=runs/fcn8s --workdir=runs/whole
 
 `:without` trains on as long without a CRF, `:stride` with one at an eighth of the resolution,
-`:whole` with one at the whole.
+`:whole` with one at the whole. Rates are those of `fcn8s_voc`, with the CRF as the new part.
 """
 
 from typing import Any
@@ -31,8 +31,6 @@ def get_config(variant="whole"):
   recipe = jseg.config.variant(VARIANTS, variant)
   config = jseg.recipes.read("fcn8s_voc")  # the same network, data and augmentation
   config.steps = config.eval_every = 40
-  config.optim.lr = 1e-4
-  config.optim.head_lr = 10.0  # the CRF is new
   config.crf.train = recipe.get("train", False)
   config.crf.stride = recipe.get("stride", 1)
   return config
