@@ -43,11 +43,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
   },
   "voc2012_subset": {
     "model": ("deeplab_v1", {"fc": 256, "dropout": 0.0}),
-    "data": {"size": (129, 129), "batch_size": 4},
-    "augment": {"crop": (81, 81), "scale": (0.8, 1.25)},
-    "steps": 40,
+    "data": {"size": (129, 129), "batch_size": 8},
+    "augment": {"crop": (97, 97), "scale": (0.8, 1.25)},
+    "steps": 120,
     # All but VGG16 is new.
-    "optim": {"lr": 2e-5, "head_lr": 50.0, "warmup_steps": 4},
+    "optim": {"lr": 2e-5, "head_lr": 50.0, "warmup_steps": 10},
   },
 }
 
