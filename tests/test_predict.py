@@ -227,10 +227,9 @@ def test_a_batch_is_what_each_of_its_images_is(run, changes):
   sizes = [(64, 64), (20, 24), (150, 90), (64, 30), (9, 70)]
   images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
   for image, make in zip(images, segmenter.batch(images, 6), strict=True):
-    together, alone = make(), segmenter(image)
-    np.testing.assert_array_equal(together.mask, alone.mask)
-    np.testing.assert_allclose(together.probabilities, alone.probabilities, atol=1e-6)
-  assert len(np.unique(alone.mask)) > 1
+    alone = segmenter(image).mask
+    np.testing.assert_array_equal(make().mask, alone)
+  assert len(np.unique(alone)) > 1
 
 
 def test_the_limit_of_pixels_is_a_setting(run, tmp_path):
