@@ -311,6 +311,7 @@ def validate(config: ml_collections.ConfigDict, model: Network | None = None) ->
   positive = ("steps", "accumulate", "log_every", "eval_every", "checkpoint_every", "keep")
   of_data = ("batch_size", "eval_batch_size", "threads", "max_pixels")
   at_least({key: given[key] for key in (*positive, *(f"data.{key}" for key in of_data))}, 1)
+  build("data", data.check_pixel_limit, max_pixels=given["data.max_pixels"])
   at_least({key: given[key] for key in ("seed", "samples", "precise_bn_batches")}, 0)
   at_least({key: given[key] for key in ("epochs", "patience", "keep_every")}, 0)
   if config.keep_every % config.checkpoint_every:
@@ -572,6 +573,8 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
 
 def unknown_key(key: str, known: list[str]) -> str:
   """Error text for an unknown key, with close matches or its siblings."""
+  if f"{key}." in FREE or any(name.startswith(f"{key}.") for name in known):
+    return f"{key}: a section takes no value; give one of its keys, as {key}.NAME=VALUE"
   close = difflib.get_close_matches(key, known, n=3)
   section = key.rpartition(".")[0]
   siblings = [k for k in known if k.rpartition(".")[0] == section] or known

@@ -140,6 +140,8 @@ def _dataset(run: Run, given: Dataset | None, root: str | None) -> Dataset:
 
 def _check_metrics(metrics: Sequence[str], dataset: Dataset, split: str) -> None:
   """Raises InputError for impossible metrics, before any work."""
+  if len(set(metrics)) < len(metrics):
+    raise InputError(f"metrics: {', '.join(metrics)} names one twice; name each once")
   for spec in metrics:
     create_metric(spec, dataset.classes.names, dataset.ndim)
   if metrics and dataset.ndim == 3:

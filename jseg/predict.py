@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import functools
 import itertools
 import os
 import pathlib
@@ -11,7 +10,7 @@ import shutil
 import threading
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -110,6 +109,28 @@ class Segmenter:
       InputError: it is of another type or shape.
     """
     return self._predict(self.variables, image)
+
+  @property
+  def together(self) -> int:
+    """Images that `batch` is given at the most; 1 where there is no use in several."""
+    return self._predict.together
+
+  def batch(
+    self, images: Sequence[np.ndarray | StoredImage], filled: int = 1
+  ) -> Sequence[Callable[[], Any]]:
+    """Shows the network several images at once, over all local devices.
+
+    Args:
+      images: each as for the call; one or more, and `together` at the most.
+      filled: images that the batch is filled up to, so that one program serves all batches.
+
+    Returns:
+      What makes the prediction of each image, at its own size; threads may call it.
+
+    Raises:
+      InputError: one of them is of another type or shape.
+    """
+    return self._predict.batch(self.variables, images, filled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,40 +282,69 @@ def _overlapped(
     saving: further arguments of `save` of a prediction.
   """
   pool = ThreadPoolExecutor(_THREADS)
+  together = min(segmenter.together, len(files))
+  unread = iter(files.items())
+  reads: deque[tuple[str, pathlib.Path, Future[np.ndarray | StoredImage]]] = deque()
+  writes: deque[tuple[str, Future[Any]]] = deque()
 
-  def predict(
-    read: Future[np.ndarray | StoredImage], name: str, file: pathlib.Path
-  ) -> tuple[Future[object], bool]:
-    """What is being written of an image that was read, and whether it is a large one."""
-    try:
-      image = read.result()
-      prediction = segmenter(image)
-    except Exception as error:  # as one of its own, in its turn
-      failed: Future[object] = Future()
-      failed.set_exception(error)
-      return failed, False
-    write = functools.partial(_write, saving=saving)
-    return pool.submit(write, segmenter.task, prediction, name, file, out), image.size > LARGE
+  def read_ahead(most: int) -> None:
+    for name, file in itertools.islice(unread, max(0, most - len(reads))):
+      reads.append((name, file, pool.submit(_read, segmenter.task, file)))
 
-  def results() -> Iterator[tuple[str, Future[object]]]:
-    unread, most = iter(files.values()), 1
-    reads: deque[Future[np.ndarray | StoredImage]] = deque()
-    writes: deque[tuple[str, Future[object]]] = deque()
-    for name, file in files.items():
-      for following in itertools.islice(unread, max(0, most - len(reads))):
-        reads.append(pool.submit(_read, segmenter.task, following))
-      written, large = predict(reads.popleft(), name, file)
-      writes.append((name, written))
-      # Nothing of another image is held beside a large one.
-      most = 1 if large else _THREADS
-      while len(writes) > (0 if large else _THREADS):
+  def make(images: Sequence[np.ndarray | StoredImage]) -> Sequence[Callable[[], tasks.Prediction]]:
+    """What makes the prediction of each image, or raises why there is none."""
+    if together > 1 and images:
+      try:
+        return segmenter.batch(images, together)
+      except Exception as error:
+        if not isinstance(error, InputError) and not _is_of_memory(error):
+          raise
+        # One image isn't to keep the others from being predicted: each goes by itself.
+    return [_outcome(segmenter, image) for image in images]
+
+  def results() -> Iterator[tuple[str, Future[Any]]]:
+    read_ahead(1)
+    while reads:
+      # Nothing of another image is held beside a large one, as the next may be.
+      large = _is_large(reads[0][-1])
+      group = [reads.popleft()]
+      if not large:
+        read_ahead(together - 1)
+        while reads and len(group) < together and not _is_large(reads[0][-1]):
+          group.append(reads.popleft())
+        read_ahead(max(together, _THREADS))
+      made = iter(make([read.result() for *_, read in group if not read.exception()]))
+      for name, file, read in group:
+        done: Future[Any] = read  # why it couldn't be read
+        if not read.exception():
+          done = pool.submit(_write, segmenter.task, next(made), name, file, out, saving=saving)
+        writes.append((name, done))
+      while len(writes) > (0 if large else max(together, _THREADS)):
         yield writes.popleft()
+      read_ahead(1)
     yield from writes
 
   try:
     yield results()
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def _outcome(
+  segmenter: Segmenter, image: np.ndarray | StoredImage
+) -> Callable[[], tasks.Prediction]:
+  """Predicts an image, and gives back the prediction, or raises why there is none, when called."""
+  outcome: Future[tasks.Prediction] = Future()
+  try:
+    outcome.set_result(segmenter(image))
+  except Exception as error:  # as one of its own, in its turn
+    outcome.set_exception(error)
+  return outcome.result
+
+
+def _is_large(read: Future[np.ndarray | StoredImage]) -> bool:
+  """Whether an image is a large one, once it has been read."""
+  return not read.exception() and read.result().size > LARGE
 
 
 def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray | StoredImage:
@@ -307,14 +357,15 @@ def _read(task: tasks.Task, file: pathlib.Path) -> np.ndarray | StoredImage:
 
 def _write(
   task: tasks.Task,
-  prediction: tasks.Prediction,
+  make: Callable[[], tasks.Prediction],
   name: str,
   file: pathlib.Path,
   out: pathlib.Path,
   *,
   saving: Arguments,
 ) -> object:
-  """Puts the results of one file in place, and returns what the report needs of it."""
+  """Makes the prediction of one file and puts it in place; returns what the report needs of it."""
+  prediction = make()
   folder, _, leaf = name.rpartition("/")
   partial = out / _PARTIAL / str(threading.get_ident())
   saved = prediction.save(partial, leaf, like=file, **saving)
@@ -334,11 +385,16 @@ def _reason(file: pathlib.Path, error: Exception) -> str | None:
     return text
   if isinstance(error, InputError):
     return f"{file}: {text}"
-  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+  if _is_of_memory(error):
     return f"{file}: there is not enough memory for it; cut or shrink it"
   if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
     return f"{file}: a result can't have its name ({error.strerror}); rename it"
   return None
+
+
+def _is_of_memory(error: Exception) -> bool:
+  """Whether there wasn't enough memory, on the host or on a device."""
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, object]:

@@ -6,6 +6,7 @@ what comes out is device 0's value, so everything returned has been reduced befo
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -95,15 +96,18 @@ def parallel(
 class LocalDevices:
   """The devices of this process, which share batches of independent items.
 
+  Attributes:
+    batch_size: items of a full batch over all of them.
+
   Args:
-    batch_size: items of a batch over all of them, rounded up to a multiple of their number.
+    batch_size: the same, before it is rounded up to a multiple of their number.
   """
 
   def __init__(self, batch_size: int):
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), (AXIS,))
     self._devices, self._count = devices, mesh.size
-    self._batch = self.round_up(batch_size)
+    self.batch_size = self.round_up(batch_size)
     self._same, self._split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
     self._given: Tree = None
     self._copies: Tree = None
@@ -114,8 +118,8 @@ class LocalDevices:
 
   def batches(self, items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     """Yields the items batch by batch; the last batch may be smaller."""
-    for first in range(0, len(items), self._batch):
-      yield items[first : first + self._batch]
+    for first in range(0, len(items), self.batch_size):
+      yield items[first : first + self.batch_size]
 
   def replicate(self, tree: _Tree) -> _Tree:
     """Copies a pytree to every device, unless it is the one that was copied last."""
@@ -148,6 +152,22 @@ class LocalDevices:
   def shard(self, *arrays: np.ndarray) -> list[Array]:
     """Splits the first axis of arrays over the devices, which must divide it."""
     return [jax.device_put(array, self._split) for array in arrays]
+
+  def items(self, array: Array) -> list[Callable[[], Array]]:
+    """Returns a function for each item of what was computed of split arrays, [b ...].
+
+    It gives the item [...] on the first device, where programs for single items are compiled.
+    """
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+
+    def item(part: Array, index: int) -> Array:
+      return jax.device_put(part[index], self._devices[0])
+
+    return [
+      functools.partial(item, part, index)
+      for _, part in sorted(parts.items(), key=lambda placed: placed[0])
+      for index in range(len(part))
+    ]
 
 
 def meet() -> None:

@@ -173,6 +173,7 @@ THOROUGH = tuple(
     r"nn_remat\.py::test_gradients_statistics_and_draws_are_the_same\[unet",
     r"nn_resize\.py::test_resize_to_equals\w*\[multiplied-size[123]",
     r"notebooks\.py::test_notebook_runs",
+    r"predict\.py::test_a_batch_is_what_each_of_its_images_is\[averaged",
     r"predict\.py::test_scores_that_must_be_whole",
     r"real_data\.py::test_a_folder_trains_evaluates_and_predicts",
     r"real_data\.py::test_the_check_finds_nothing_wrong\[camvid",

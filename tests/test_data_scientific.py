@@ -26,6 +26,7 @@ from jseg.augment import Example, make_augment
 from jseg.data.files import attempt
 from jseg.data.files.scientific import decode_scientific
 from jseg.data.pipeline import as_channels, eval_batches, train_iterator
+from jseg.data.sources.scientific import matches
 from jseg.images import Statistics, denormalize, normalize, picture
 from jseg.scaling import about_scaling, check_scaling, fit_scaling
 from jseg.types import InputError
@@ -169,6 +170,28 @@ def test_a_tiff_that_says_more_than_it_holds():
   content[end : end + 4] = (8).to_bytes(4, "little")
   with pytest.raises(InputError, match="list of pages leads back to itself"):
     decode_scientific(bytes(content), "x")
+
+
+def test_the_header_tells_what_an_image_is(tmp_path):
+  colors = np.zeros((9, 11, 3), np.uint8)
+  cases = {
+    "deep.png": (encode(GRAY)[:60], True),  # of what follows nothing is needed
+    "colors.png": (encode(colors)[:60], False),
+    "bands.tif": (tiff(BANDS, planarconfig="contig")[:-50], True),
+    "float.tif": (tiff(GRAY.astype(np.float32))[:-50], True),
+    "pages.tif": (tiff(FIRST.astype(np.uint8)), True),
+    "alpha.tif": (tiff(np.zeros((9, 11, 4), np.uint8), photometric="rgb", extrasamples=[0]), True),
+    "colors.tif": (tiff(colors, photometric="rgb"), False),
+    "gray.tif": (tiff(colors[..., 0]), False),
+    "text.tif": (b"II*\0 and no more", False),
+    "empty.png": (b"", False),
+  }
+  for name, (content, expected) in cases.items():
+    folder = tmp_path / name
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / name).write_bytes(content)
+    (folder / "classes.json").write_text("{}")
+    assert matches(folder) == expected, name
 
 
 def test_a_missing_reader_is_named(monkeypatch):

@@ -215,8 +215,11 @@ def test_a_prepared_set_has_rows_of_large_images_and_their_labels(kind, tmp_path
     return data.load(kind, root=tmp_path / "set", data_dir=tmp_path / name)
 
   rows = load("rows")
+  assert data.contact_sheet(tmp_path / "set", tmp_path / "rows.png")
   monkeypatch.setattr(stored, "LARGE", 2**26)
   whole = load("whole")
+  assert data.contact_sheet(tmp_path / "set", tmp_path / "whole.png")
+  assert (tmp_path / "rows.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
   assert isinstance(whole.source("val").open(0)["image"], np.ndarray)
   np.testing.assert_array_equal(rows.pixel_counts("train"), whole.pixel_counts("train"))
   assert (rows.max_size("val"), rows.channels) == (whole.max_size("val"), whole.channels)

@@ -232,6 +232,7 @@ def test_a_volume_in_windows():
     ({"scales": ()}, r"scales: \(\) must be numbers above 0"),
     ({"scales": (1.0, 0)}, r"scales: \(1.0, 0\)"),
     ({"scales": ("1",)}, "scales"),
+    ({"scales": (True,)}, r"scales: \(True,\) must be numbers"),
     ({"mode": "tile", "scales": (0.5, 1.0)}, "scales: tiles are shown at the image's own size"),
     ({"output_size": "512"}, "output_size: '512' must be image, canvas, or HEIGHTxWIDTH in pixels"),
     ({"output_size": "0x512"}, "output_size: '0x512'"),

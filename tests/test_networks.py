@@ -204,6 +204,8 @@ def test_published_unet_with_weight_map_and_region_measures(tmp_path, data_dir):
   assert 0 < saved["rand"] <= 1
   with pytest.raises(SystemExit, match=r"there is no class 'disk'; choose from background, disc"):
     cli.main([*arguments[:-1], "rand=disk"])
+  with pytest.raises(SystemExit, match="metrics: boundary, boundary names one twice"):
+    cli.main([*arguments[:-1], "boundary"])
 
 
 def test_tiles_give_what_the_whole_image_gives():

@@ -203,17 +203,33 @@ def test_killed_between_two_files_of_one_photo(run, tmp_path, monkeypatch):
 def test_not_enough_memory_for_one_is_its_own_failure(run, tmp_path, monkeypatch):
   photo(tmp_path / "in" / "a.png")
   photo(tmp_path / "in" / "huge.png", (30, 30))
-  call = SemanticPredictor.__call__
+  show = SemanticPredictor._as_shown
 
-  def predict(self, variables, image):
+  def fail(self, image):
     if image.shape[0] == 30:
       raise MemoryError
-    return call(self, variables, image)
+    return show(self, image)
 
-  monkeypatch.setattr(SemanticPredictor, "__call__", predict)
+  monkeypatch.setattr(SemanticPredictor, "_as_shown", fail)
   result = predict_files(run, [tmp_path / "in"], tmp_path / "out")
   assert result.done == ["a"]
   assert "huge.png: there is not enough memory for it" in result.failed["huge"]
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"inference.scales": (1.0, 0.5), "inference.flip": "horizontal"}],
+  ids=["once", "averaged"],
+)
+def test_a_batch_is_what_each_of_its_images_is(run, changes):
+  segmenter = jseg.Segmenter.from_run(run, changes=changes)
+  rng = np.random.default_rng(0)
+  sizes = [(64, 64), (20, 24), (150, 90), (64, 30), (9, 70)]
+  images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+  for image, make in zip(images, segmenter.batch(images, 6), strict=True):
+    alone = segmenter(image).mask
+    np.testing.assert_array_equal(make().mask, alone)
+  assert len(np.unique(alone)) > 1
 
 
 def test_the_limit_of_pixels_is_a_setting(run, tmp_path):

@@ -49,6 +49,8 @@ def train_script(monkeypatch, tmp_path):
     ([f"--config={ROOT}/configs/folder.py"], "data.root is missing"),
     # A word that looks like a number stays a word.
     ([f"--config={ROOT}/configs/folder.py", "--config.data.root=2012"], "2012"),
+    (["--config.inference.crf_params=3"], "inference.crf_params: a section takes no value; give"),
+    (["--config.data.max_pixels=2000000000"], "data.max_pixels: 2000000000 must be a whole number"),
     (["--config.optim.lr"], "optim.lr: '' must be of the kind of its default"),
   ],
 )

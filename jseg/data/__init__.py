@@ -11,7 +11,7 @@ if TYPE_CHECKING:
   from jseg.data.files.classes import ClassInfo, voc_colormap
   from jseg.data.files.images import read_image
   from jseg.data.files.instances import Objects
-  from jseg.data.files.limits import MAX_PIXELS, pixel_limit
+  from jseg.data.files.limits import MAX_PIXELS, check_pixel_limit, pixel_limit
   from jseg.data.files.listing import IMAGE_SUFFIXES, NIFTI_SUFFIXES, Listing, list_files
   from jseg.data.files.nifti import flatten_volume
   from jseg.data.files.preparation import VolumePreparation, read_volume, write_mask
@@ -50,6 +50,7 @@ __all__ = [
   "as_channels",
   "check_canvas",
   "check_folder",
+  "check_pixel_limit",
   "contact_sheet",
   "eval_batches",
   "find_ends",
@@ -80,7 +81,7 @@ _HOMES = {
   "check": ("check_folder",),
   "sheet": ("contact_sheet",),
   "files": ("FileError",),
-  "files.limits": ("MAX_PIXELS", "pixel_limit"),
+  "files.limits": ("MAX_PIXELS", "check_pixel_limit", "pixel_limit"),
   "files.listing": ("IMAGE_SUFFIXES", "NIFTI_SUFFIXES", "Listing", "list_files"),
   "files.classes": ("ClassInfo", "voc_colormap"),
   "files.images": ("read_image",),

@@ -99,8 +99,23 @@ class Serving:
   channels: int
 
 
-Predictor = Callable[[Variables, Any], Prediction]
-"""`(variables, image) -> prediction`, for an image of any size, as `Task.read` gives it."""
+class Predictor(Protocol):
+  """Predicts images of any size, as `Task.read` gives them."""
+
+  @property
+  def together(self) -> int:
+    """Images that `batch` is given at the most; 1 where there is no use in several."""
+
+  def __call__(self, variables: Variables, image: Any) -> Prediction:
+    """Predicts one image."""
+
+  def batch(
+    self, variables: Variables, images: Sequence[Any], filled: int = 1
+  ) -> Sequence[Callable[[], Prediction]]:
+    """Shows images to the network at once, in a batch filled up to so many.
+
+    It returns what makes the prediction of each, which threads may call.
+    """
 
 
 class Task(Protocol):

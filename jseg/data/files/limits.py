@@ -22,6 +22,16 @@ _MOST = 2**30
 _limit = contextvars.ContextVar("max_pixels", default=MAX_PIXELS)
 
 
+def check_pixel_limit(max_pixels: int) -> None:
+  """Refuses an impossible argument of `pixel_limit`.
+
+  Raises:
+    InputError: it isn't a number from 1 to 2^30.
+  """
+  if not isinstance(max_pixels, int) or not 1 <= max_pixels <= _MOST:
+    raise InputError(f"max_pixels: {max_pixels} must be a whole number from 1 to {_MOST}")
+
+
 @contextlib.contextmanager
 def pixel_limit(max_pixels: int) -> Iterator[None]:
   """Lets whatever is read inside the `with` block have up to so many pixels.
@@ -33,8 +43,7 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
   Raises:
     InputError: it isn't a number from 1 to 2^30.
   """
-  if not isinstance(max_pixels, int) or not 1 <= max_pixels <= _MOST:
-    raise InputError(f"max_pixels: {max_pixels} must be a whole number from 1 to {_MOST}")
+  check_pixel_limit(max_pixels)
   token = _limit.set(max_pixels)
   try:
     yield
@@ -63,6 +72,11 @@ def check_pixels(size: tuple[int, int], where: Path | str, bytes_each: int = COL
     raise _too_large(where, problem + of_format, count * bytes_each, other)
 
 
+def most_values() -> int:
+  """Returns the values that a volume or a scientific image may have."""
+  return min(int(_limit.get() * _VALUES_EACH), _MOST)
+
+
 def check_values(shape: Sequence[int], where: Path | str) -> None:
   """Refuses an array of more values than the limit, before memory is reserved for it.
 
@@ -73,7 +87,7 @@ def check_values(shape: Sequence[int], where: Path | str) -> None:
   Raises:
     FileError: there are more than the limit.
   """
-  count, limit = math.prod(shape), min(int(_limit.get() * _VALUES_EACH), _MOST)
+  count, limit = math.prod(shape), most_values()
   if count > limit:
     size = " x ".join(map(str, shape))
     rule = f"{limit:,}, {_VALUES_EACH} for a pixel of data.max_pixels"

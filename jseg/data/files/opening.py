@@ -9,7 +9,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import GifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
@@ -36,6 +36,7 @@ _OTHERS = (
   (0, b"%PDF", "a PDF", "Export its pages as PNG"),
   (0, b"<", "text such as HTML or SVG", "Download it again, or export it as PNG"),
 )
+_TIFF = (b"II*\0", b"MM\0*")
 _LONGEST = 10**6  # which a PNG can't exceed, to libpng
 _SIZ = b"\xff\x4f\xff\x51"  # how JPEG 2000 begins: size, tiles, components
 _OPENING = threading.Lock()
@@ -144,6 +145,25 @@ def open_checked(data: bytes, where: Path | str) -> Opened:
     raise _unreadable(data, where, error) from error
 
 
+def beyond_colors(path: Path) -> bool:
+  """Whether a TIFF or PNG has more bits, other bands or more pages than an image of colors.
+
+  Only its header is read, so damage behind it isn't seen.
+  """
+  with path.open("rb") as stream:
+    try:
+      with _start(stream) as image:
+        _check_frames(image, path)
+        _check_bands(image, path)
+        stream.seek(0)
+        return image.mode[0] in "IF" or _depth(image, stream.read(26), None) > 8
+    except FileError:
+      return True
+    except Exception:  # no image, or a TIFF of numbers that Pillow has no colors for
+      stream.seek(0)
+      return stream.read(4) in _TIFF and bool(_tiff_layout(stream))
+
+
 def _open(data: bytes, where: Path | str) -> Opened:
   scans = find_scans(data)
   if scans is not None and scans.fault:
@@ -187,7 +207,7 @@ def _open(data: bytes, where: Path | str) -> Opened:
   )
 
 
-def _start(stream: io.BytesIO) -> Any:
+def _start(stream: BinaryIO) -> Any:
   """Opens an image without decoding it."""
   is_gif = stream.read(6) in (b"GIF87a", b"GIF89a")
   stream.seek(0)
@@ -286,7 +306,7 @@ def _unreadable(data: bytes, where: Path | str, error: Exception) -> FileError:
   for place, start, what, fix in _OTHERS:
     if data[place : place + len(start)] == start:
       return FileError("unreadable", where, f"is {what}", fix)
-  if data[:4] in (b"II*\0", b"MM\0*") and (text := _tiff_layout(data)):
+  if data[:4] in _TIFF and (text := _tiff_layout(io.BytesIO(data))):
     fix = "Save it as a TIFF or PNG of 8 bits with 1 or 3 channels"
     return FileError(
       "layout", where, f"is damaged, or a TIFF of a kind that isn't read: {text}", fix
@@ -297,11 +317,11 @@ def _unreadable(data: bytes, where: Path | str, error: Exception) -> FileError:
   return FileError("unreadable", where, f"damaged or no image ({reason})", _RESTORE)
 
 
-def _tiff_layout(data: bytes) -> str:
+def _tiff_layout(stream: BinaryIO) -> str:
   """Bands and bits of a TIFF that Pillow can't decode; "" if not even they can be read."""
   try:
-    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
-    stream = io.BytesIO(data)
+    stream.seek(0)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
     stream.seek(tags.next)
     tags.load(stream)
     bits = tags.get(_BITS, (1,))

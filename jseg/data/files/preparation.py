@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from jseg.data.files.channels import channel_files, read_channels
+from jseg.data.files.limits import most_values
 from jseg.data.files.nifti import Volume, import_nibabel, normalize_volume, size_text
 from jseg.types import InputError
 
@@ -106,7 +107,11 @@ class VolumePreparation:
     return tuple(max(1, round(n * old / new)) for n, old, new in lengths)
 
   def image(self, volume: Volume) -> np.ndarray:
-    """Returns what the network sees of an image: float32 [d h w c]."""
+    """Returns what the network sees of an image: float32 [d h w c].
+
+    Raises:
+      InputError: it has other channels than `intensities`, or would have too many voxels.
+    """
     array = volume.array
     if self.window:
       level, width = self.window
@@ -123,6 +128,12 @@ class VolumePreparation:
       low, high, mean, deviation = np.transpose(self.intensities).astype(np.float32)
       array = (np.clip(array, low, high) - mean) / deviation
     size = self.size(volume.size, volume.spacing)
+    if math.prod(size) * array.shape[-1] > most_values():
+      raise InputError(
+        f"spacing: {self.spacing!r} makes {size_text(size)} of {size_text(volume.size)}, "
+        f"and the limit is {most_values():,} values; choose larger distances, "
+        "or raise data.max_pixels"
+      )
     if size != volume.size:
       channels = [self._resample(array[..., c], size, volume) for c in range(array.shape[-1])]
       array = np.stack(channels, -1)

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jseg.arithmetic import cdiv
-from jseg.data.files import FileError, attempt, read_bytes
-from jseg.data.files.images import CanonicalImage, canonical_image
+from jseg.data.files import FileError, read_bytes
+from jseg.data.files.images import CanonicalImage
 from jseg.data.files.listing import IMAGE_SUFFIXES, list_if_there
 from jseg.data.files.masks import Label, RawMask, read_mask
+from jseg.data.files.opening import beyond_colors
 from jseg.data.files.scientific import (
   SCIENTIFIC_SUFFIXES,
   canonical_scientific,
@@ -63,7 +64,8 @@ def scientific_source(
 def matches(root: Path) -> bool:
   """Whether most images of a folder in this layout are such as `folder` can't take.
 
-  A few of them, spread over the first split that has any, stand for all.
+  A few of them, spread over the first split that has any, stand for all; only their headers are
+  read.
   """
   if not (root / "classes.json").is_file():
     return False
@@ -80,9 +82,9 @@ def _is_scientific(path: Path) -> bool:
   """Whether an image has more bits or other bands than colors have."""
   if (suffix := path.suffix.lower()) == ".npy" or suffix not in SCIENTIFIC_SUFFIXES:
     return suffix == ".npy"
-  data, _ = attempt(read_bytes, path)
-  problems = [] if data is None else attempt(canonical_image, data, path)[1]
-  return any(problem.kind in ("depth", "layout") for problem in problems)
+  with contextlib.suppress(OSError):  # as where it is read
+    return beyond_colors(path)
+  return False
 
 
 @dataclasses.dataclass(frozen=True)

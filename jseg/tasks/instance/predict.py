@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import jax
@@ -184,11 +184,64 @@ class InstancePredictor:
     Raises:
       InputError: it is of another type or shape.
     """
+    image = self._as_shown(image)
+    views = self._views(image.shape[:2])
+    found = part_progress(self._found(variables, image, views), "windows", len(views))
+    return self._merged(image, found)
+
+  @property
+  def together(self) -> int:
+    """Images that `batch` is given at the most: one where each is shown in windows."""
+    if self._inference.mode != "shrink":
+      return 1
+    return max(1, self._devices.batch_size // len(self._inference.flipped_axes(2)))
+
+  def batch(
+    self, variables: Variables, images: Sequence[np.ndarray], filled: int = 1
+  ) -> list[Callable[[], InstancePrediction]]:
+    """Shows several images to the network at once, over all local devices.
+
+    Args:
+      variables: parameters and statistics of the network.
+      images: each as for the call; one or more, and `together` at the most.
+      filled: images that the batch is filled up to, so that one program serves all batches.
+
+    Returns:
+      What makes the prediction of each image; threads may call it.
+
+    Raises:
+      InputError: one of them is of another type or shape.
+    """
+    images = [self._as_shown(image) for image in images]
+    views = [self._views(image.shape[:2]) for image in images]
+    per = len(views[0])
+    count = self._devices.round_up(per * max(filled, len(images)))
+    canvases = np.zeros((count, *self._size, self._channels), images[0].dtype)
+    sizes = np.ones((count, 2), np.int32)
+    for i, (image, own) in enumerate(zip(images, views, strict=True)):
+      part = slice(per * i, per * (i + 1))
+      canvases[part], sizes[part] = self._show(image, own, per)
+    detected = self._detect_on_devices(self._devices.replicate(variables), canvases, sizes)()
+
+    def find_in(index: int) -> InstancePrediction:
+      part = slice(per * index, per * (index + 1))
+      own = jax.tree.map(lambda a: a[part], detected)
+      image = images[index]
+      return self._merged(image, _objects(views[index], sizes[part], own, image.shape[:2]))
+
+    return [functools.partial(find_in, index) for index in range(len(images))]
+
+  def _as_shown(self, image: np.ndarray) -> np.ndarray:
+    """The image in the channels of the network. Raises InputError if it is of another kind."""
     image = as_channels(image, self._channels, scaled=self._scaled)
     if image.ndim != 3:
       raise InputError(f"this network takes images, not an array of shape {image.shape}")
-    views = self._views(image.shape[:2])
-    found = part_progress(self._found(variables, image, views), "windows", len(views))
+    return image
+
+  def _merged(
+    self, image: np.ndarray, found: Iterable[tuple[View, list[Found]]]
+  ) -> InstancePrediction:
+    """The prediction of what the views of an image have found."""
     objects = merge(found, image.shape[:2])
     return InstancePrediction(image, objects, self._classes, self._bands)
 
@@ -209,15 +262,7 @@ class InstancePredictor:
     self, variables: Variables, image: np.ndarray, views: Sequence[View]
   ) -> Iterator[tuple[View, list[Found]]]:
     """Views and their objects; the host lags a batch behind the devices."""
-    shape = image.shape[:2]
-
-    def objects(
-      part: Sequence[View], sizes: np.ndarray, detected: Detections
-    ) -> Iterator[tuple[View, list[Found]]]:
-      for i, view in enumerate(part):
-        one = jax.tree.map(lambda a, i=i: a[i], detected)
-        yield view, find(view, one, sizes[i].tolist(), shape)
-
+    objects = functools.partial(_objects, shape=image.shape[:2])
     if len(views) == 1:  # which further devices can't help with
       images, sizes = self._show(image, views, 1)
       yield from objects(views, sizes, jax.device_get(self._detect(variables, images, sizes)))
@@ -247,3 +292,12 @@ class InstancePredictor:
       shown = np.ascontiguousarray(np.flip(image[y0:y1, x0:x1], view.flipped))  # as OpenCV asks
       images[i], sizes[i] = resize_and_pad(shown, self._size, self._short_side)
     return images, sizes
+
+
+def _objects(
+  views: Sequence[View], sizes: np.ndarray, detected: Detections, shape: tuple[int, int]
+) -> Iterator[tuple[View, list[Found]]]:
+  """Views of an image of this shape and their objects, from what was detected in a batch."""
+  for i, view in enumerate(views):
+    one = jax.tree.map(lambda a, i=i: a[i], detected)
+    yield view, find(view, one, sizes[i].tolist(), shape)

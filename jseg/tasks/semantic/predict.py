@@ -58,6 +58,11 @@ def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 _resize_to = jax.jit(resize_to, static_argnums=3)
+_decide = jax.jit(
+  lambda logits, confident, decision: decision.decide(logits, confident),
+  static_argnums=1,
+  static_argnames="decision",
+)
 _decide_at_full_size = jax.jit(
   decide_at_full_size, static_argnums=(3, 4), static_argnames="decision"
 )
@@ -313,10 +318,11 @@ class SemanticPredictor:
     decision: Decision = BestClass(),
     make: Callable[..., SemanticPrediction] = SemanticPrediction,
   ):
-    self._decision, self._make = decision, make
+    self._decision = decision
+    self._make = functools.partial(make, bands=tuple(bands), preparation=preparation)
     self._size = tuple(int(n) for n in size)
     ndim = len(self._size)
-    self._scaled, self._bands = statistics is not None, tuple(bands)
+    self._scaled = statistics is not None
     self._inference = inference or Inference("shrink" if ndim == 2 else "window")
     self._inference.check(self._size)
     self.crf = self._inference.refinement
@@ -353,8 +359,7 @@ class SemanticPredictor:
       variables: parameters and statistics of the network.
       image: as for the call.
     """
-    found = self._segment(variables, self._as_shown(image))
-    return dataclasses.replace(found, bands=self._bands, preparation=self.preparation)
+    return self._segment(variables, self._as_shown(image))
 
   def rows(
     self, variables: Variables, image: np.ndarray | StoredImage
@@ -391,45 +396,115 @@ class SemanticPredictor:
       )
     return image
 
+  @property
+  def together(self) -> int:
+    """Images that `batch` is given at the most: one where each is in windows or refined."""
+    whole = self._inference.mode == "shrink" and not self._inference.crf
+    return self._devices.batch_size if whole else 1
+
+  def batch(
+    self, variables: Variables, images: Sequence[np.ndarray | StoredImage], filled: int = 1
+  ) -> list[Callable[[], SemanticPrediction]]:
+    """Shows several images to the network at once, over all local devices.
+
+    Args:
+      variables: parameters and statistics of the network.
+      images: each as for the call; one or more, and `together` at the most.
+      filled: images that the batch is filled up to, so that one program serves all batches.
+
+    Returns:
+      What makes the prediction of each image; threads may call it.
+
+    Raises:
+      InputError: one of them is of another type or shape.
+    """
+    shown = [np.asarray(self._as_shown(image)) for image in images]
+    return self._segment_whole(variables, shown, filled)
+
   def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
     if self._inference.mode != "shrink":
       return self._segment_by_windows(variables, image)
-    whole = np.asarray(image)
-    if self._inference.one_pass:
-      return self._segment_at_once(variables, whole)
-    return self._segment_on_canvas(variables, whole)
+    return self._segment_whole(variables, [np.asarray(image)])[0]()
 
-  def _segment_at_once(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
-    canvas_image, size = resize_and_pad(image, self._size)
-    # Two programs: what is compiled for each canvas is without the network.
-    sizes = np.array(size, np.int32)
-    low = self._scores("logits", variables, canvas_image[None], sizes[None])[0]
-    return self._decided(image, low, tuple(size))
+  def _segment_whole(
+    self, variables: Variables, images: Sequence[np.ndarray], filled: int = 1
+  ) -> list[Callable[[], SemanticPrediction]]:
+    """Images shrunk to the canvas; flips and scales are averaged at the size that they have on it.
+
+    Whoever calls the results makes the predictions, and needs only this for it: the network is
+    through with all of them.
+    """
+    protocol, fitted = self._inference, [resize_and_pad(image, self._size) for image in images]
+    average = "logits" if protocol.one_pass else protocol.average
+    views = []
+    for scale in protocol.scales:
+      shown = fitted if scale == 1 else []
+      for image, (_, size) in zip(images, [] if shown else fitted, strict=False):
+        covered = _scaled(size, scale)
+        canvas = resize_and_pad(resize(image, covered), _scaled(self._size, scale))[0]
+        shown.append((canvas, covered))
+      views.append(self._scores_of_whole(average, variables, shown, filled))
+
+    def segment(index: int) -> SemanticPrediction:
+      size = tuple(fitted[index][1])
+      own = [view[index] for view in views]
+      return self._decided(images[index], self._mean_on_canvas(own, size, average), size)
+
+    return [functools.partial(segment, index) for index in range(len(images))]
+
+  def _scores_of_whole(
+    self,
+    average: str,
+    variables: Variables,
+    shown: Sequence[tuple[np.ndarray, Sequence[int]]],
+    filled: int,
+  ) -> list[tuple[tuple[int, ...], Callable[[], Array]]]:
+    """What images cover of their canvases, and what gives the scores of these [H W k]."""
+    sizes = [tuple(size) for _, size in shown]
+    count = max(filled, len(shown))
+    if count == 1:  # which further devices can't help with
+      canvas, size = shown[0]
+      scores = self._scores(average, variables, canvas[None], np.array(size, np.int32)[None])[0]
+      return [(sizes[0], lambda: scores)]
+    missing = self._devices.round_up(count) - len(shown)
+    canvases = [canvas for canvas, _ in shown]
+    split = self._devices.shard(
+      np.stack([*canvases, *[np.zeros_like(canvases[0])] * missing]),
+      np.array([*sizes, *[(1, 1)] * missing], np.int32),
+    )
+    # Only one batch is in memory at a time.
+    found = self._scores(average, self._devices.replicate(variables), *split).block_until_ready()
+    return list(zip(sizes, self._devices.items(found), strict=False))
+
+  def _mean_on_canvas(
+    self,
+    views: Sequence[tuple[tuple[int, ...], Callable[[], Array]]],
+    size: tuple[int, ...],
+    average: str,
+  ) -> Array:
+    """Logits [H W k] from an image's scores at each scale, of which the top left `size` count."""
+    if self._inference.one_pass:
+      return views[0][1]()
+    total = jnp.float32(0)
+    for covered, scores in views:
+      total += _resize_to(scores(), np.array(covered), np.array(size), self._size)
+    return self._logits(total / len(views), average)
 
   def _decided(
     self, image: np.ndarray | StoredImage, low: Array | np.ndarray, size: tuple[int, ...]
   ) -> SemanticPrediction:
     """Decides logits, of which the top left `size` are the image's, at the size of its mask."""
     shape = self._inference.output_shape(image.shape[:-1], size)
-    decided: Decided = _decide_at_full_size(
-      low, np.array(size), np.array(shape), _canvas(shape), self._confident, decision=self._decision
-    )
+    if shape == size:  # as most photos are, and then one program serves all
+      decided: Decided = _decide(low, self._confident, decision=self._decision)
+    else:
+      decided = _decide_at_full_size(
+        *(low, np.array(size), np.array(shape), _canvas(shape), self._confident),
+        decision=self._decision,
+      )
     own = tuple(map(slice, shape))
     mask, confidence = jax.tree.map(lambda x: np.asarray(x)[own], decided)
     return self._make(image, mask, self._classes, lambda: low, size, _confidence=confidence)
-
-  def _segment_on_canvas(self, variables: Variables, image: np.ndarray) -> SemanticPrediction:
-    """Averages flips and scales of the whole image, at the size that it has on the canvas."""
-    total = jnp.float32(0)
-    size = resize_and_pad(image, self._size)[1]
-    for scale in self._inference.scales:
-      canvas, covered = _scaled(self._size, scale), _scaled(size, scale)
-      shown = resize_and_pad(resize(image, covered), canvas)[0]
-      sizes = np.array(covered, np.int32)[None]
-      scores = self._scores(self._inference.average, variables, shown[None], sizes)[0]
-      total += _resize_to(scores, np.array(covered), np.array(size), self._size)
-    low = self._logits(total / len(self._inference.scales), self._inference.average)
-    return self._decided(image, low, tuple(size))
 
   def _segment_by_windows(
     self, variables: Variables, image: np.ndarray | StoredImage
