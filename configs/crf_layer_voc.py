@@ -7,6 +7,7 @@
 `:whole` with one at the whole. Rates are those of `fcn8s_voc`, with the CRF as the new part.
 """
 
+import dataclasses
 from typing import Any
 
 import jseg.config
@@ -17,13 +18,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "stride": {"train": True, "stride": 8},
   "whole": {"train": True, "stride": 1},
 }
-ABOUT = dict.fromkeys(
-  VARIANTS,
-  jseg.config.About(
-    data="250 small Pascal VOC images, `jseg get-data voc2012_subset`",
-    weights="the run of `fcn8s_voc`",
-  ),
+_ABOUT = jseg.config.About(
+  data="250 small Pascal VOC images, `jseg get-data voc2012_subset`",
+  weights="the run of `fcn8s_voc`",
 )
+_REACHES = {"without": (4, ".232"), "stride": (4, ".228"), "whole": (5, ".235")}
+ABOUT = {
+  name: dataclasses.replace(
+    _ABOUT, minutes=minutes, reaches=f"mIoU {miou}, the mean of three seeds"
+  )
+  for name, (minutes, miou) in _REACHES.items()
+}
 
 
 def get_config(variant="whole"):
