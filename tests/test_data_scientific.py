@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -176,6 +177,7 @@ def test_the_header_tells_what_an_image_is(tmp_path):
   colors = np.zeros((9, 11, 3), np.uint8)
   cases = {
     "deep.png": (encode(GRAY)[:60], True),  # of what follows nothing is needed
+    "deep_colors.png": (cv2.imencode(".png", colors.astype(np.uint16))[1].tobytes()[:60], True),
     "colors.png": (encode(colors)[:60], False),
     "bands.tif": (tiff(BANDS, planarconfig="contig")[:-50], True),
     "float.tif": (tiff(GRAY.astype(np.float32))[:-50], True),
