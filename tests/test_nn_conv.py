@@ -280,3 +280,17 @@ def test_up_convolution():
     np.testing.assert_allclose(y[b, 2 * i + up, 2 * j + left], expected, rtol=1e-5)
   theirs = lax.conv_transpose(x, kernel[::-1, ::-1], (2, 2), "VALID") + bias[None, None, None]
   np.testing.assert_allclose(y, theirs, atol=1e-5)
+
+
+def test_a_map_is_not_copied_and_gone_before_its_gradient():
+  def loss(kernels, image):
+    x = jnp.tanh(conv(image, kernels[0]))
+    x = jnp.concatenate([x, jnp.sin(x)], axis=-1)
+    return jnp.square(conv(x, kernels[1])).sum()
+
+  shapes = ((3, 3, 16, 32), (3, 3, 64, 16)), (2, 128, 128, 16)
+  given = jax.tree.map(lambda s: jnp.zeros(s), shapes, is_leaf=lambda s: isinstance(s[0], int))
+  program = jax.jit(jax.grad(loss)).lower(*given).compile()
+  maps = program.memory_analysis().temp_size_in_bytes / (2 * 128 * 128 * 64 * 4)
+  assert maps < 5.5
+  assert "[2,1,128,128," not in program.as_text()
