@@ -158,7 +158,7 @@ def quickly() -> dict[str, int]:
   """Returns options for XLA that compile for a TPU in a fraction of the time.
 
   A U-Net's training step for a v5e had 1,584 MiB of temporaries so, after 33 CPU seconds, and 1,579
-  fully optimized, after minutes.
+  fully optimized, after minutes; another one 1 % more, and with `remat=all` 6 %.
   """
   level = 9  # EFFORT_O0 in xla.proto, for which this JAX has no name
   return {"optimization_level": level, "memory_fitting_level": level}
