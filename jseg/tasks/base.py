@@ -112,9 +112,18 @@ class Predictor(Protocol):
   def batch(
     self, variables: Variables, images: Sequence[Any], filled: int = 1
   ) -> Sequence[Callable[[], Prediction]]:
-    """Shows images to the network at once, in a batch filled up to so many.
+    """Shows several images to the network at once, over all local devices.
 
-    It returns what makes the prediction of each, which threads may call.
+    Args:
+      variables: parameters and statistics of the network.
+      images: each as for the call; one or more, and `together` at the most.
+      filled: images that the batch is filled up to, so that one program serves all batches.
+
+    Returns:
+      What makes the prediction of each image, at its own size; threads may call it.
+
+    Raises:
+      InputError: one of them is of another type or shape.
     """
 
 

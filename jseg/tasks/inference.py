@@ -74,8 +74,8 @@ class Inference:
       )
     if self.margin < -1:
       raise InputError(f"margin: {self.margin} must be at least 0, pixels, or -1 for a quarter")
-    good = [type(s) in (int, float) and 0 < s <= 8 for s in self.scales]
-    if not self.scales or not all(good):
+    good = all(type(s) in (int, float) and 0 < s <= 8 for s in self.scales)
+    if not self.scales or not good:
       raise InputError(f"scales: {tuple(self.scales)} must be numbers above 0, at most 8")
     if len(self.scales) > 1 and self.mode == "tile":
       raise InputError("scales: tiles are shown at the image's own size; leave scales at (1.0,)")

@@ -199,19 +199,7 @@ class InstancePredictor:
   def batch(
     self, variables: Variables, images: Sequence[np.ndarray], filled: int = 1
   ) -> list[Callable[[], InstancePrediction]]:
-    """Shows several images to the network at once, over all local devices.
-
-    Args:
-      variables: parameters and statistics of the network.
-      images: each as for the call; one or more, and `together` at the most.
-      filled: images that the batch is filled up to, so that one program serves all batches.
-
-    Returns:
-      What makes the prediction of each image; threads may call it.
-
-    Raises:
-      InputError: one of them is of another type or shape.
-    """
+    """Shows several images to the network at once (`jseg.tasks.base.Predictor.batch`)."""
     images = [self._as_shown(image) for image in images]
     views = [self._views(image.shape[:2]) for image in images]
     per = len(views[0])

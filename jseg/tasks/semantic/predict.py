@@ -405,19 +405,7 @@ class SemanticPredictor:
   def batch(
     self, variables: Variables, images: Sequence[np.ndarray | StoredImage], filled: int = 1
   ) -> list[Callable[[], SemanticPrediction]]:
-    """Shows several images to the network at once, over all local devices.
-
-    Args:
-      variables: parameters and statistics of the network.
-      images: each as for the call; one or more, and `together` at the most.
-      filled: images that the batch is filled up to, so that one program serves all batches.
-
-    Returns:
-      What makes the prediction of each image; threads may call it.
-
-    Raises:
-      InputError: one of them is of another type or shape.
-    """
+    """Shows several images to the network at once (`jseg.tasks.base.Predictor.batch`)."""
     shown = [np.asarray(self._as_shown(image)) for image in images]
     return self._segment_whole(variables, shown, filled)
 
@@ -438,11 +426,13 @@ class SemanticPredictor:
     average = "logits" if protocol.one_pass else protocol.average
     views = []
     for scale in protocol.scales:
-      shown = fitted if scale == 1 else []
-      for image, (_, size) in zip(images, [] if shown else fitted, strict=False):
-        covered = _scaled(size, scale)
-        canvas = resize_and_pad(resize(image, covered), _scaled(self._size, scale))[0]
-        shown.append((canvas, covered))
+      shown = fitted
+      if scale != 1:
+        canvas = _scaled(self._size, scale)
+        shown = [
+          resize_and_pad(resize(image, _scaled(size, scale)), canvas)
+          for image, (_, size) in zip(images, fitted, strict=True)
+        ]
       views.append(self._scores_of_whole(average, variables, shown, filled))
 
     def segment(index: int) -> SemanticPrediction:
