@@ -17,7 +17,9 @@ Side = Callable[[], Any]
 Loss = Callable[..., tuple[jax.Array, Any]]
 
 
-def sides(model: nn.Module, loss: Loss, image: Any, truth: Any) -> tuple[int, Side, Side]:
+def sides(
+  model: nn.Module, loss: Loss, image: Any, truth: Any, variables: Any = None
+) -> tuple[int, Side, Side]:
   """Number of parameters, a training step and inference, of a network of jseg.
 
   Args:
@@ -25,9 +27,11 @@ def sides(model: nn.Module, loss: Loss, image: Any, truth: Any) -> tuple[int, Si
     loss: `(variables, key, image, truth) -> (loss, updated collections)`.
     image: float32 [b h w 3].
     truth: what the loss wants.
+    variables: the network's; new ones if None.
   """
   image, truth = jax.device_put((image, truth))
-  variables = jit_once(model.init)(jax.random.key(0), image[:1])
+  if variables is None:
+    variables = jit_once(model.init)(jax.random.key(0), image[:1])
   optimizer = optax.sgd(0.01, momentum=0.9)
 
   @functools.partial(jax.jit, donate_argnums=0)

@@ -9,6 +9,8 @@ gradients, and SGD with momentum. See networks.py for how it is timed.
 """
 
 import functools
+import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import jax
@@ -77,7 +79,9 @@ def main(argv: Sequence[str]) -> None:
     compare("roi_align", *alignment(rng, size), _ROUNDS.value)
   if "network" in _ONLY.value:
     given = example(batch, size)
-    compare_networks("mask_rcnn", theirs(*given), ours(*given), _ROUNDS.value)
+    with tempfile.TemporaryDirectory() as folder:
+      file = pathlib.Path(folder, "weights.pth")
+      compare_networks("mask_rcnn", theirs(*given, file), ours(*given, file), _ROUNDS.value)
 
 
 if __name__ == "__main__":

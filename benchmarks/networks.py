@@ -66,6 +66,7 @@ _VOLUME = flags.DEFINE_list("volume", ["32", "64", "64"], "depth, height and wid
 _BATCH = flags.DEFINE_integer("batch", 2, "images in a batch; one volume")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each side runs after its first call")
 _CHECK = flags.DEFINE_bool("check", False, "compare losses with the same weights instead")
+_WEIGHTS = flags.DEFINE_string("weights", "", "for the script itself: a file of both sides")
 _WORKER = flags.DEFINE_string("worker", "", "for the script itself: NETWORK:SIDE:MODE")
 
 Call = Callable[[], Any]
@@ -91,7 +92,8 @@ def pytorch(network: str, mode: str) -> tuple[int, Call, Call]:
   if network == "mask_rcnn":
     import objects
 
-    size, *calls = objects.theirs(*objects.example(_BATCH.value, _SIZE.value))
+    weights = pathlib.Path(_WEIGHTS.value)
+    size, *calls = objects.theirs(*objects.example(_BATCH.value, _SIZE.value), weights)
     call = calls[mode == "infer"]
   else:
     import twins
@@ -141,7 +143,9 @@ def jseg(network: str, mode: str) -> tuple[int, Call, Call]:
   if network == "mask_rcnn":
     import objects
 
-    size, *calls = objects.ours(*objects.example(_BATCH.value, _SIZE.value))
+    # What is found decides what inference costs. Making weights is a part of training's start.
+    weights = pathlib.Path(_WEIGHTS.value) if mode == "infer" else None
+    size, *calls = objects.ours(*objects.example(_BATCH.value, _SIZE.value), weights)
   else:
     model = models.create(network, 21, **NETWORKS[network])
     size, *calls = sides(model, pixel_loss(model), *example(network))
@@ -218,6 +222,7 @@ class Process:
     cached = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     given = [f"--{f.name}={f.value}" for f in (_SIZE, _BATCH)]
     given.append(f"--volume={','.join(_VOLUME.value)}")
+    given.append(f"--weights={pathlib.Path(cache, 'weights.pth')}")
     self._process = subprocess.Popen(
       [sys.executable, __file__, f"--worker={network}:{side}:{mode}", *given],
       env=os.environ | {"JAX_PLATFORMS": "cpu"} | (cached if cache else {}),

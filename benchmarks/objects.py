@@ -1,18 +1,24 @@
-"""Mask R-CNN of jseg and of torchvision, for networks.py and mask_rcnn.py."""
+"""Mask R-CNN of jseg and of torchvision, for networks.py and mask_rcnn.py.
 
+What inference costs depends on how much is found. So both have the same weights, torchvision's new
+ones, and the same least score, with which torchvision's finds five objects an image.
+"""
+
+import json
+import pathlib
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torchvision
 from beside import Side, sides
 
-from jseg import models
+from jseg import models, weights
+from jseg.images import IMAGENET_MEAN, IMAGENET_STD
 from jseg.losses import detection_losses as losses
 from jseg.types import Array, Targets, Variables
 
 _K = 91
+_FOUND = 5  # objects an image
 XY = [1, 0, 3, 2]  # torchvision's boxes are (x0 y0 x1 y1)
 
 
@@ -23,15 +29,27 @@ def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 def example(batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Images float32 [b h w 3], boxes [b 5 4] and classes [b 5] of five objects each."""
+  """Images float32 [b h w 3], 0 to 1, boxes [b 5 4] and classes [b 5] of five objects each.
+
+  The images are one, so that as much is found in each.
+  """
   rng = np.random.default_rng(0)
-  image = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
+  image = np.repeat(rng.random((1, size, size, 3), np.float32), batch, 0)
   boxes = random_boxes(rng, 5 * batch, size).reshape(batch, 5, 4)
   return image, boxes, rng.integers(1, _K, (batch, 5))
 
 
-def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int, Side, Side]:
-  """Number of parameters, training step and inference of torchvision's network."""
+def theirs(
+  image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, file: pathlib.Path
+) -> tuple[int, Side, Side]:
+  """Number of parameters, training step and inference of torchvision's network.
+
+  Its weights are written to `file`, .pth, and the least score beside it, for `ours`.
+  """
+  import torch
+  import torchvision
+
+  torch.manual_seed(0)
   size = image.shape[1]
   network = torchvision.models.get_model(
     "maskrcnn_resnet50_fpn",
@@ -40,6 +58,7 @@ def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[i
     min_size=size,
     max_size=size,
   )
+  torch.save(network.state_dict(), file)
   optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
   x = list(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
   targets = []
@@ -66,12 +85,29 @@ def theirs(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[i
     with torch.inference_mode():
       return network(x)
 
+  network.roi_heads.score_thresh = 0.0
+  scores = torch.cat([found["scores"] for found in infer()]).sort(descending=True).values
+  enough = len(image) * _FOUND
+  network.roi_heads.score_thresh = scores[enough - 1 : enough + 1].mean().item()
+  file.with_suffix(".json").write_text(json.dumps(network.roi_heads.score_thresh))
   return sum(p.numel() for p in network.parameters()), train, infer
 
 
-def ours(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int, Side, Side]:
-  """Number of parameters, training step and inference of jseg's network."""
-  model = models.create("mask_rcnn", _K, norm="batch")
+def ours(
+  image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, file: pathlib.Path | None = None
+) -> tuple[int, Side, Side]:
+  """Number of parameters, training step and inference of jseg's network.
+
+  Its weights and its least score are those of `theirs`, or the weights are new ones if None.
+  """
+  image = (image - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+  variables = None
+  if file is None:
+    model = models.create("mask_rcnn", _K, norm="batch")
+  else:
+    least = json.loads(file.with_suffix(".json").read_text())
+    loaded = weights.load(file, norm="batch", min_score=least)
+    model, variables = loaded.model, loaded.variables
   valid = np.ones(classes.shape, bool)
   targets = Targets(
     boxes=boxes,
@@ -89,4 +125,4 @@ def ours(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[int
     means = [total / jnp.maximum(count, 1) for total, count in losses(outputs).values()]
     return sum(means, jnp.zeros(())), new
 
-  return sides(model, loss, image, targets)
+  return sides(model, loss, image, targets, variables)

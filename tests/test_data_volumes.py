@@ -458,6 +458,10 @@ def test_resampling_by_hand():
   assert resample(row, (3, 1, 4), 3).shape == (3, 1, 4)
   with pytest.raises(InputError, match=r"spacing: .* makes 4 wide x 4 high x 4000000000 deep of"):
     VolumePreparation(spacing=(1e-9, 1, 1)).image(volume_of(np.zeros((4, 4, 4, 1))))
+  with pytest.raises(InputError, match=r"spacing: .* as a volume reaches, \(4, 4, 4\) millimeters"):
+    VolumePreparation(spacing=(1, 1, 8.1)).image(volume_of(np.zeros((4, 4, 4, 1))))
+  slice_ = VolumePreparation(spacing=(8.1, 1, 8)).image(volume_of(np.zeros((1, 4, 4, 1))))
+  assert slice_.shape == (1, 4, 1, 1)  # a single slice has no length
   preparation = VolumePreparation(spacing=(2.0, 1.0, 0.5))
   assert preparation.size((10, 7, 5), (1.0, 1.0, 1.0)) == (5, 7, 10)
   assert preparation.size((1, 7, 5), (0.1, 1.0, 1.0)) == (1, 7, 10)

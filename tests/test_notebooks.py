@@ -29,7 +29,7 @@ SMALL = {
   "volumes.ipynb": {"STEPS": 2, "SCANS": 3, "WIDTHS": (2, 4)},
 }
 PICTURES = {
-  "course.ipynb": 13,
+  "course.ipynb": 14,
   "crf.ipynb": 6,
   "mask_rcnn.ipynb": 7,
   "own_loop.ipynb": 3,

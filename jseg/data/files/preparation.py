@@ -110,9 +110,19 @@ class VolumePreparation:
     """Returns what the network sees of an image: float32 [d h w c].
 
     Raises:
-      InputError: it has other channels than `intensities`, or would have too many voxels.
+      InputError: it has other channels than `intensities`, or would have too many voxels or none.
     """
     array = volume.array
+    lengths = [n * step for n, step in zip(volume.size, volume.spacing, strict=True)]
+    # A single slice has no length to speak of.
+    if any(
+      n > 1 and length < step / 2
+      for n, length, step in zip(volume.size, lengths, self.spacing or (), strict=False)
+    ):
+      raise InputError(
+        f"spacing: {self.spacing!r} is more than twice as far as a volume reaches, "
+        f"({', '.join(f'{length:g}' for length in lengths)}) millimeters; choose smaller distances"
+      )
     if self.window:
       level, width = self.window
       array = np.clip(array, level - width / 2, level + width / 2)
