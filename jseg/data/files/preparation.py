@@ -113,16 +113,8 @@ class VolumePreparation:
       InputError: it has other channels than `intensities`, or would have too many voxels or none.
     """
     array = volume.array
-    lengths = [n * step for n, step in zip(volume.size, volume.spacing, strict=True)]
-    # A single slice has no length to speak of.
-    if any(
-      n > 1 and length < step / 2
-      for n, length, step in zip(volume.size, lengths, self.spacing or (), strict=False)
-    ):
-      raise InputError(
-        f"spacing: {self.spacing!r} is more than twice as far as a volume reaches, "
-        f"({', '.join(f'{length:g}' for length in lengths)}) millimeters; choose smaller distances"
-      )
+    if self.spacing:
+      self._check_spacing(volume)
     if self.window:
       level, width = self.window
       array = np.clip(array, level - width / 2, level + width / 2)
@@ -149,6 +141,16 @@ class VolumePreparation:
       array = np.stack(channels, -1)
     array = array.astype(np.float32, copy=False)
     return array if self.intensities else normalize_volume(array)
+
+  def _check_spacing(self, volume: Volume) -> None:
+    lengths = [n * step for n, step in zip(volume.size, volume.spacing, strict=True)]
+    short = [length < step / 2 for length, step in zip(lengths, self.spacing, strict=True)]
+    # A single slice has no length to speak of.
+    if any(n > 1 and too_short for n, too_short in zip(volume.size, short, strict=True)):
+      raise InputError(
+        f"spacing: {self.spacing!r} is more than twice as far as a volume reaches, "
+        f"({', '.join(f'{length:g}' for length in lengths)}) millimeters; choose smaller distances"
+      )
 
   def _resample(self, channel: np.ndarray, size: Sequence[int], volume: Volume) -> np.ndarray:
     if self.interpolation == "nnunet":
