@@ -146,9 +146,9 @@ def test_the_command_says_how_sure_the_score_is(run, capsys):
 def test_a_crf_after_windows_sees_each_image_once(run, monkeypatch):
   seen, scored = [], SemanticPredictor._scored
 
-  def count(self, variables, image, *rest):
-    seen.append(image.shape)
-    return scored(self, variables, image, *rest)
+  def count(self, variables, images, *rest):
+    seen.extend(image.shape for image in images)
+    return scored(self, variables, images, *rest)
 
   monkeypatch.setattr(SemanticPredictor, "_scored", count)
   changes = {"data.size": (24, 24), "inference.overlap": 0.0}

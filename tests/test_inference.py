@@ -27,6 +27,7 @@ from jseg.nn import resize_bilinear
 from jseg.run import Run
 from jseg.step import replicate
 from jseg.tasks.inference import PROTOCOLS, Inference, protocol_changes
+from jseg.tasks.semantic import evaluation
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.tasks.semantic.task import SemanticTask
 from jseg.tasks.windows import blend, gaussian_weights, mean_of_strips, overlapping, tiles
@@ -359,7 +360,7 @@ def test_several_scales_take_the_memory_of_rows_of_windows():
   predictor = SemanticPredictor(model, CLASSES, (32, 96), inference=protocol, batch_size=8)
   predictor(variables, image[:100])  # compiles
   tracemalloc.start()
-  found = [(rows, mask) for rows, mask, _ in predictor.rows(variables, image)]
+  found = [(rows, mask) for one in predictor.rows(variables, [image]) for rows, mask, _ in one]
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < 6000 * 60 * 3 * 4  # bytes of scores that are whole, which were there three times
@@ -396,6 +397,29 @@ def test_devices_and_batches_change_no_pixel(protocol, monkeypatch):
     np.testing.assert_array_equal(matrix, np.diag(matrix.diagonal()))
     assert matrix.sum() == 70 * 45 + 20 * 40 + 33 * 9
     assert (matrix.diagonal() > 0).all()
+
+
+def test_windows_of_several_images_are_counted_in_shared_batches(monkeypatch):
+  model = Edges(num_classes=3)
+  variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+  predictor = SemanticPredictor(
+    model, CLASSES, (32, 32), inference=Inference("window", overlap=0.0), batch_size=8
+  )
+  shapes = [(32, 32), (30, 32), (64, 32), (96, 96), (32, 20)]  # 1, 1, 2, 9 and 1 window(s)
+  dataset = Shown(shapes, functools.partial(predictor, variables))
+  monkeypatch.setattr(evaluation, "LARGE", 64 * 64 * 3)  # so that the fourth is alone
+  scores, covered = predictor._scores, []
+
+  def spy(average, variables, image, size):
+    covered.append(int((np.asarray(size) > 1).all(-1).sum()))
+    return scores(average, variables, image, size)
+
+  monkeypatch.setattr(predictor, "_scores", spy)
+  matrix = evaluation.count_images(predictor, variables, dataset, "val").matrix
+  np.testing.assert_array_equal(matrix, np.diag(matrix.diagonal()))
+  assert matrix.sum() == sum(h * w for h, w in shapes)
+  # What is alone is averaged as logits, so the third of the first three has a batch of its own.
+  assert covered == [2, 2, 8, 1, 1]
 
 
 def test_the_command_takes_a_protocol_and_details(run, capsys):

@@ -218,8 +218,13 @@ def test_not_enough_memory_for_one_is_its_own_failure(run, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
   "changes",
-  [{}, {"inference.scales": (1.0, 0.5), "inference.flip": "horizontal"}],
-  ids=["once", "averaged"],
+  [
+    {},
+    {"inference.scales": (1.0, 0.5), "inference.flip": "horizontal"},
+    {"inference.mode": "window", "data.eval_batch_size": 5},
+    {"inference.mode": "window", "inference.scales": (1.0, 1.5)},
+  ],
+  ids=["once", "averaged", "windows", "windows, averaged"],
 )
 def test_a_batch_is_what_each_of_its_images_is(run, changes):
   segmenter = jseg.Segmenter.from_run(run, changes=changes)
@@ -230,6 +235,21 @@ def test_a_batch_is_what_each_of_its_images_is(run, changes):
     alone = segmenter(image).mask
     np.testing.assert_array_equal(make().mask, alone)
   assert len(np.unique(alone)) > 1
+
+
+def test_windows_of_several_images_share_batches(run, monkeypatch):
+  changes = {"inference.mode": "window", "data.eval_batch_size": 8}
+  segmenter = jseg.Segmenter.from_run(run, changes=changes)
+  images = [np.full((20, 24, 3), i, np.uint8) for i in range(segmenter.together)]
+  scores, shown = segmenter._predict._scores, []
+
+  def spy(average, variables, image, size):
+    shown.append(np.asarray(image)[:, 0, 0, 0].tolist())
+    return scores(average, variables, image, size)
+
+  monkeypatch.setattr(segmenter._predict, "_scores", spy)
+  segmenter.batch(images)
+  assert shown == [list(range(8))]
 
 
 def test_the_limit_of_pixels_is_a_setting(run, tmp_path):

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from jseg import hosts, images, losses
 from jseg.config_values import build
-from jseg.console import progress
 from jseg.data import Dataset, flatten_volume
 from jseg.data.overlaps import expand
 from jseg.data.records import Decoded
@@ -36,6 +35,7 @@ from jseg.tasks.multilabel.predict import (
   draw,
   output_names,
 )
+from jseg.tasks.semantic.evaluation import decided_rows
 from jseg.tasks.semantic.forward import Targets, make_eval_step
 from jseg.tasks.semantic.predict import SemanticPredictor
 from jseg.tasks.semantic.task import SemanticTask
@@ -132,12 +132,8 @@ class MultilabelTask(SemanticTask):
       def evaluate_images(variables: Variables) -> OverlapScores:
         local = jax.tree.map(lambda x: x.addressable_data(0), variables)
         counts = empty()
-        indices = range(jax.process_index(), len(source), jax.process_count())
-        for index in progress(indices, f"evaluating {split}", len(indices)):
-          example = source.open(index)
-          for rows, found, _ in predict.rows(local, example["image"]):
-            truth = expand(example["label"][rows], self._combinations)
-            counts[index] += np.asarray(overlap_counts(found, truth))
+        for index, label, found, _ in decided_rows(predict, local, dataset, split):
+          counts[index] += np.asarray(overlap_counts(found, expand(label, self._combinations)))
         return OverlapScores(hosts.add_up(counts))
 
       return evaluate_images

@@ -1,7 +1,7 @@
 """Counting a split: by batches over all devices, or image by image as they are predicted."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jseg.allocator import give_back_memory
 from jseg.console import progress
 from jseg.data import Dataset
 from jseg.data.files.stored import LARGE
+from jseg.data.records import Decoded
 from jseg.metrics import (
   Calibration,
   ConfusionState,
@@ -55,19 +56,56 @@ def count_images(
     dataset: data set of the run.
     split: split of the data set.
   """
-  source, k = dataset.source(split), len(dataset.classes.names)
-  indices = range(jax.process_index(), len(source), jax.process_count())
-  counter = _Counter(len(source), k)
-  for index in progress(indices, f"evaluating {split}", len(indices)):
-    example = source.open(index)
-    if example["image"].size > LARGE:
-      give_back_memory()
-    for rows, mask, confidence in predict.rows(variables, example["image"]):
-      label = example["label"][rows]
-      bins = None if confidence is None else host_binned(confidence, mask, label)
-      counter.add(index, host_confusion(mask, label, k), bins)
+  k = len(dataset.classes.names)
+  counter = _Counter(len(dataset.source(split)), k)
+  for index, label, mask, confidence in decided_rows(predict, variables, dataset, split):
+    bins = None if confidence is None else host_binned(confidence, mask, label)
+    counter.add(index, host_confusion(mask, label, k), bins)
   counter.gather()
   return counter.compute()
+
+
+def decided_rows(
+  predict: SemanticPredictor, variables: Variables, dataset: Dataset, split: str
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
+  """Rows of this process's share of a split, as they are decided.
+
+  Args:
+    predict: predictor.
+    variables: parameters and statistics of the network.
+    dataset: data set of the run.
+    split: split of the data set.
+
+  Yields:
+    (index of an image, labels of some of its rows, what is predicted of them, how sure that is).
+  """
+  source = dataset.source(split)
+  indices = range(jax.process_index(), len(source), jax.process_count())
+  shown = progress(indices, f"evaluating {split}", len(indices))
+  for group in _groups(((index, source.open(index)) for index in shown), predict.together):
+    images = [example["image"] for _, example in group]
+    for (index, example), rows in zip(group, predict.rows(variables, images), strict=True):
+      for part, mask, confidence in rows:
+        yield index, example["label"][part], mask, confidence
+
+
+def _groups(
+  examples: Iterable[tuple[int, Decoded]], most: int
+) -> Iterator[list[tuple[int, Decoded]]]:
+  """Examples whose windows share batches; a large one is alone, for the sake of memory."""
+  group: list[tuple[int, Decoded]] = []
+  for index, example in examples:
+    large = example["image"].size > LARGE
+    if group and (large or len(group) == most):
+      yield group
+      group = []
+    if large:
+      give_back_memory()
+      yield [(index, example)]
+    else:
+      group.append((index, example))
+  if group:
+    yield group
 
 
 def count_whole_images(

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import jax
@@ -359,31 +360,32 @@ class SemanticPredictor:
       variables: parameters and statistics of the network.
       image: as for the call.
     """
-    return self._segment(variables, self._as_shown(image))
+    return self._segment(variables, [self._as_shown(image)])[0]()
 
   def rows(
-    self, variables: Variables, image: np.ndarray | StoredImage
-  ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
-    """Segments one image as the call does, and gives its rows away as soon as they are decided.
+    self, variables: Variables, images: Sequence[np.ndarray | StoredImage]
+  ) -> Iterator[Iterator[tuple[slice, np.ndarray, np.ndarray | None]]]:
+    """Segments images as the call does, and gives rows away as soon as they are decided.
 
-    So of an image in windows the memory is that of a row of windows.
+    So of an image in windows the memory is that of a row of windows. Windows of all the images
+    share batches.
 
     Args:
       variables: parameters and statistics of the network.
-      image: as for the call.
+      images: each as for the call.
 
     Yields:
-      (rows of the image, what is predicted of them, how sure that is), in order; the last only of a
-      predictor that is `confident`.
+      For each image, to be read before the next is asked for, (rows of it, what is predicted of
+      them, how sure that is), in order; the last only of a predictor that is `confident`.
     """
     if not self._inference.by_rows:
-      prediction = self(variables, image)
-      yield slice(0, len(prediction.mask)), prediction.mask, prediction._confidence
+      for image in images:
+        prediction = self(variables, image)
+        rows = slice(0, len(prediction.mask))
+        yield iter([(rows, prediction.mask, prediction._confidence)])
       return
-    image = self._as_shown(image)
-    average = self._average(image.shape[:-1])
-    for part, scores in self._strips(variables, image, average):
-      yield part, *self._decide(scores, average)
+    for _, average, scored in self._strips(variables, [*map(self._as_shown, images)]):
+      yield ((part, *self._decide(scores, average)) for part, scores in scored)
 
   def _as_shown(self, image: np.ndarray | StoredImage) -> np.ndarray | StoredImage:
     """The image in the channels of the network. Raises InputError if it is of another kind."""
@@ -398,21 +400,26 @@ class SemanticPredictor:
 
   @property
   def together(self) -> int:
-    """Images that `batch` is given at the most: one where each is in windows or refined."""
-    whole = self._inference.mode == "shrink" and not self._inference.crf
-    return self._devices.batch_size if whole else 1
+    """Images that `batch` is given at the most: one where each is refined, or its scores kept."""
+    whole = self._inference.mode == "shrink"
+    alone = self._inference.crf if whole else self._keep_scores
+    return 1 if alone else self._devices.batch_size
 
   def batch(
     self, variables: Variables, images: Sequence[np.ndarray | StoredImage], filled: int = 1
   ) -> list[Callable[[], SemanticPrediction]]:
     """Shows several images to the network at once (`jseg.tasks.base.Predictor.batch`)."""
-    shown = [np.asarray(self._as_shown(image)) for image in images]
-    return self._segment_whole(variables, shown, filled)
+    return self._segment(variables, [*map(self._as_shown, images)], filled)
 
-  def _segment(self, variables: Variables, image: np.ndarray | StoredImage) -> SemanticPrediction:
-    if self._inference.mode != "shrink":
-      return self._segment_by_windows(variables, image)
-    return self._segment_whole(variables, [np.asarray(image)])[0]()
+  def _segment(
+    self, variables: Variables, images: Sequence[np.ndarray | StoredImage], filled: int = 1
+  ) -> list[Callable[[], SemanticPrediction]]:
+    if self._inference.mode == "shrink":
+      return self._segment_whole(variables, [*map(np.asarray, images)], filled)
+    return [
+      functools.partial(_itself, prediction)
+      for prediction in self._segment_by_windows(variables, images)
+    ]
 
   def _segment_whole(
     self, variables: Variables, images: Sequence[np.ndarray], filled: int = 1
@@ -497,21 +504,34 @@ class SemanticPredictor:
     return self._make(image, mask, self._classes, lambda: low, size, _confidence=confidence)
 
   def _segment_by_windows(
-    self, variables: Variables, image: np.ndarray | StoredImage
+    self, variables: Variables, images: Sequence[np.ndarray | StoredImage]
+  ) -> Iterator[SemanticPrediction]:
+    for image in images:
+      self._check_memory(image.shape[:-1])
+    for image, average, scored in self._strips(variables, images):
+      yield self._merged(variables, image, average, scored)
+
+  def _merged(
+    self,
+    variables: Variables,
+    image: np.ndarray | StoredImage,
+    average: str,
+    scored: Iterable[tuple[slice, np.ndarray]],
   ) -> SemanticPrediction:
-    shape, average = image.shape[:-1], self._average(image.shape[:-1])
-    self._check_memory(shape)
+    """Decides an image from its rows' scores."""
+    shape, k = image.shape[:-1], len(self._classes.names)
 
     def logits() -> np.ndarray:
-      result = np.empty((*shape, len(self._classes.names)), np.float32)
-      for rows, scores in self._strips(variables, image, average):
-        result[rows] = self._logits(scores, average)
+      result = np.empty((*shape, k), np.float32)
+      for _, _, again in self._strips(variables, [image]):
+        for rows, scores in again:
+          result[rows] = self._logits(scores, average)
       return result
 
     mask = self._decision.empty(shape)
     confidence = np.empty(shape, np.float32) if self._confident else None
-    kept = np.empty((*shape, len(self._classes.names)), np.float32) if self._keep_scores else None
-    for rows, scores in self._strips(variables, image, average):
+    kept = np.empty((*shape, k), np.float32) if self._keep_scores else None
+    for rows, scores in scored:
       mask[rows], sure = self._decide(scores, average)
       if confidence is not None:
         confidence[rows] = sure
@@ -552,27 +572,45 @@ class SemanticPredictor:
     return protocol.average
 
   def _strips(
-    self, variables: Variables, image: np.ndarray | StoredImage, average: str
-  ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of an image in order, and their scores float32 [rows ... k], which are the caller's.
+    self, variables: Variables, images: Sequence[np.ndarray | StoredImage]
+  ) -> Iterator[tuple[np.ndarray | StoredImage, str, Iterator[tuple[slice, np.ndarray]]]]:
+    """Images in order, what is averaged of each, and its rows' scores float32 [rows ... k].
 
-    Memory is that of a row of windows of each scale, whatever the height of the image.
+    The scores are the caller's, who reads those of an image before the next is asked for. Memory is
+    that of a row of windows of each scale, whatever the height of the images.
     """
-    shape = image.shape[:-1]
+    averages = itertools.groupby(images, lambda image: self._average(image.shape[:-1]))
+    for average, group in averages:
+      those = list(group)
+      blended = self._blended(variables, those, average)
+      yield from zip(those, itertools.repeat(average), blended, strict=False)
+
+  def _blended(
+    self, variables: Variables, images: Sequence[np.ndarray | StoredImage], average: str
+  ) -> Iterator[Iterator[tuple[slice, np.ndarray]]]:
+    """The rows' scores of each image, of which the windows of one scale share batches."""
     shown = [
-      image if scale == 1 else resized(image, _scaled(shape, scale))
+      [
+        image if scale == 1 else resized(image, _scaled(image.shape[:-1], scale))
+        for image in images
+      ]
       for scale in self._inference.scales
     ]
-    windows = [self._windows(each.shape[:-1]) for each in shown]
-    count = sum(map(len, windows))
-    # One bar for all scales.
+    windows = [[self._windows(each.shape[:-1]) for each in of_scale] for of_scale in shown]
+    count = sum(len(those) for of_scale in windows for those in of_scale)
+    # One bar for all scales and images.
     with contextlib.closing(part_progress(range(count), "windows", count)) as ticks:
-      streams = []
-      for each, those in zip(shown, windows, strict=True):
-        scored = zip(self._scored(variables, each, those, average), ticks, strict=False)
-        blended = blend((item for item, _ in scored), each.shape[:-1], self._weights)
-        streams.append(resize_strips(blended, each.shape[:-1], shape))
-      yield from mean_of_strips(streams)
+      scored = [
+        zip(self._scored(variables, of_scale, those, average), ticks, strict=True)
+        for of_scale, those in zip(shown, windows, strict=True)
+      ]
+      for i, image in enumerate(images):
+        streams = []
+        for of_scale, those, stream in zip(shown, windows, scored, strict=True):
+          own, shape = itertools.islice(stream, len(those[i])), of_scale[i].shape[:-1]
+          blended = blend((item for item, _ in own), shape, self._weights)
+          streams.append(resize_strips(blended, shape, image.shape[:-1]))
+        yield mean_of_strips(streams)
 
   def _windows(self, shape: Sequence[int]) -> Sequence[Window]:
     """The windows that show an image of this shape."""
@@ -584,25 +622,30 @@ class SemanticPredictor:
   def _scored(
     self,
     variables: Variables,
-    image: np.ndarray | StoredImage,
-    windows: Sequence[Window],
+    images: Sequence[np.ndarray | StoredImage],
+    windows: Sequence[Sequence[Window]],
     average: str,
   ) -> Iterator[tuple[Window, np.ndarray]]:
-    """Windows and their scores float32 [... k]; the host lags a batch behind the devices."""
+    """Each image's windows and their scores float32 [... k]; the host lags a batch behind."""
     variables = self._devices.replicate(variables)
+    items = [(image, window) for image, own in zip(images, windows, strict=True) for window in own]
     pending: tuple[Sequence[Window], Array | tuple[()]] = ((), ())
-    for part in self._devices.batches(windows):
+    for part in self._devices.batches(items):
       shown = np.zeros(
-        (self._devices.round_up(len(part)), *self._size, self._channels), image.dtype
+        (self._devices.round_up(len(part)), *self._size, self._channels), images[0].dtype
       )
       sizes = np.ones((len(shown), len(self._size)), np.int32)
-      for i, window in enumerate(part):
+      for i, (image, window) in enumerate(part):
         sizes[i] = [len(index) for index in window.index]
         shown[i][tuple(map(slice, sizes[i]))] = image[np.ix_(*window.index)]
-      current = part, self._scores(average, variables, *self._devices.shard(shown, sizes))
+      scores = self._scores(average, variables, *self._devices.shard(shown, sizes))
       yield from zip(pending[0], np.asarray(pending[1]), strict=False)
-      pending = current
+      pending = [window for _, window in part], scores
     yield from zip(pending[0], np.asarray(pending[1]), strict=False)
+
+
+def _itself(prediction: SemanticPrediction) -> SemanticPrediction:
+  return prediction
 
 
 def _make_scores(
