@@ -400,9 +400,12 @@ class SemanticPredictor:
 
   @property
   def together(self) -> int:
-    """Images that `batch` is given at the most: one where each is refined, or its scores kept."""
+    """Images that `batch` is given at the most: one where each is refined, or its scores kept.
+
+    Volumes in windows are alone, too: several would take much memory, and one has windows enough.
+    """
     whole = self._inference.mode == "shrink"
-    alone = self._inference.crf if whole else self._keep_scores
+    alone = self._inference.crf if whole else self._keep_scores or len(self._size) == 3
     return 1 if alone else self._devices.batch_size
 
   def batch(
