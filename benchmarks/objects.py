@@ -13,7 +13,7 @@ import numpy as np
 from beside import Side, sides
 
 from jseg import models, weights
-from jseg.images import IMAGENET_MEAN, IMAGENET_STD
+from jseg.images import normalize
 from jseg.losses import detection_losses as losses
 from jseg.types import Array, Targets, Variables
 
@@ -85,9 +85,12 @@ def theirs(
     with torch.inference_mode():
       return network(x)
 
+  # Without masks: of so many they would raise the process's peak of memory, which is measured.
+  pool, network.roi_heads.mask_roi_pool = network.roi_heads.mask_roi_pool, None
   network.roi_heads.score_thresh = 0.0
   scores = torch.cat([found["scores"] for found in infer()]).sort(descending=True).values
   enough = len(image) * _FOUND
+  network.roi_heads.mask_roi_pool = pool
   network.roi_heads.score_thresh = scores[enough - 1 : enough + 1].mean().item()
   file.with_suffix(".json").write_text(json.dumps(network.roi_heads.score_thresh))
   return sum(p.numel() for p in network.parameters()), train, infer
@@ -100,7 +103,7 @@ def ours(
 
   Its weights and its least score are those of `theirs`, or the weights are new ones if None.
   """
-  image = (image - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+  image = np.asarray(normalize(255 * image))
   variables = None
   if file is None:
     model = models.create("mask_rcnn", _K, norm="batch")

@@ -48,7 +48,8 @@ def count_images(
 ) -> SemanticScores:
   """The metrics of what the predictor makes of a split; the processes share the images.
 
-  Of images in windows a row of windows is in memory, and of large TIFFs nothing else.
+  In memory are the images whose windows share batches, or a large one, and of what is predicted a
+  row of windows; of large TIFFs, no more than that.
 
   Args:
     predict: predictor; with `confident`, calibration is measured too.
