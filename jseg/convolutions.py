@@ -15,7 +15,8 @@ _KNOWN = ((0, 9), (0, 10))  # of jaxlib
 def prefer_eigen() -> bool:
   """Has XLA leave convolutions on this CPU to Eigen, not to YNNPACK, where that is faster.
 
-  That is on x86-64 without AVX-512 (docs/performance.md). It is a flag of XLA's in the variable
+  That is on x86-64 without AVX-512, or with AMD's of before Zen 5, which take its instructions in
+  two halves (docs/performance.md). It is a flag of XLA's in the variable
   `XLA_FLAGS`, so this counts only before JAX is first used. Nothing is changed where JAX has an
   accelerator's plugin, which needn't know the flag, nor for a jaxlib in which it wasn't tried, and
   whoever has the flag in `XLA_FLAGS` keeps their setting.
@@ -24,7 +25,7 @@ def prefer_eigen() -> bool:
     Whether the flag was set.
   """
   given = os.environ.get("XLA_FLAGS", "")
-  if _FLAG in given or not (_is_known() and _is_alone() and _is_faster(_instructions())):
+  if _FLAG in given or not (_is_known() and _is_alone() and _is_faster(_processor())):
     return False
   os.environ["XLA_FLAGS"] = f"{given} --{_FLAG}=-individual_convolution".strip()
   return True
@@ -44,14 +45,17 @@ def _is_alone() -> bool:
   return not plugins and all(importlib.util.find_spec(name) is None for name in packages)
 
 
-def _is_faster(instructions: set[str]) -> bool:
-  return "avx2" in instructions and "avx512f" not in instructions
+def _is_faster(processor: dict[str, str]) -> bool:
+  instructions = processor.get("flags", "").split()
+  family = processor.get("cpu family", "")
+  halves = processor.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) < 26
+  return "avx2" in instructions and ("avx512f" not in instructions or halves)
 
 
-def _instructions() -> set[str]:
-  """The instruction sets of this CPU by Linux's names; none on other systems."""
+def _processor() -> dict[str, str]:
+  """What Linux tells of this CPU, by its names; nothing on other systems."""
   path = pathlib.Path("/proc/cpuinfo")
   if not sys.platform.startswith("linux") or not path.exists():
-    return set()
-  found = re.search(r"^flags\s*:(.*)$", path.read_text(), re.MULTILINE)
-  return set(found[1].split()) if found else set()
+    return {}
+  first = path.read_text().split("\n\n")[0]
+  return dict(re.findall(r"^(.*?)\s*:[ \t]*(.*)$", first, re.MULTILINE))

@@ -15,8 +15,9 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 def machine(monkeypatch):
   """A machine whose parts the tests change; here Eigen is chosen."""
 
-  def change(*, instructions=("avx2", "fma"), jaxlib="0.10.2", platforms="cpu", flags=""):
-    monkeypatch.setattr(convolutions, "_instructions", lambda: set(instructions))
+  def change(*, cpu=("GenuineIntel", 6, "avx2 fma"), jaxlib="0.10.2", platforms="cpu", flags=""):
+    processor = dict(zip(("vendor_id", "cpu family", "flags"), map(str, cpu), strict=True))
+    monkeypatch.setattr(convolutions, "_processor", lambda: processor)
     monkeypatch.setattr(convolutions.importlib.metadata, "version", {"jaxlib": jaxlib}.get)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setenv("XLA_FLAGS", flags)
@@ -24,8 +25,16 @@ def machine(monkeypatch):
   return change
 
 
-def test_eigen_is_chosen_without_avx512_and_other_flags_stay(machine):
-  machine(flags="--xla_dump_to=/tmp/x")
+@pytest.mark.parametrize(
+  "cpu",
+  [
+    ("GenuineIntel", 6, "avx2 fma"),
+    ("AuthenticAMD", 25, "avx2 fma"),  # Zen 3
+    ("AuthenticAMD", 25, "avx2 avx512f"),  # Zen 4
+  ],
+)
+def test_eigen_is_chosen_by_processor_and_other_flags_stay(machine, cpu):
+  machine(cpu=cpu, flags="--xla_dump_to=/tmp/x")
   assert convolutions.prefer_eigen()
   assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/tmp/x {FLAG}"
   assert not convolutions.prefer_eigen()  # once
@@ -34,8 +43,9 @@ def test_eigen_is_chosen_without_avx512_and_other_flags_stay(machine):
 @pytest.mark.parametrize(
   "part",
   [
-    {"instructions": ("avx2", "avx512f")},
-    {"instructions": ("asimd",)},
+    {"cpu": ("GenuineIntel", 6, "avx2 avx512f")},
+    {"cpu": ("AuthenticAMD", 26, "avx2 avx512f")},  # Zen 5
+    {"cpu": ("", "", "asimd")},
     {"jaxlib": "0.8.3"},
     {"jaxlib": "0.11.0"},
     {"flags": "--xla_cpu_experimental_ynn_fusion_type="},
@@ -63,7 +73,7 @@ def test_xla_follows():
   script = """
 import jax, sys
 from jseg import convolutions
-convolutions._is_faster = lambda instructions: sys.argv[1] == "eigen"
+convolutions._is_faster = lambda processor: sys.argv[1] == "eigen"
 chosen = convolutions.prefer_eigen()
 x = jax.ShapeDtypeStruct((2, 32, 32, 64), "float32")
 kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), "float32")
@@ -77,3 +87,12 @@ print(chosen, "ynn_fusion" in text)
     command = [sys.executable, "-c", script, word]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_the_processor_is_read_from_proc(monkeypatch):
+  text = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2\nbugs:\n"
+  monkeypatch.setattr(convolutions.pathlib.Path, "read_text", lambda self: f"{text}\n{text}")
+  found = convolutions._processor()
+  assert (found["vendor_id"], found["cpu family"]) == ("AuthenticAMD", "25")
+  assert found["flags"] == "fpu avx2"

@@ -82,8 +82,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_conv_and_its_gradients_equal_xla(case):
+@pytest.fixture
+def module(monkeypatch):
+  """The module, by its class's, as the name in `jseg.nn` is the function's; always traced anew."""
+  module = sys.modules[Conv.__module__]
+  monkeypatch.setattr(module, "_convolve", module._convolve.__wrapped__)
+  return module
+
+
+def assert_equals_xla(case):
   shape, kernel_shape, settings = CASES[case]
   x, kernel = arrays(shape, kernel_shape)
 
@@ -100,16 +107,44 @@ def test_conv_and_its_gradients_equal_xla(case):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * abs(b).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_conv_and_its_gradients_equal_xla(case):
+  assert_equals_xla(case)
+
+
+# Rows one by one; a few rows, the last of which overlap; a few images or slices.
+@pytest.mark.parametrize("places", [1, 21, 90])
+@pytest.mark.parametrize(
+  "case", ["uneven kernel and padding", "stride 2", "rate 2", "1-d", "3-d stride 2 of slices"]
+)
+def test_gradients_part_by_part_equal_xla(case, places, module, monkeypatch):
+  monkeypatch.setattr(module, "_CACHED", 1)
+  monkeypatch.setattr(module, "_FEWEST", places)
+  assert_equals_xla(case)
+
+
+@pytest.mark.parametrize(
+  ("places", "most", "part"),
+  [
+    ((2, 8, 10), 1000, (2, 8, 10)),
+    ((2, 8, 10), 80, (1, 8, 10)),
+    ((2, 8, 10), 79, (1, 4, 10)),
+    ((2, 8, 10), 3, (1, 1, 10)),
+    ((2, 257, 10), 79, (1, 7, 10)),  # 37 parts, the last with two rows of the one before
+    ((4, 6, 8, 10), 960, (2, 6, 8, 10)),
+  ],
+)
+def test_parts_of_a_batch(places, most, part, module):
+  assert module._part(places, most) == part
+
+
 @pytest.mark.parametrize("cached", [1, 2 * 2 * 30 * 3 * 4])  # slices one by one, and two by two
-def test_volumes_in_chunks_of_slices_equal_xla(cached, monkeypatch):
-  # By its module, as the name in `jseg.nn` is the function's; traced anew for every limit.
-  module = sys.modules[Conv.__module__]
+def test_volumes_in_chunks_of_slices_equal_xla(cached, module, monkeypatch):
   monkeypatch.setattr(module, "_CACHED", cached)
-  monkeypatch.setattr(module, "_convolve", module._convolve.__wrapped__)
   x, kernel = arrays((2, 6, 5, 6, 3), (3, 3, 3, 3, 4))
   settings = {"padding": [(5, 1), (1, 1), (1, 1)], "dilation": (2, 1, 1)}
   text = jax.jit(lambda x, kernel: conv(x, kernel, **settings)).lower(x, kernel).as_text()
-  assert f"tensor<{6 if cached == 1 else 3}x2x" in text
+  assert f"tensor<2x{1 if cached == 1 else 2}x5x6x3xf32>" in text
   expected = reference(x, kernel, **settings)
   tolerance = 1e-5 * abs(expected).max()
   np.testing.assert_allclose(conv(x, kernel, **settings), expected, rtol=0, atol=tolerance)

@@ -50,10 +50,10 @@ _SPARSE = 0.7
 _MOST_TAPS = 9
 # With fewer input channels than this the columns are too narrow for a good matrix product.
 _NARROW = 16
-# Pixels up to which images share a matrix product: with fewer, adding the products up costs more.
-_SHARED = 8192
-# Numbers of an intermediate result, float32, that stay in a CPU's last cache until they are used.
-_CACHED = 3 * 2**20
+# Numbers of an intermediate result, float32, that stay in a CPU's cache until they are used.
+_CACHED = 2**20
+# Pixels of a matrix product of a kernel's gradient: with fewer, adding the products up costs more.
+_FEWEST = 512
 
 
 class Conv(KernelLayer):
@@ -207,23 +207,14 @@ def _conv_backward(
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
     dkernel = _kernel_gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
     kernel = late(kernel, dkernel)
-    if math.prod(strides) == 1:
-      return _input_gradient(_dense, x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
-    return dense(x, kernel, dy)[0], dkernel
-
-  def slices(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-    dkernel = _kernel_gradient_of_slices(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
-    kernel = late(kernel, dkernel)
-    if any(s > 1 for s in strides):
+    if math.prod(strides) > 1:
       return dense(x, kernel, dy)[0], dkernel
-    dx = _input_gradient(_convolve_slices, x.shape, kernel, dy, pads=pads, dilation=dilation)
-    return dx, dkernel
+    convolve = _convolve_slices if _is_stack(strides) else _dense
+    return _input_gradient(convolve, x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
 
   if _is_sparse(x, kernel, **geometry):
     return lax.platform_dependent(x, kernel, dy, cpu=shifted, default=dense)
-  if _is_stack(strides):
-    return lax.platform_dependent(x, kernel, dy, cpu=slices, default=dense)
-  if x.shape[-1] >= _NARROW:
+  if x.shape[-1] >= _NARROW or _is_stack(strides):
     return lax.platform_dependent(x, kernel, dy, cpu=columns, default=dense)
   return dense(x, kernel, dy)
 
@@ -274,30 +265,41 @@ def _convolve_slices(
   flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
   beside = jnp.moveaxis(kernel, 0, -2).reshape(*size, c, taps * f)
   plane = _output_size(x.shape[2:-1], tuple(size), **flat)
-  together = _largest_divisor(d, _CACHED // (b * math.prod(plane) * taps * f))
-  # Tap t of slice i counts for output i + before - t rate; a later slice may complete it.
+  some = _largest_divisor(d, _CACHED // (b * math.prod(plane) * taps * f))
+  # Tap t of slice i counts for sum i + first[t]. Some slices reach so many sums more, which later
+  # slices complete. From one edge to the next the same taps count.
   reach, (before, after) = dilation[0] * (taps - 1), pads[0]
-  zero = jnp.zeros((), jnp.float32)
+  first = [reach - dilation[0] * t for t in range(taps)]
+  edges = sorted({0, reach, some, *first, *(place + some for place in first)})
+  zero = jnp.zeros((), x.dtype)
 
-  def add_slices(open_sums: Array, some: Array) -> tuple[Array, Array]:
-    y = _dense(some.reshape(-1, *some.shape[2:]), beside, **flat, sums=jnp.float32)
-    y = y.reshape(b, together, *plane, taps, f)
-    total = lax.pad(open_sums, zero, _along_depth(y.ndim - 1, 0, together))
-    for t in range(taps):
-      later = dilation[0] * t
-      total += lax.pad(y[..., t, :], zero, _along_depth(y.ndim - 1, reach - later, later))
-    return total[:, together:], total[:, :together].astype(x.dtype)
+  def add_slices(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    complete, open_sums = sums
+    slices = lax.dynamic_slice_in_dim(x, i * some, some, axis=1)
+    y = _dense(slices.reshape(-1, *slices.shape[2:]), beside, **flat, sums=jnp.float32)
+    y = y.reshape(b, some, *plane, taps, f)
+    still_open = [open_sums[:, :0]]
+    for lo, hi in itertools.pairwise(edges):
+      parts = [
+        y[:, lo - place : hi - place, ..., t, :]
+        for t, place in enumerate(first)
+        if place <= lo and hi <= place + some
+      ]
+      if hi <= reach:
+        parts.append(open_sums[:, lo:hi])
+      total = sum(parts, jnp.zeros((b, hi - lo, *plane, f)))
+      if lo >= some:
+        still_open.append(total)
+      else:
+        total = total.astype(x.dtype)
+        complete = lax.dynamic_update_slice_in_dim(complete, total, i * some + lo, axis=1)
+    return complete, jnp.concatenate(still_open, axis=1)
 
-  chunks = jnp.moveaxis(x.reshape(b, -1, together, *x.shape[2:]), 1, 0)
-  last, complete = lax.scan(add_slices, jnp.zeros((b, reach, *plane, f)), chunks)
-  y = jnp.moveaxis(complete, 0, 1).reshape(b, d, *plane, f)
-  y = jnp.concatenate([y, last.astype(x.dtype)], axis=1)
-  return lax.pad(y, jnp.zeros((), y.dtype), _along_depth(y.ndim, before - reach, after - reach))
-
-
-def _along_depth(rank: int, before: int, after: int) -> list[tuple[int, int, int]]:
-  """Edges for `lax.pad` of volumes [b d ...], along the depth alone."""
-  return [(0, 0, 0), (before, after, 0), *[(0, 0, 0)] * (rank - 2)]
+  sums = jnp.zeros((b, d + reach, *plane, f), x.dtype), jnp.zeros((b, reach, *plane, f))
+  complete, last = lax.fori_loop(0, d // some, add_slices, sums)
+  complete = lax.dynamic_update_slice_in_dim(complete, last.astype(x.dtype), d, axis=1)
+  along_depth = [(0, 0, 0), (before - reach, after - reach, 0), *[(0, 0, 0)] * (x.ndim - 2)]
+  return lax.pad(complete, zero, along_depth)
 
 
 def _largest_divisor(n: int, most: int) -> int:
@@ -365,13 +367,14 @@ def _shifted_products(
 def _kernel_gradient(
   x: Array, shape: Sequence[int], dy: Array, *, strides: Ints, pads: Pairs, dilation: Ints
 ) -> Array:
-  """Gradient of the kernel as one matrix product per image, or per several small ones.
+  """Gradient of the kernel as matrix products of unrolled columns, a part of the batch at a time.
 
-  Unrolling x over all taps would write kh kw times its size. Where the stride is 1 only the last
-  dimension's taps are unrolled on x and the others on dy, mirrored: kw times x and kh times dy.
+  A part is a few rows, slices or images, whose columns stay in cache. Unrolling x over all taps
+  would make kh kw times its size of columns. Where the stride is 1 only the last dimension's taps
+  are unrolled on x and the others on dy, mirrored: kw times x and kh times dy.
 
   Args:
-    x: [b h w c].
+    x: [b h w c], or with any other number of spatial dimensions.
     shape: shape of the kernel, [kh kw c f].
     dy: gradient of the output, [b h' w' f].
     strides: step of the output grid, per dimension.
@@ -381,78 +384,75 @@ def _kernel_gradient(
   Returns:
     float32 [kh kw c f].
   """
-  rank = len(strides)
-  size, out, taps = x.shape[1:-1], dy.shape[1:-1], shape[:rank]
-  split = rank - 1 if math.prod(strides) == 1 and x.shape[-1] >= _NARROW else 0
-  zero = jnp.zeros((), x.dtype)
+  rank, (c, f) = len(strides), shape[-2:]
+  split = _leading_ones(strides[:-1]) if c >= _NARROW else 0
+  # The batch is one more dimension, of one tap. Those up to `split` are unrolled on dy.
+  strides, dilation, pads, taps = (1, *strides), (1, *dilation), ((0, 0), *pads), (1, *shape[:rank])
+  reach = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
+  on_dy, on_x = range(split + 1), range(split + 1, rank + 1)
+  n_dy, n_x = (math.prod(taps[axis] for axis in axes) for axes in (on_dy, on_x))
 
-  x_edges = [(0, 0, 0)] * (split + 1) + [(lo, hi, 0) for lo, hi in pads[split:]] + [(0, 0, 0)]
-  x_slices = [
-    (slice(None),) * (split + 1)
-    + tuple(
-      slice(t * d, t * d + (o - 1) * s + 1, s)
-      for t, d, o, s in zip(tap, dilation[split:], out[split:], strides[split:], strict=True)
-    )
-    for tap in itertools.product(*map(range, taps[split:]))
-  ]
-  # Tap t of dy, seen from x's position p, is dy[p + before - t dilation].
-  dy_edges = (
-    [(0, 0, 0)]
-    + [
-      (d * (k - 1) - lo, d * (k - 1) - hi, 0)
-      for k, d, (lo, hi) in zip(taps[:split], dilation[:split], pads[:split], strict=True)
-    ]
-    + [(0, 0, 0)] * (rank - split + 1)
-  )
-  dy_slices = [
-    (
-      slice(None),
-      *(
-        slice((k - 1 - t) * d, (k - 1 - t) * d + n)
-        for t, k, d, n in zip(tap, taps[:split], dilation[:split], size[:split], strict=True)
-      ),
-    )
-    for tap in itertools.product(*map(range, taps[:split]))
-  ]
+  places = (*x.shape[: split + 1], *dy.shape[split + 1 : -1])
+  part = _part(places, max(_CACHED // (n_x * c + n_dy * f), _FEWEST))
+  counts = [cdiv(n, some) for n, some in zip(places, part, strict=True)]
 
-  c, f = shape[-2:]
-  n_x, n_dy = len(x_slices), len(dy_slices)
-  b = x.shape[0]
-  together = _largest_divisor(b, 1 + (_SHARED - 1) // math.prod(out))
+  # Tap t of dy, seen from x's place p, is dy[p + before - t dilation]. Rows are cheaper to pad part
+  # by part.
+  def padded(a: Array, edges: Sequence[tuple[int, int]]) -> Array:
+    return lax.pad(a, jnp.zeros((), a.dtype), [(lo, hi, 0) for lo, hi in [*edges, (0, 0)]])
 
-  # The loop slices the batch itself: to `lax.scan` over parts of it XLA gives copies of x and dy.
-  def add_images(i: Array, total: Array) -> Array:
-    part, dpart = (lax.dynamic_slice_in_dim(a, i * together, together) for a in (x, dy))
-    part, dpart = lax.pad(part, zero, x_edges), lax.pad(dpart, zero, dy_edges)
-    part = jnp.concatenate([part[s] for s in x_slices], axis=-1)
-    dpart = jnp.concatenate([dpart[s] for s in dy_slices], axis=-1)
-    part, dpart = part.reshape(-1, part.shape[-1]), dpart.reshape(-1, dpart.shape[-1])
-    return total + jnp.dot(part.T, dpart, preferred_element_type=jnp.float32)
+  none = [(0, 0)] * (rank + 1)
+  dy_edges = [(r - lo, r - hi) for r, (lo, hi) in zip(reach, pads, strict=True)]
+  x = padded(x, [*none[: split + 1], *pads[split + 1 : -1], (0, 0)])
+  dy = padded(dy, [*dy_edges[: split + 1], *none[split + 1 :]])
+
+  def unroll(a: Array, at: Sequence[Array], axes: range, steps: Ints, *, mirror: bool) -> Array:
+    """Columns of a part: for each of its places what every tap of some axes sees of `a`."""
+    spans = [(some - 1) * step + 1 for some, step in zip(part, steps, strict=True)]
+    window = [span + (axis in axes) * reach[axis] for axis, span in enumerate(spans)]
+    start = [i * step for i, step in zip(at, steps, strict=True)]
+    a = lax.dynamic_slice(a, (*start, 0), (*window[:-1], *a.shape[-2:]))
+    a = padded(a, [*none[:-1], pads[-1] if rank in axes else (0, 0)])
+    seen = []
+    for tap in itertools.product(*(range(taps[axis]) for axis in axes)):
+      first = [0] * len(part)
+      for axis, t in zip(axes, tap, strict=True):
+        first[axis] = dilation[axis] * (taps[axis] - 1 - t if mirror else t)
+      ends = zip(first, spans, steps, strict=True)
+      seen.append(a[tuple(slice(lo, lo + span, step) for lo, span, step in ends)])
+    return jnp.concatenate(seen, axis=-1).reshape(math.prod(part), -1)
+
+  def add_part(i: Array, total: Array) -> Array:
+    due = [n * some for n, some in zip(jnp.unravel_index(i, counts), part, strict=True)]
+    # The last part begins earlier if it would reach beyond the edge; what was counted is left out.
+    at = [jnp.minimum(d, n - some) for d, n, some in zip(due, places, part, strict=True)]
+    columns = unroll(x, at, on_x, strides, mirror=False)
+    dcolumns = unroll(dy, at, on_dy, (1,) * (rank + 1), mirror=True)
+    for axis in range(rank + 1):
+      if places[axis] % part[axis]:
+        new = lax.broadcasted_iota(jnp.int32, part, axis) >= due[axis] - at[axis]
+        dcolumns = jnp.where(new.reshape(-1, 1), dcolumns, 0)
+    return total + jnp.dot(columns.T, dcolumns, preferred_element_type=jnp.float32)
 
   zeros = jnp.zeros((n_x * c, n_dy * f), jnp.float32)
-  total = lax.fori_loop(0, b // together, add_images, zeros)
+  total = lax.fori_loop(0, math.prod(counts), add_part, zeros)
   return total.reshape(n_x, c, n_dy, f).transpose(2, 0, 1, 3).reshape(shape)
 
 
-def _kernel_gradient_of_slices(
-  x: Array, shape: Sequence[int], dy: Array, *, strides: Ints, pads: Pairs, dilation: Ints
-) -> Array:
-  """Gradient of the kernel of volumes, depth stride 1: that of the slices, float32 [kd kh kw c f].
+def _leading_ones(strides: Ints) -> int:
+  return len(list(itertools.takewhile(lambda s: s == 1, strides)))
 
-  The depth's taps of dy lie side by side in its channels.
-  """
-  d, (taps, *flat_shape, f) = x.shape[1], shape
-  edges = [(0, 0, 0)] * dy.ndim
-  reach, (before, after) = dilation[0] * (taps - 1), pads[0]
-  # As in `_kernel_gradient`: tap t of dy is dy[p + before - t dilation].
-  edges[1] = (reach - before, reach - after, 0)
-  dy = lax.pad(dy, jnp.zeros((), dy.dtype), edges)
-  starts = [reach - t * dilation[0] for t in range(taps)]
-  dy = jnp.concatenate([dy[:, start : start + d] for start in starts], axis=-1)
-  x, dy = (a.reshape(-1, *a.shape[2:]) for a in (x, dy))
-  flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
-  dkernel = _kernel_gradient(x, (*flat_shape, taps * f), dy, **flat)
-  return jnp.moveaxis(dkernel.reshape(*flat_shape, taps, f), -2, 0)
+
+def _part(places: Ints, most: int) -> Ints:
+  """A part of a grid that has about so many places, but whole rows: a size per axis."""
+  part, left = [places[-1]], most // places[-1]
+  for n in reversed(places[:-1]):
+    some = _largest_divisor(n, left)
+    if 2 * some < min(left, n):
+      some = cdiv(n, cdiv(n, left))  # the last part overlaps with the one before
+    part.insert(0, some)
+    left //= n  # nothing, unless n is whole
+  return tuple(part)
 
 
 def per_dimension(value: int | Sequence[int], rank: int) -> Ints:
