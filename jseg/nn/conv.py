@@ -423,15 +423,20 @@ def _kernel_gradient(
     return jnp.concatenate(seen, axis=-1).reshape(math.prod(part), -1)
 
   def add_part(i: Array, total: Array) -> Array:
-    due = [n * some for n, some in zip(jnp.unravel_index(i, counts), part, strict=True)]
-    # The last part begins earlier if it would reach beyond the edge; what was counted is left out.
-    at = [jnp.minimum(d, n - some) for d, n, some in zip(due, places, part, strict=True)]
+    at, new = [jnp.zeros((), jnp.int32)] * len(part), jnp.array(True)
+    for axis in reversed(range(len(part))):
+      if counts[axis] == 1:
+        continue  # no arithmetic to compile
+      n, some = places[axis], part[axis]
+      at[axis], i = lax.rem(i, counts[axis]) * some, lax.div(i, counts[axis])
+      if n % some:
+        # The last part begins early enough to end at the edge; what was counted is left out.
+        due, at[axis] = at[axis], jnp.minimum(at[axis], n - some)
+        new &= lax.broadcasted_iota(jnp.int32, part, axis) >= due - at[axis]
     columns = unroll(x, at, on_x, strides, mirror=False)
     dcolumns = unroll(dy, at, on_dy, (1,) * (rank + 1), mirror=True)
-    for axis in range(rank + 1):
-      if places[axis] % part[axis]:
-        new = lax.broadcasted_iota(jnp.int32, part, axis) >= due[axis] - at[axis]
-        dcolumns = jnp.where(new.reshape(-1, 1), dcolumns, 0)
+    if new.ndim:
+      dcolumns = jnp.where(new.reshape(-1, 1), dcolumns, 0)
     return total + jnp.dot(columns.T, dcolumns, preferred_element_type=jnp.float32)
 
   zeros = jnp.zeros((n_x * c, n_dy * f), jnp.float32)
