@@ -29,7 +29,7 @@ _BATCH = flags.DEFINE_integer("batch", 16, "images in the network's batch")
 _SIZE = flags.DEFINE_integer("size", 128, "height and width of the network's images")
 _WIDTHS = flags.DEFINE_list("widths", ["16", "32", "64", "128"], "widths of the U-Net")
 
-# batch, height = width, channels in, channels out, kernel, stride, rate
+# batch, height = width or size of a volume, channels in, channels out, kernel, stride, rate
 _SHAPES = (
   (2, 64, 256, 64, 1, 1, 1),
   (2, 64, 64, 256, 1, 1, 1),
@@ -45,6 +45,14 @@ _SHAPES = (
   (2, 32, 2048, 256, 3, 1, 12),
   (2, 33, 512, 256, 3, 1, 18),
   (2, 32, 512, 256, 3, 1, 36),
+  (2, 256, 64, 64, 3, 1, 1),
+  (2, 257, 64, 64, 3, 1, 1),
+  (2, 128, 128, 128, 3, 1, 1),
+  (2, 64, 256, 256, 3, 1, 1),
+  (2, 32, 512, 512, 3, 1, 1),
+  (1, (32, 64, 64), 32, 64, 3, 1, 1),
+  (1, (32, 64, 64), 64, 64, 3, 1, 1),
+  (1, (16, 32, 32), 128, 128, 3, 1, 1),
   (2, 256, 3, 64, 7, 2, 1),
   (16, 128, 3, 16, 3, 1, 1),
   (16, 128, 16, 16, 3, 1, 1),
@@ -73,13 +81,15 @@ def best_times(sides: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> l
 
 def xla_conv(x: Array, kernel: Array, *, stride: int, rate: int) -> Array:
   """XLA's own convolution."""
+  rank = x.ndim - 2
+  spatial = "DHW"[-rank:]
   return lax.conv_general_dilated(
     x,
     kernel,
-    (stride, stride),
+    (stride,) * rank,
     "SAME",
-    rhs_dilation=(rate, rate),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    rhs_dilation=(rate,) * rank,
+    dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
   )
 
 
@@ -92,23 +102,26 @@ def run(
 
 def compare_shapes() -> None:
   """Prints GFLOP/s by shape, XLA's -> jseg's."""
-  print(f"{'shape':44}{'forward':>14}{'kernel grad':>14}{'input grad':>14}  GFLOP/s, XLA > jseg")
+  print(f"{'shape':50}{'forward':>14}{'kernel grad':>14}{'input grad':>14}  GFLOP/s, XLA > jseg")
   rng = np.random.default_rng(0)
   for b, size, c, f, k, stride, rate in _SHAPES:
-    x = jnp.asarray(rng.normal(size=(b, size, size, c)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(k, k, c, f)), jnp.float32)
+    size = (size, size) if isinstance(size, int) else size
+    window = (k,) * len(size)
+    x = jnp.asarray(rng.normal(size=(b, *size, c)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*window, c, f)), jnp.float32)
     theirs = functools.partial(xla_conv, stride=stride, rate=rate)
     ours = functools.partial(conv, strides=stride, dilation=rate)
     dy = ours(x, kernel)
-    flop = 2 * dy.size * k * k * c
+    flop = 2 * dy.size * kernel.size // f
     cells = []
     for part in (None, 1, 0):  # forward, gradient of the kernel, of the input
       sides = [
         (jax.jit(functools.partial(run, fn, part)), (x, kernel, dy)) for fn in (theirs, ours)
       ]
       cells.append(" > ".join(f"{flop / t / 1e9:.0f}" for t in best_times(sides)))
-    name = f"{b} x {size} x {size} x {c} -> {f}, {k}x{k}, stride {stride}, rate {rate}"
-    print(f"{name:44}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+    shape, taps = " x ".join(map(str, x.shape)), "x".join(map(str, window))
+    name = f"{shape} -> {f}, {taps}, stride {stride}, rate {rate}"
+    print(f"{name:50}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
 class PlainUNet(nn.Module):

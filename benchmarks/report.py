@@ -235,7 +235,12 @@ def plot() -> None:
 
   records = results()
   figure, axes = plt.subplots(
-    len(records), 1, figsize=(9, 4.2 * len(records)), squeeze=False, layout="constrained"
+    len(records),
+    1,
+    figsize=(9, 4.2 * len(records)),
+    sharex=True,
+    squeeze=False,
+    layout="constrained",
   )
   for axis, record in zip(axes.ravel(), records.values(), strict=True):
     shown = [name for name in NAMES if name in record["networks"]]
@@ -249,8 +254,10 @@ def plot() -> None:
     axis.set_yticks(range(len(shown)), [NAMES[name] for name in shown])
     axis.invert_yaxis()
     axis.set_xlabel("PyTorch's seconds over jseg's: right of 1, jseg is faster")
+    axis.tick_params(labelbottom=True)
     cpu = record["machine"]
-    axis.set_title(f"{cpu['cpu']}, {cpu['cores']} cores", fontsize=10)
+    sets = ", ".join(cpu["instructions"])
+    axis.set_title(f"{cpu['cpu']} ({sets}), {cpu['cores']} cores", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.margins(x=0.08)
