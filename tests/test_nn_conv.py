@@ -123,6 +123,14 @@ def test_gradients_part_by_part_equal_xla(case, places, module, monkeypatch):
   assert_equals_xla(case)
 
 
+@pytest.mark.parametrize("case", ["wide", "3-d"])
+def test_gradients_part_by_part_with_64_bits(case, module, monkeypatch):
+  monkeypatch.setattr(module, "_CACHED", 1)
+  monkeypatch.setattr(module, "_FEWEST", 21)
+  with jax.enable_x64(True):  # loops count with 64 bits
+    assert_equals_xla(case)
+
+
 @pytest.mark.parametrize(
   ("places", "most", "part"),
   [

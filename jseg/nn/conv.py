@@ -8,8 +8,9 @@ Networks call `Conv` and never the framework's convolution, so a faster form rea
     exceeds the feature map is a 1x1;
   * on CPU an atrous kernel that spends much of its work in padding is a sum of shifted
     products over the part of the map that each tap really covers;
-  * on CPU the kernel's gradient is a matrix product of unrolled columns, a few images at a time, so
-    that the columns stay in cache. XLA's own form runs at a third of the speed of the forward pass;
+  * on CPU the kernel's gradient is a sum of matrix products of unrolled columns, of a part of the
+    batch at a time, so that the columns stay in cache. XLA's own form runs at a third of the speed
+    of the forward pass;
   * on CPU a convolution of volumes is one of their slices, the depth's taps side by side. XLA has
     no fast form for three dimensions there.
 
@@ -370,8 +371,8 @@ def _kernel_gradient(
   """Gradient of the kernel as matrix products of unrolled columns, a part of the batch at a time.
 
   A part is a few rows, slices or images, whose columns stay in cache. Unrolling x over all taps
-  would make kh kw times its size of columns. Where the stride is 1 only the last dimension's taps
-  are unrolled on x and the others on dy, mirrored: kw times x and kh times dy.
+  would make kh kw times its size of columns. So the taps of leading dimensions of stride 1 are
+  unrolled on dy, mirrored: kw times x and kh times dy.
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
@@ -423,7 +424,7 @@ def _kernel_gradient(
     return jnp.concatenate(seen, axis=-1).reshape(math.prod(part), -1)
 
   def add_part(i: Array, total: Array) -> Array:
-    at, new = [jnp.zeros((), jnp.int32)] * len(part), jnp.array(True)
+    at, new = [jnp.zeros_like(i)] * len(part), jnp.array(True)
     for axis in reversed(range(len(part))):
       if counts[axis] == 1:
         continue  # no arithmetic to compile
@@ -432,7 +433,7 @@ def _kernel_gradient(
       if n % some:
         # The last part begins early enough to end at the edge; what was counted is left out.
         due, at[axis] = at[axis], jnp.minimum(at[axis], n - some)
-        new &= lax.broadcasted_iota(jnp.int32, part, axis) >= due - at[axis]
+        new &= lax.broadcasted_iota(due.dtype, part, axis) >= due - at[axis]
     columns = unroll(x, at, on_x, strides, mirror=False)
     dcolumns = unroll(dy, at, on_dy, (1,) * (rank + 1), mirror=True)
     if new.ndim:
