@@ -267,12 +267,11 @@ def _convolve_slices(
   beside = jnp.moveaxis(kernel, 0, -2).reshape(*size, c, taps * f)
   plane = _output_size(x.shape[2:-1], tuple(size), **flat)
   some = _largest_divisor(d, _CACHED // (b * math.prod(plane) * taps * f))
-  # Tap t of slice i counts for sum i + first[t]. Some slices reach so many sums more, which later
-  # slices complete. From one edge to the next the same taps count.
+  # Tap t of slice i counts for sum i + first[t]. So a part of the slices adds to `reach` sums more
+  # than it has slices; later slices complete those. From one edge to the next the same taps count.
   reach, (before, after) = dilation[0] * (taps - 1), pads[0]
   first = [reach - dilation[0] * t for t in range(taps)]
   edges = sorted({0, reach, some, *first, *(place + some for place in first)})
-  zero = jnp.zeros((), x.dtype)
 
   def add_slices(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
     complete, open_sums = sums
@@ -288,7 +287,7 @@ def _convolve_slices(
       ]
       if hi <= reach:
         parts.append(open_sums[:, lo:hi])
-      total = sum(parts, jnp.zeros((b, hi - lo, *plane, f)))
+      total = sum(parts, jnp.zeros((b, hi - lo, *plane, f), jnp.float32))
       if lo >= some:
         still_open.append(total)
       else:
@@ -296,11 +295,12 @@ def _convolve_slices(
         complete = lax.dynamic_update_slice_in_dim(complete, total, i * some + lo, axis=1)
     return complete, jnp.concatenate(still_open, axis=1)
 
-  sums = jnp.zeros((b, d + reach, *plane, f), x.dtype), jnp.zeros((b, reach, *plane, f))
-  complete, last = lax.fori_loop(0, d // some, add_slices, sums)
+  complete = jnp.zeros((b, d + reach, *plane, f), x.dtype)
+  open_sums = jnp.zeros((b, reach, *plane, f), jnp.float32)
+  complete, last = lax.fori_loop(0, d // some, add_slices, (complete, open_sums))
   complete = lax.dynamic_update_slice_in_dim(complete, last.astype(x.dtype), d, axis=1)
   along_depth = [(0, 0, 0), (before - reach, after - reach, 0), *[(0, 0, 0)] * (x.ndim - 2)]
-  return lax.pad(complete, zero, along_depth)
+  return lax.pad(complete, jnp.zeros((), x.dtype), along_depth)
 
 
 def _largest_divisor(n: int, most: int) -> int:
