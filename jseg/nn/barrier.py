@@ -3,12 +3,16 @@
 XLA removes JAX's barriers there before it decides what to compute where, when, and how often.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jseg.types import Array
+
+Arrays = TypeVar("Arrays")
 
 
 def true_after(first: Sequence[Array]) -> Array:
@@ -30,3 +34,21 @@ def after(then: Array, first: Sequence[Array]) -> Array:
     first: as in `true_after`.
   """
   return jnp.where(true_after(first), then, jnp.zeros_like(then))
+
+
+def computed_after(first: Sequence[Array], function: Callable[..., Arrays], *args: Array) -> Arrays:
+  """function(*args), computed when all of `first` is, once for all who read it, and by itself.
+
+  XLA fuses nothing into a branch, or out of it, as long as it can't tell that it is always taken.
+
+  Args:
+    first: as in `true_after`.
+    function: makes arrays of arrays.
+    *args: its arguments.
+  """
+
+  def zeros(*args: Array) -> Arrays:
+    shapes = jax.eval_shape(function, *args)
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+  return lax.cond(true_after(first), function, zeros, *args)

@@ -33,7 +33,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jseg.arithmetic import cdiv
-from jseg.nn.barrier import after
+from jseg.nn import winograd
+from jseg.nn.barrier import after, computed_after
 from jseg.nn.layer import KernelLayer
 from jseg.nn.once import traced_once
 from jseg.types import Array
@@ -55,6 +56,12 @@ _NARROW = 16
 _CACHED = 2**20
 # Pixels of a matrix product of a kernel's gradient: with fewer, adding the products up costs more.
 _FEWEST = 512
+# Winograd's sums are in proportion to the channels in and out, c + f, the products that it saves to
+# c f. Above this c f / (c + f) it is the faster, in the forward pass and for the kernel's gradient.
+_WIDE = 32
+_WIDE_GRADIENT = 64
+# Outputs of an image; with fewer, the sums of the kernels' taps cost more than that.
+_FEWEST_OUTPUTS = 256
 
 
 class Conv(KernelLayer):
@@ -171,14 +178,10 @@ def _product(x: Array, kernel: Array, *, strides: Ints, pads: Pairs) -> Array:
 def _conv(x: Array, kernel: Array, strides: Ints, pads: Pairs, dilation: Ints) -> Array:
   """Convolution with strides, padding and dilation given per dimension."""
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
-  dense = functools.partial(_dense, **geometry)
-  if _is_sparse(x, kernel, **geometry):
-    taps = functools.partial(_shifted_products, **geometry)
-    return lax.platform_dependent(x, kernel, cpu=taps, default=dense)
-  if _is_stack(strides):
-    slices = functools.partial(_convolve_slices, **geometry)
-    return lax.platform_dependent(x, kernel, cpu=slices, default=dense)
-  return dense(x, kernel)
+  dense, form = functools.partial(_dense, **geometry), _form_on_cpu(x, kernel, **geometry)
+  if form is _dense:
+    return dense(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=functools.partial(form, **geometry), default=dense)
 
 
 def _conv_forward(
@@ -199,19 +202,17 @@ def _conv_backward(
   def shifted(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     return jax.vjp(functools.partial(_shifted_products, **geometry), x, kernel)[1](dy)
 
-  def late(kernel: Array, dkernel: Array) -> Array:
-    # XLA would mirror all kernels at the start. A large x, kept or computed again for the kernel's
-    # gradient, should be gone before its own gradient comes, which is as large.
-    return after(kernel, [dkernel if kernel.size <= x.size else dy])
-
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
-    dkernel = _kernel_gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
-    kernel = late(kernel, dkernel)
+    halved = _saves_products(x, kernel, _WIDE_GRADIENT, **geometry)
+    gradient = _kernel_gradient_of_tiles if halved else _kernel_gradient
+    dkernel = gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
+    # XLA would mirror all kernels at the start. A large x, kept or computed again for the kernel's
+    # gradient, should be gone before its own gradient comes, which is as large.
+    first = dkernel if kernel.size <= x.size else dy
     if math.prod(strides) > 1:
-      return dense(x, kernel, dy)[0], dkernel
-    convolve = _convolve_slices if _is_stack(strides) else _dense
-    return _input_gradient(convolve, x.shape, kernel, dy, pads=pads, dilation=dilation), dkernel
+      return dense(x, after(kernel, [first]), dy)[0], dkernel
+    return _input_gradient(x.shape, kernel, dy, first=first, pads=pads, dilation=dilation), dkernel
 
   if _is_sparse(x, kernel, **geometry):
     return lax.platform_dependent(x, kernel, dy, cpu=shifted, default=dense)
@@ -303,34 +304,67 @@ def _convolve_slices(
   return lax.pad(complete, jnp.zeros((), x.dtype), along_depth)
 
 
+def _convolve_tiles(
+  x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
+) -> Array:
+  """A convolution of stride 1 and three taps along the first axis, by half of the products."""
+  geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
+  return _convolve_mixtures(x, winograd.kernels(kernel), **geometry)
+
+
+def _convolve_mixtures(
+  x: Array, kernels: Sequence[Array], *, strides: Ints, pads: Pairs, dilation: Ints
+) -> Array:
+  flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
+  rest = functools.partial(_dense, **flat)
+  return winograd.convolve(x, kernels, rest, pads=pads[0], dilation=dilation[0])
+
+
+def _kernel_gradient_of_tiles(
+  x: Array, shape: Sequence[int], dy: Array, *, strides: Ints, pads: Pairs, dilation: Ints
+) -> Array:
+  """As `_kernel_gradient`, by half of the products; for what `_convolve_tiles` convolves."""
+  flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
+
+  def rest(x: Array, dy: Array) -> Array:
+    return _kernel_gradient(x, shape[1:], dy, **flat)
+
+  return winograd.kernel_gradient(x, dy, rest, before=pads[0][0], dilation=dilation[0])
+
+
 def _largest_divisor(n: int, most: int) -> int:
   """The largest divisor of n that is at most `most`; 1 if there is no other."""
   return max(i for i in range(1, n + 1) if n % i == 0 and i <= max(most, 1))
 
 
 def _input_gradient(
-  convolve: Callable[..., Array],
-  shape: Sequence[int],
-  kernel: Array,
-  dy: Array,
-  *,
-  pads: Pairs,
-  dilation: Ints,
+  shape: Sequence[int], kernel: Array, dy: Array, *, first: Array, pads: Pairs, dilation: Ints
 ) -> Array:
   """Gradient of the input for strides of 1: a convolution by the mirrored kernel.
 
   JAX's own is the same with its kernel's channels swapped by name, for which XLA has only its slow
-  form inside of loops.
+  form inside of loops. Swapped by itself, after `first`, a kernel takes a third of the time that it
+  takes together with anything else.
   """
   rank = len(pads)
-  mirrored = lax.rev(kernel, range(rank)).swapaxes(-1, -2)
   edges = tuple(
     (d * (k - 1) - lo, n - out + lo)
     for d, k, (lo, _), n, out in zip(
       dilation, kernel.shape[:rank], pads, shape[1:-1], dy.shape[1:-1], strict=True
     )
   )
-  return convolve(dy, mirrored, strides=(1,) * rank, pads=edges, dilation=dilation)
+  geometry = _Geometry(strides=(1,) * rank, pads=edges, dilation=dilation)
+
+  def mirror(kernel: Array) -> Array:
+    return lax.rev(kernel, range(rank)).swapaxes(-1, -2)
+
+  def mirrored_mixtures(kernel: Array) -> list[Array]:
+    return [mixture.swapaxes(-1, -2) for mixture in winograd.kernels(lax.rev(kernel, range(rank)))]
+
+  form = _form_on_cpu(dy, jax.eval_shape(mirror, kernel), **geometry)
+  if form is _convolve_tiles:
+    return _convolve_mixtures(dy, computed_after([first], mirrored_mixtures, kernel), **geometry)
+  return form(dy, computed_after([first], mirror, kernel), **geometry)
 
 
 def _shifted_products(
@@ -503,6 +537,34 @@ def _cut_dead_taps(
     cuts.append(slice(live[0], live[-1] + 1))
     trimmed.append((lo - live[0] * d, hi - (taps - 1 - live[-1]) * d))
   return kernel[tuple(cuts)], tuple(trimmed)
+
+
+def _form_on_cpu(
+  x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
+) -> Callable[..., Array]:
+  """The function that computes a convolution on a CPU."""
+  geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
+  if _is_sparse(x, kernel, **geometry):
+    return _shifted_products
+  if _saves_products(x, kernel, _WIDE, **geometry):
+    return _convolve_tiles
+  return _convolve_slices if _is_stack(strides) else _dense
+
+
+def _saves_products(
+  x: Array, kernel: Array, wide: int, *, strides: Ints, pads: Pairs, dilation: Ints
+) -> bool:
+  """Whether Winograd's form saves more products than its sums cost; `wide` as `_WIDE`."""
+  if x.dtype != jnp.float32 or strides[0] != 1 or kernel.shape[0] != winograd.TAPS or x.ndim < 4:
+    return False
+  c, f = kernel.shape[-2:]
+  rank = len(strides)
+  out = _output_size(x.shape[1:-1], kernel.shape[:rank], strides, pads, dilation)
+  return (
+    c * f >= wide * (c + f)
+    and math.prod(out) >= _FEWEST_OUTPUTS
+    and winograd.share_of_products(out[0], dilation[0]) <= _SPARSE
+  )
 
 
 def _is_stack(strides: Ints) -> bool:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jseg.nn.barrier import true_after
+from jseg.nn.barrier import computed_after
 from jseg.nn.once import traced_once
 from jseg.types import Array
 
@@ -30,11 +30,7 @@ def _add_relu(x: Array, y: Array) -> Array:
 
 
 def _once(x: Array, y: Array) -> Array:
-  # XLA computes nothing twice that lies in a branch, as long as it can't tell that it is always
-  # taken.
-  if not x.size:
-    return x
-  return lax.cond(true_after([x]), _add_relu, lambda x, y: jnp.zeros_like(x), x, y)
+  return computed_after([x], _add_relu, x, y) if x.size else x
 
 
 @_computed_once.defjvp
