@@ -56,12 +56,17 @@ _NARROW = 16
 _CACHED = 2**20
 # Pixels of a matrix product of a kernel's gradient: with fewer, adding the products up costs more.
 _FEWEST = 512
-# Winograd's sums are in proportion to the channels in and out, c + f, the products that it saves to
-# c f. Above this c f / (c + f) it is the faster, in the forward pass and for the kernel's gradient.
-_WIDE = 32
-_WIDE_GRADIENT = 64
-# Outputs of an image; with fewer, the sums of the kernels' taps cost more than that.
+# Where Winograd's form pays. Its sums are in proportion to the channels in and out, c + f, and the
+# products that it saves to c f: from this c f / (c + f) on.
+_WIDE = 16
+# Its tiles may jut out of the map: at most this share of the products is left.
+_FEW_PRODUCTS = 0.75
+# An image has so many outputs, or mixing the kernel takes as long.
 _FEWEST_OUTPUTS = 256
+# An image takes so many products, or a few hundred steps save no more than it takes to compile.
+_FEWEST_PRODUCTS = 2**27
+# Columns of dy in its products for the kernel's gradient; with fewer, those of x take as long.
+_WIDE_GRADIENT = 128
 
 
 class Conv(KernelLayer):
@@ -204,7 +209,8 @@ def _conv_backward(
 
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
-    halved = _saves_products(x, kernel, _WIDE_GRADIENT, **geometry)
+    columns = math.prod(kernel.shape[1 : len(strides) - 1]) * kernel.shape[-1]
+    halved = columns >= _WIDE_GRADIENT and _saves_products(x, kernel, **geometry)
     gradient = _kernel_gradient_of_tiles if halved else _kernel_gradient
     dkernel = gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
     # XLA would mirror all kernels at the start. A large x, kept or computed again for the kernel's
@@ -546,24 +552,24 @@ def _form_on_cpu(
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
   if _is_sparse(x, kernel, **geometry):
     return _shifted_products
-  if _saves_products(x, kernel, _WIDE, **geometry):
+  if _saves_products(x, kernel, **geometry):
     return _convolve_tiles
   return _convolve_slices if _is_stack(strides) else _dense
 
 
 def _saves_products(
-  x: Array, kernel: Array, wide: int, *, strides: Ints, pads: Pairs, dilation: Ints
+  x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
 ) -> bool:
-  """Whether Winograd's form saves more products than its sums cost; `wide` as `_WIDE`."""
+  """Whether Winograd's form saves more products than its sums cost."""
   if x.dtype != jnp.float32 or strides[0] != 1 or kernel.shape[0] != winograd.TAPS or x.ndim < 4:
     return False
-  c, f = kernel.shape[-2:]
-  rank = len(strides)
+  rank, (c, f) = len(strides), kernel.shape[-2:]
   out = _output_size(x.shape[1:-1], kernel.shape[:rank], strides, pads, dilation)
   return (
-    c * f >= wide * (c + f)
+    c * f >= _WIDE * (c + f)
     and math.prod(out) >= _FEWEST_OUTPUTS
-    and winograd.share_of_products(out[0], dilation[0]) <= _SPARSE
+    and math.prod(out) * kernel.size >= _FEWEST_PRODUCTS
+    and winograd.share_of_products(out[0], dilation[0]) <= _FEW_PRODUCTS
   )
 
 
