@@ -335,6 +335,8 @@ def _kernel_gradient_of_tiles(
   def rest(x: Array, dy: Array) -> Array:
     return _kernel_gradient(x, shape[1:], dy, **flat)
 
+  # XLA would mix the rows of x as soon as it has them, and keep the mixtures until dy comes.
+  x = after(x, [dy])
   return winograd.kernel_gradient(x, dy, rest, before=pads[0][0], dilation=dilation[0])
 
 
