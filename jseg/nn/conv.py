@@ -12,7 +12,9 @@ Networks call `Conv` and never the framework's convolution, so a faster form rea
     batch at a time, so that the columns stay in cache. XLA's own form runs at a third of the speed
     of the forward pass;
   * on CPU a convolution of volumes is one of their slices, the depth's taps side by side. XLA has
-    no fast form for three dimensions there.
+    no fast form for three dimensions there;
+  * on CPU a kernel of three taps along the first axis takes half of its products (`winograd`), if
+    it is large enough and float32; so do both of its gradients.
 
 The platform is that of the lowering (`jax.lax.platform_dependent`), not of the process: a program
 exported for GPU on a CPU machine holds the form for GPU, and the choice survives pmap and vmap.
@@ -56,16 +58,18 @@ _NARROW = 16
 _CACHED = 2**20
 # Pixels of a matrix product of a kernel's gradient: with fewer, adding the products up costs more.
 _FEWEST = 512
-# Where Winograd's form pays. Its sums are in proportion to the channels in and out, c + f, and the
-# products that it saves to c f: from this c f / (c + f) on.
+# Winograd's form pays from here on (docs/performance.md, "Half of the products"). Its sums are in
+# proportion to the channels in and out, c + f, and what it saves is in proportion to c f: the least
+# c f / (c + f).
 _WIDE = 16
-# Its tiles may jut out of the map: at most this share of the products is left.
+# Its tiles may jut out of the map: the largest share of the products that may be left.
 _FEW_PRODUCTS = 0.75
-# An image has so many outputs, or mixing the kernel takes as long.
+# Outputs of an image: with fewer, mixing the kernel takes as long.
 _FEWEST_OUTPUTS = 256
-# An image takes so many products, or a few hundred steps save no more than it takes to compile.
+# Products of an image: with fewer, hundreds of steps save no more than compiling the form takes.
 _FEWEST_PRODUCTS = 2**27
-# Columns of dy in its products for the kernel's gradient; with fewer, those of x take as long.
+# Width of a product of the kernel's gradient, but for the depth's taps f: with less, unrolling the
+# columns of x takes as long.
 _WIDE_GRADIENT = 128
 
 
@@ -209,8 +213,8 @@ def _conv_backward(
 
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
-    columns = math.prod(kernel.shape[1 : len(strides) - 1]) * kernel.shape[-1]
-    halved = columns >= _WIDE_GRADIENT and _saves_products(x, kernel, **geometry)
+    width = math.prod(kernel.shape[1 : len(strides) - 1]) * kernel.shape[-1]
+    halved = width >= _WIDE_GRADIENT and _saves_products(x, kernel, **geometry)
     gradient = _kernel_gradient_of_tiles if halved else _kernel_gradient
     dkernel = gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
     # XLA would mirror all kernels at the start. A large x, kept or computed again for the kernel's
@@ -313,7 +317,7 @@ def _convolve_slices(
 def _convolve_tiles(
   x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
 ) -> Array:
-  """A convolution of stride 1 and three taps along the first axis, by half of the products."""
+  """A convolution of three taps and stride 1 along the first axis, by half of the products."""
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
   return _convolve_mixtures(x, winograd.kernels(kernel), **geometry)
 
@@ -321,6 +325,7 @@ def _convolve_tiles(
 def _convolve_mixtures(
   x: Array, kernels: Sequence[Array], *, strides: Ints, pads: Pairs, dilation: Ints
 ) -> Array:
+  """As `_convolve_tiles`, given the mixtures of the kernel's taps."""
   flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
   rest = functools.partial(_dense, **flat)
   return winograd.convolve(x, kernels, rest, pads=pads[0], dilation=dilation[0])
@@ -351,8 +356,8 @@ def _input_gradient(
   """Gradient of the input for strides of 1: a convolution by the mirrored kernel.
 
   JAX's own is the same with its kernel's channels swapped by name, for which XLA has only its slow
-  form inside of loops. Swapped by itself, after `first`, a kernel takes a third of the time that it
-  takes together with anything else.
+  form inside of loops. The kernel is mirrored after `first`, and by itself: XLA takes three times
+  as long to swap channels and do anything else at once.
   """
   rank = len(pads)
   edges = tuple(
@@ -559,9 +564,7 @@ def _form_on_cpu(
   return _convolve_slices if _is_stack(strides) else _dense
 
 
-def _saves_products(
-  x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
-) -> bool:
+def _saves_products(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints) -> bool:
   """Whether Winograd's form saves more products than its sums cost."""
   if x.dtype != jnp.float32 or strides[0] != 1 or kernel.shape[0] != winograd.TAPS or x.ndim < 4:
     return False

@@ -1,14 +1,13 @@
 """Winograd's minimal filtering along one axis: half of a convolution's products, for some sums.
 
-Four outputs of three taps are twelve products. They are also the values at four places of the product
-of two polynomials of degree 3 and 2 (transposed), for which six products do: its values at six
-points. So a map is cut into tiles of four outputs along its first spatial axis, each of which sees
-six inputs; six mixtures of the six inputs are convolved along the other axes, each with its own
-mixture of the kernel's three taps, and the outputs are mixtures of the six results.
+Four outputs of a kernel of three taps take twelve products. But to multiply polynomials of degrees
+3 and 2 takes six, of their values at six points, and such outputs are that problem transposed. So a
+map is cut into tiles of four outputs along its first spatial axis, each of which sees six inputs.
+Six mixtures of these are convolved along the other axes, each with its own mixture of the three
+taps, and the outputs are mixtures of the six results.
 
-Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv:1509.09308), F(4, 3). Along
-one axis the sums cost little and rounding errors are twice those of the direct form; along two they
-would halve the products again, but their sums take longer than that saves on a CPU.
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv:1509.09308), F(4, 3).
+Rounding errors are about twice those of the direct form.
 """
 
 import functools
@@ -26,9 +25,9 @@ from jseg.types import Array
 TAPS = 3
 """Taps of the kernels along the first axis."""
 
-_OUTPUTS = 4
+_OUTPUTS = 4  # of a tile
 _INPUTS = _OUTPUTS + TAPS - 1
-# And infinity. With 0, 1, -1, 2 and -2, the usual ones, rounding errors are half as large again.
+# The sixth is infinity. With the usual 0, 1, -1, 2 and -2 rounding errors are larger by half.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 
@@ -43,7 +42,7 @@ def share_of_products(outputs: int, dilation: int) -> float:
 
 
 def kernels(kernel: Array) -> list[Array]:
-  """The kernels of the products' convolutions: [3 kw c f] -> six of [kw c f]."""
+  """Mixtures of a kernel's taps along the first axis: [3 kw c f] -> six of [kw c f]."""
   return _mix(_OF_KERNEL, list(kernel))
 
 
@@ -113,9 +112,9 @@ def _tiles(outputs: int, dilation: int) -> int:
 
 
 def _rows(a: Array, rows: int, outputs: int, before: int, dilation: int) -> list[Array]:
-  """The first, second ... row of every tile: [tiles w c] each.
+  """The first row of every tile, the second of every tile and so on: [tiles w c] each.
 
-  Rows of a tile are `dilation` apart, so between one tile and the next come as many others.
+  With a dilation, rows of a tile are so far apart, and so many tiles interleave.
   """
   tiles = _tiles(outputs, dilation)
   length = ((tiles - 1) * _OUTPUTS + rows) * dilation
@@ -124,17 +123,13 @@ def _rows(a: Array, rows: int, outputs: int, before: int, dilation: int) -> list
   a = lax.pad(a, jnp.zeros((), a.dtype), edges)
   a = a.reshape(a.shape[0], -1, dilation, *a.shape[2:])
   last = (tiles - 1) * _OUTPUTS + 1
-  return [
-    a[:, first : first + last : _OUTPUTS].reshape(-1, *a.shape[3:]) for first in range(rows)
-  ]
+  return [a[:, first : first + last : _OUTPUTS].reshape(-1, *a.shape[3:]) for first in range(rows)]
 
 
 def _mix(coefficients: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
   """A weighted sum of the arrays for each row of coefficients."""
   return [
-    functools.reduce(
-      operator.add, [float(k) * a for k, a in zip(row, arrays, strict=True) if k]
-    )
+    functools.reduce(operator.add, [float(k) * a for k, a in zip(row, arrays, strict=True) if k])
     for row in coefficients
   ]
 
