@@ -319,7 +319,8 @@ def _convolve_tiles(
 ) -> Array:
   """A convolution of three taps and stride 1 along the first axis, by half of the products."""
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
-  return _convolve_mixtures(x, winograd.kernels(kernel), **geometry)
+  # XLA would mix all kernels of a network at the start.
+  return _convolve_mixtures(x, winograd.kernels(after(kernel, [x])), **geometry)
 
 
 def _convolve_mixtures(
