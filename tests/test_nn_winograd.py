@@ -31,8 +31,9 @@ def test_it_is_the_sum_of_three_taps(axis):
   expected = sum(a @ k for a, k in zip(seen, kernel, strict=True))
   x, kernel, padded = (jnp.asarray(a, jnp.float32) for a in (x, kernel, padded))
   parts = winograd.kernels(kernel)
-  y = winograd.convolve(x, parts, jnp.matmul, pads=pads, dilation=dilation)
-  np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
+  for once in (False, True):
+    y = winograd.convolve(x, parts, jnp.matmul, pads=pads, dilation=dilation, once=once)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
 
   dy = rng.normal(size=y.shape)
   dkernel = winograd.kernel_gradient(
@@ -59,7 +60,8 @@ def test_rounding_errors_are_about_twice_the_direct_forms():
   x, kernel = rng.normal(size=(1, 64, 64, 192)), rng.normal(size=(3, 192, 16)) / 24
   expected = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-  ours = winograd.convolve(x, winograd.kernels(kernel), jnp.matmul, pads=(0, 0), dilation=1)
+  kernels = winograd.kernels(kernel)
+  ours = winograd.convolve(x, kernels, jnp.matmul, pads=(0, 0), dilation=1, once=False)
   direct = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   error, usual = (np.sqrt(np.square(y - expected).mean()) for y in (ours, direct))
   assert error < 3 * usual

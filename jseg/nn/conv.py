@@ -187,16 +187,26 @@ def _product(x: Array, kernel: Array, *, strides: Ints, pads: Pairs) -> Array:
 def _conv(x: Array, kernel: Array, strides: Ints, pads: Pairs, dilation: Ints) -> Array:
   """Convolution with strides, padding and dilation given per dimension."""
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
-  dense, form = functools.partial(_dense, **geometry), _form_on_cpu(x, kernel, **geometry)
-  if form is _dense:
-    return dense(x, kernel)
-  return lax.platform_dependent(x, kernel, cpu=functools.partial(form, **geometry), default=dense)
+  return _conv_by_platform(x, kernel, geometry, _form_on_cpu(x, kernel, **geometry))
 
 
 def _conv_forward(
   x: Array, kernel: Array, strides: Ints, pads: Pairs, dilation: Ints
 ) -> tuple[Array, tuple[Array, Array]]:
-  return _conv(x, kernel, strides, pads, dilation), (x, kernel)
+  geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
+  form = _form_on_cpu(x, kernel, **geometry)
+  if form is _convolve_tiles:
+    form = functools.partial(form, once=True)
+  return _conv_by_platform(x, kernel, geometry, form), (x, kernel)
+
+
+def _conv_by_platform(
+  x: Array, kernel: Array, geometry: "_Geometry", on_cpu: Callable[..., Array]
+) -> Array:
+  dense = functools.partial(_dense, **geometry)
+  if on_cpu is _dense:
+    return dense(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=functools.partial(on_cpu, **geometry), default=dense)
 
 
 def _conv_backward(
@@ -315,21 +325,34 @@ def _convolve_slices(
 
 
 def _convolve_tiles(
-  x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints
+  x: Array,
+  kernel: Array,
+  *,
+  strides: Ints,
+  pads: Pairs,
+  dilation: Ints,
+  once: bool = False,
 ) -> Array:
   """A convolution of three taps and stride 1 along the first axis, by half of the products."""
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
   # XLA would mix all kernels of a network at the start.
-  return _convolve_mixtures(x, winograd.kernels(after(kernel, [x])), **geometry)
+  kernels = winograd.kernels(after(kernel, [x]))
+  return _convolve_mixtures(x, kernels, once=once, **geometry)
 
 
 def _convolve_mixtures(
-  x: Array, kernels: Sequence[Array], *, strides: Ints, pads: Pairs, dilation: Ints
+  x: Array,
+  kernels: Sequence[Array],
+  *,
+  strides: Ints,
+  pads: Pairs,
+  dilation: Ints,
+  once: bool,
 ) -> Array:
   """As `_convolve_tiles`, given the mixtures of the kernel's taps."""
   flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
   rest = functools.partial(_dense, **flat)
-  return winograd.convolve(x, kernels, rest, pads=pads[0], dilation=dilation[0])
+  return winograd.convolve(x, kernels, rest, pads=pads[0], dilation=dilation[0], once=once)
 
 
 def _kernel_gradient_of_tiles(
@@ -377,7 +400,8 @@ def _input_gradient(
 
   form = _form_on_cpu(dy, jax.eval_shape(mirror, kernel), **geometry)
   if form is _convolve_tiles:
-    return _convolve_mixtures(dy, computed_after([first], mirrored_mixtures, kernel), **geometry)
+    kernels = computed_after([first], mirrored_mixtures, kernel)
+    return _convolve_mixtures(dy, kernels, once=True, **geometry)
   return form(dy, computed_after([first], mirror, kernel), **geometry)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from jseg.arithmetic import cdiv
+from jseg.nn.barrier import computed_after
 from jseg.types import Array
 
 TAPS = 3
@@ -53,6 +54,7 @@ def convolve(
   *,
   pads: tuple[int, int],
   dilation: int,
+  once: bool,
 ) -> Array:
   """Cross-correlates x with a kernel, step 1 along the first spatial axis.
 
@@ -62,6 +64,8 @@ def convolve(
     rest: the convolution along the other axes, [b w c] and [kw c f] -> [b w' f].
     pads: pixels of padding before and after, along the first axis.
     dilation: distance between taps along the first axis.
+    once: whether the output is computed once, and not with, and for, each who reads it. In training
+      many do; in inference a norm and a ReLU, which then take no pass of their own.
 
   Returns:
     [b h' w' f].
@@ -72,8 +76,12 @@ def convolve(
     for part, kernel in zip(_input_parts(x, outputs, pads[0], dilation), kernels, strict=True)
   ]
   shape = (batch, -1, dilation, *results[0].shape[1:])
-  y = jnp.stack([a.reshape(shape) for a in _mix(_TO_OUTPUTS, results)], axis=2)
-  return y.reshape(batch, -1, *shape[3:])[:, :outputs]
+
+  def mixed(*results: Array) -> Array:
+    y = jnp.stack([a.reshape(shape) for a in _mix(_TO_OUTPUTS, results)], axis=2)
+    return y.reshape(batch, -1, *shape[3:])[:, :outputs]
+
+  return computed_after(results[-1:], mixed, *results) if once else mixed(*results)
 
 
 def kernel_gradient(
