@@ -32,7 +32,7 @@ def test_it_is_the_sum_of_three_taps(axis):
   x, kernel, padded = (jnp.asarray(a, jnp.float32) for a in (x, kernel, padded))
   parts = winograd.kernels(kernel)
   for once in (False, True):
-    y = winograd.convolve(x, parts, jnp.matmul, pads=pads, dilation=dilation, once=once)
+    y = winograd.convolve(x, lambda _: parts, jnp.matmul, pads=pads, dilation=dilation, once=once)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
 
   dy = rng.normal(size=y.shape)
@@ -61,7 +61,7 @@ def test_rounding_errors_are_about_twice_the_direct_forms():
   expected = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
   kernels = winograd.kernels(kernel)
-  ours = winograd.convolve(x, kernels, jnp.matmul, pads=(0, 0), dilation=1, once=False)
+  ours = winograd.convolve(x, lambda _: kernels, jnp.matmul, pads=(0, 0), dilation=1, once=False)
   direct = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   error, usual = (np.sqrt(np.square(y - expected).mean()) for y in (ours, direct))
   assert error < 3 * usual
@@ -182,4 +182,4 @@ def test_mixtures_of_inputs_are_not_kept_for_the_gradient(everywhere):
   )
   program = jax.jit(jax.grad(loss)).lower(*given).compile()
   maps = program.memory_analysis().temp_size_in_bytes / (128 * 128 * 16 * 4)
-  assert maps < 16
+  assert maps < 18  # with mixtures of all six inputs it is 36

@@ -335,21 +335,24 @@ def _convolve_tiles(
 ) -> Array:
   """A convolution of three taps and stride 1 along the first axis, by half of the products."""
   geometry = _Geometry(strides=strides, pads=pads, dilation=dilation)
-  # XLA would mix all kernels of a network at the start.
-  kernels = winograd.kernels(after(kernel, [x]))
+
+  def kernels(first: Array) -> list[Array]:
+    # XLA would mix all kernels of a network at the start.
+    return computed_after([first], winograd.kernels, kernel)
+
   return _convolve_mixtures(x, kernels, once=once, **geometry)
 
 
 def _convolve_mixtures(
   x: Array,
-  kernels: Sequence[Array],
+  kernels: Callable[[Array], Sequence[Array]],
   *,
   strides: Ints,
   pads: Pairs,
   dilation: Ints,
   once: bool,
 ) -> Array:
-  """As `_convolve_tiles`, given the mixtures of the kernel's taps."""
+  """As `_convolve_tiles`, with a function for the mixtures of the kernel's taps."""
   flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
   rest = functools.partial(_dense, **flat)
   return winograd.convolve(x, kernels, rest, pads=pads[0], dilation=dilation[0], once=once)
@@ -401,7 +404,7 @@ def _input_gradient(
   form = _form_on_cpu(dy, jax.eval_shape(mirror, kernel), **geometry)
   if form is _convolve_tiles:
     kernels = computed_after([first], mirrored_mixtures, kernel)
-    return _convolve_mixtures(dy, kernels, once=True, **geometry)
+    return _convolve_mixtures(dy, lambda _: kernels, once=True, **geometry)
   return form(dy, computed_after([first], mirror, kernel), **geometry)
 
 

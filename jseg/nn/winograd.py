@@ -11,6 +11,7 @@ Rounding errors are about twice those of the direct form.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 
@@ -49,7 +50,7 @@ def kernels(kernel: Array) -> list[Array]:
 
 def convolve(
   x: Array,
-  kernels: Sequence[Array],
+  kernels: Callable[[Array], Sequence[Array]],
   rest: Callable[[Array, Array], Array],
   *,
   pads: tuple[int, int],
@@ -60,7 +61,7 @@ def convolve(
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    kernels: what `kernels` makes of the kernel [3 kw c f].
+    kernels: gives what `kernels` makes of the kernel [3 kw c f], once its argument is there.
     rest: the convolution along the other axes, [b w c] and [kw c f] -> [b w' f].
     pads: pixels of padding before and after, along the first axis.
     dilation: distance between taps along the first axis.
@@ -71,15 +72,13 @@ def convolve(
     [b h' w' f].
   """
   batch, outputs = x.shape[0], x.shape[1] + sum(pads) - dilation * (TAPS - 1)
-  results = [
-    rest(part, kernel)
-    for part, kernel in zip(_input_parts(x, outputs, pads[0], dilation), kernels, strict=True)
-  ]
-  shape = (batch, -1, dilation, *results[0].shape[1:])
+  parts = _input_parts(x, outputs, pads[0], dilation)
+  results = [rest(part, kernel) for part, kernel in zip(parts, kernels(parts[0]), strict=True)]
+  shape = (batch, _tiles(outputs, dilation), dilation, *results[0].shape[1:])
 
   def mixed(*results: Array) -> Array:
     y = jnp.stack([a.reshape(shape) for a in _mix(_TO_OUTPUTS, results)], axis=2)
-    return y.reshape(batch, -1, *shape[3:])[:, :outputs]
+    return y.reshape(batch, math.prod(y.shape[1:4]), *shape[3:])[:, :outputs]
 
   return computed_after(results[-1:], mixed, *results) if once else mixed(*results)
 
@@ -129,7 +128,7 @@ def _rows(a: Array, rows: int, outputs: int, before: int, dilation: int) -> list
   edges = [(0, 0, 0)] * a.ndim
   edges[1] = (before, length - a.shape[1] - before, 0)
   a = lax.pad(a, jnp.zeros((), a.dtype), edges)
-  a = a.reshape(a.shape[0], -1, dilation, *a.shape[2:])
+  a = a.reshape(a.shape[0], length // dilation, dilation, *a.shape[2:])
   last = (tiles - 1) * _OUTPUTS + 1
   return [a[:, first : first + last : _OUTPUTS].reshape(-1, *a.shape[3:]) for first in range(rows)]
 
