@@ -6,35 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.convolutions import arrays, assert_equals_xla, reference
 from jax import lax
 
 from jseg.nn import Conv, UpConv, conv
-
-
-def reference(x, kernel, *, strides=1, padding="SAME", dilation=1, groups=1):
-  rank = x.ndim - 2
-
-  def per(v):
-    return (v,) * rank if isinstance(v, int) else v
-
-  pads = [(padding, padding)] * rank if isinstance(padding, int) else padding
-  spatial = "DHW"[-rank:]
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    per(strides),
-    pads,
-    rhs_dilation=per(dilation),
-    feature_group_count=groups,
-    dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-    precision=lax.Precision.HIGHEST,
-  )
-
-
-def arrays(shape, kernel_shape, seed=0):
-  rng = np.random.default_rng(seed)
-  return (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, kernel_shape))
-
 
 # input, kernel, settings; 16 channels and more take the products for the kernel's gradient.
 CASES = {
@@ -90,26 +65,9 @@ def module(monkeypatch):
   return module
 
 
-def assert_equals_xla(case):
-  shape, kernel_shape, settings = CASES[case]
-  x, kernel = arrays(shape, kernel_shape)
-
-  def both(x, kernel, dy):
-    y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, **settings), x, kernel)
-    expected, expected_pull = jax.vjp(lambda x, k: reference(x, k, **settings), x, kernel)
-    dy = dy[: y.size].reshape(y.shape)
-    return (y, *pull(dy)), (expected, *expected_pull(dy))
-
-  dy = jnp.asarray(np.random.default_rng(1).normal(size=4096), jnp.float32)
-  ours, theirs = jax.jit(both)(x, kernel, dy)
-  for name, a, b in zip(("output", "dx", "dkernel"), ours, theirs, strict=True):
-    # Some hundred products of size 1, added in another order; one of them left out is off by 1.
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * abs(b).max(), err_msg=name)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_conv_and_its_gradients_equal_xla(case):
-  assert_equals_xla(case)
+  assert_equals_xla(*CASES[case])
 
 
 # Rows one by one; a few rows, the last of which overlap; a few images or slices.
@@ -120,7 +78,7 @@ def test_conv_and_its_gradients_equal_xla(case):
 def test_gradients_part_by_part_equal_xla(case, places, module, monkeypatch):
   monkeypatch.setattr(module, "_CACHED", 1)
   monkeypatch.setattr(module, "_FEWEST", places)
-  assert_equals_xla(case)
+  assert_equals_xla(*CASES[case])
 
 
 @pytest.mark.parametrize("case", ["wide", "3-d"])
@@ -128,7 +86,7 @@ def test_gradients_part_by_part_with_64_bits(case, module, monkeypatch):
   monkeypatch.setattr(module, "_CACHED", 1)
   monkeypatch.setattr(module, "_FEWEST", 21)
   with jax.enable_x64(True):  # loops count with 64 bits
-    assert_equals_xla(case)
+    assert_equals_xla(*CASES[case])
 
 
 @pytest.mark.parametrize(

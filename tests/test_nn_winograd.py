@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.convolutions import assert_equals_xla
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import lax
 
 from jseg import models
 from jseg.nn import Conv, conv, winograd
@@ -30,7 +30,7 @@ def test_it_is_the_sum_of_three_taps(axis):
   seen = [padded[:, t * dilation : t * dilation + outputs] for t in range(3)]
   expected = sum(a @ k for a, k in zip(seen, kernel, strict=True))
   x, kernel, padded = (jnp.asarray(a, jnp.float32) for a in (x, kernel, padded))
-  parts = winograd.kernels(kernel)
+  parts = winograd.mix_taps(kernel)
   for once in (False, True):
     y = winograd.convolve(x, lambda _: parts, jnp.matmul, pads=pads, dilation=dilation, once=once)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
@@ -60,7 +60,7 @@ def test_rounding_errors_are_about_twice_the_direct_forms():
   x, kernel = rng.normal(size=(1, 64, 64, 192)), rng.normal(size=(3, 192, 16)) / 24
   expected = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-  kernels = winograd.kernels(kernel)
+  kernels = winograd.mix_taps(kernel)
   ours = winograd.convolve(x, lambda _: kernels, jnp.matmul, pads=(0, 0), dilation=1, once=False)
   direct = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   error, usual = (np.sqrt(np.square(y - expected).mean()) for y in (ours, direct))
@@ -78,42 +78,25 @@ def everywhere(monkeypatch):
   monkeypatch.setattr(module, "_convolve", module._convolve.__wrapped__)
 
 
-# Input, kernel, padding and rate.
 CASES = {
-  "one tile": ((2, 4, 5, 16), (3, 3, 16, 4), 1, 1),
-  "tiles that jut out": ((2, 13, 6, 16), (3, 3, 16, 20), 1, 1),
-  "valid": ((1, 9, 7, 16), (3, 3, 16, 4), 0, 1),
-  "uneven": ((2, 7, 8, 16), (3, 2, 16, 4), ((0, 3), (1, 2)), 1),
-  "rate": ((1, 17, 16, 16), (3, 3, 16, 8), 3, 3),
-  "uneven rates": ((1, 16, 16, 16), (3, 5, 16, 8), ((2, 2), (2, 2)), (2, 1)),
-  "volumes": ((1, 6, 5, 4, 16), (3, 3, 3, 16, 8), 1, 1),
-  "flat volumes": ((1, 1, 5, 4, 16), (3, 3, 3, 16, 8), ((2, 1), (1, 1), (1, 1)), 1),
+  "one tile": ((2, 4, 5, 16), (3, 3, 16, 4), {"padding": 1}),
+  "tiles that jut out": ((2, 13, 6, 16), (3, 3, 16, 20), {"padding": 1}),
+  "valid": ((1, 9, 7, 16), (3, 3, 16, 4), {"padding": 0}),
+  "uneven": ((2, 7, 8, 16), (3, 2, 16, 4), {"padding": [(0, 3), (1, 2)]}),
+  "rate": ((1, 17, 16, 16), (3, 3, 16, 8), {"padding": 3, "dilation": 3}),
+  "uneven rates": ((1, 16, 16, 16), (3, 5, 16, 8), {"padding": 2, "dilation": (2, 1)}),
+  "volumes": ((1, 6, 5, 4, 16), (3, 3, 3, 16, 8), {"padding": 1}),
+  "flat volumes": (
+    (1, 1, 5, 4, 16),
+    (3, 3, 3, 16, 8),
+    {"padding": [(2, 1), (1, 1), (1, 1)]},
+  ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_convolutions_and_their_gradients_equal_xla(case, everywhere):
-  shape, kernel_shape, padding, dilation = CASES[case]
-  rank = len(shape) - 2
-  pads = [(padding, padding)] * rank if isinstance(padding, int) else padding
-  rng = np.random.default_rng(0)
-  x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, kernel_shape))
-
-  def theirs(x, kernel):
-    spatial = "DHW"[-rank:]
-    layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    rates = (dilation,) * rank if isinstance(dilation, int) else dilation
-    return lax.conv_general_dilated(
-      x, kernel, (1,) * rank, pads, rhs_dilation=rates, dimension_numbers=layout
-    )
-
-  y, pull = jax.vjp(lambda x, k: conv(x, k, padding=pads, dilation=dilation), x, kernel)
-  expected, expected_pull = jax.vjp(theirs, x, kernel)
-  dy = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
-  named = zip(("y", "dx", "dkernel"), (y, *pull(dy)), (expected, *expected_pull(dy)), strict=True)
-  for name, ours, reference in named:
-    atol = 1e-5 * abs(reference).max()
-    np.testing.assert_allclose(ours, reference, rtol=0, atol=atol, err_msg=name)
+  assert_equals_xla(*CASES[case])
 
 
 def convolutions(shape, kernel_shape, platform="cpu", dtype=jnp.float32, **settings):

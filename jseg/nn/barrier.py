@@ -12,7 +12,7 @@ from jax import lax
 
 from jseg.types import Array
 
-Arrays = TypeVar("Arrays")
+_Result = TypeVar("_Result")
 
 
 def true_after(first: Sequence[Array]) -> Array:
@@ -36,7 +36,9 @@ def after(then: Array, first: Sequence[Array]) -> Array:
   return jnp.where(true_after(first), then, jnp.zeros_like(then))
 
 
-def computed_after(first: Sequence[Array], function: Callable[..., Arrays], *args: Array) -> Arrays:
+def computed_after(
+  first: Sequence[Array], function: Callable[..., _Result], *args: Array
+) -> _Result:
   """function(*args), computed when all of `first` is, once for all who read it, and by itself.
 
   XLA fuses nothing into a branch, or out of it, as long as it can't tell that it is always taken.
@@ -47,7 +49,7 @@ def computed_after(first: Sequence[Array], function: Callable[..., Arrays], *arg
     *args: its arguments.
   """
 
-  def zeros(*args: Array) -> Arrays:
+  def zeros(*args: Array) -> _Result:
     shapes = jax.eval_shape(function, *args)
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 

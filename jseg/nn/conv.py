@@ -68,8 +68,8 @@ _FEW_PRODUCTS = 0.75
 _FEWEST_OUTPUTS = 256
 # Products of an image: with fewer, hundreds of steps save no more than compiling the form takes.
 _FEWEST_PRODUCTS = 2**27
-# Width of a product of the kernel's gradient, but for the depth's taps f: with less, unrolling the
-# columns of x takes as long.
+# Columns of dy in its products for the kernel's gradient (of volumes, taps of height x f):
+# with fewer, unrolling the columns of x takes as long.
 _WIDE_GRADIENT = 128
 
 
@@ -223,8 +223,8 @@ def _conv_backward(
 
   def columns(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     # A bfloat16 product rounds once, at the end; a sum over images would round every time.
-    width = math.prod(kernel.shape[1 : len(strides) - 1]) * kernel.shape[-1]
-    halved = width >= _WIDE_GRADIENT and _saves_products(x, kernel, **geometry)
+    dy_columns = math.prod(kernel.shape[1 : len(strides) - 1]) * kernel.shape[-1]
+    halved = dy_columns >= _WIDE_GRADIENT and _saves_products(x, kernel, **geometry)
     gradient = _kernel_gradient_of_tiles if halved else _kernel_gradient
     dkernel = gradient(x, kernel.shape, dy, **geometry).astype(kernel.dtype)
     # XLA would mirror all kernels at the start. A large x, kept or computed again for the kernel's
@@ -338,7 +338,7 @@ def _convolve_tiles(
 
   def kernels(first: Array) -> list[Array]:
     # XLA would mix all kernels of a network at the start.
-    return computed_after([first], winograd.kernels, kernel)
+    return computed_after([first], winograd.mix_taps, kernel)
 
   return _convolve_mixtures(x, kernels, once=once, **geometry)
 
@@ -352,7 +352,7 @@ def _convolve_mixtures(
   dilation: Ints,
   once: bool,
 ) -> Array:
-  """As `_convolve_tiles`, with a function for the mixtures of the kernel's taps."""
+  """As `_convolve_tiles`, with `kernels` as for `winograd.convolve`."""
   flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
   rest = functools.partial(_dense, **flat)
   return winograd.convolve(x, kernels, rest, pads=pads[0], dilation=dilation[0], once=once)
@@ -399,7 +399,7 @@ def _input_gradient(
     return lax.rev(kernel, range(rank)).swapaxes(-1, -2)
 
   def mirrored_mixtures(kernel: Array) -> list[Array]:
-    return [mixture.swapaxes(-1, -2) for mixture in winograd.kernels(lax.rev(kernel, range(rank)))]
+    return [mixture.swapaxes(-1, -2) for mixture in winograd.mix_taps(lax.rev(kernel, range(rank)))]
 
   form = _form_on_cpu(dy, jax.eval_shape(mirror, kernel), **geometry)
   if form is _convolve_tiles:

@@ -43,7 +43,7 @@ def share_of_products(outputs: int, dilation: int) -> float:
   return _INPUTS * _tiles(outputs, dilation) * dilation / (TAPS * outputs)
 
 
-def kernels(kernel: Array) -> list[Array]:
+def mix_taps(kernel: Array) -> list[Array]:
   """Mixtures of a kernel's taps along the first axis: [3 kw c f] -> six of [kw c f]."""
   return _mix(_OF_KERNEL, list(kernel))
 
@@ -61,12 +61,13 @@ def convolve(
 
   Args:
     x: [b h w c], or with any other number of spatial dimensions.
-    kernels: gives what `kernels` makes of the kernel [3 kw c f], once its argument is there.
+    kernels: what `mix_taps` makes of the kernel [3 kw c f], as a function of the first mixture of
+      inputs, before which it isn't needed.
     rest: the convolution along the other axes, [b w c] and [kw c f] -> [b w' f].
     pads: pixels of padding before and after, along the first axis.
     dilation: distance between taps along the first axis.
-    once: whether the output is computed once, and not with, and for, each who reads it. In training
-      many do; in inference a norm and a ReLU, which then take no pass of their own.
+    once: whether the output is a map of its own, for the many who read it in training. Else XLA
+      computes it within each reader: in inference a norm and a ReLU, which then take no pass.
 
   Returns:
     [b h' w' f].
