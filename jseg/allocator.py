@@ -4,9 +4,13 @@ import ctypes
 import os
 import sys
 
+import jax
+
 # From malloc.h; the values are mallopt's.
 _SETTINGS = {
-  -8: 1,  # M_ARENA_MAX: large blocks can't be kept in any arena but the main one
+  # M_ARENA_MAX: with a single arena the threads of XLA's compiler wait for one another; with eight
+  # for each core, which is usual, what they have used lies about.
+  -8: 1 + (os.cpu_count() or 1),
   -4: 0,  # M_MMAP_MAX: no mapping of its own for each large block
   -1: -1,  # M_TRIM_THRESHOLD: never give the top back
 }
@@ -30,6 +34,10 @@ def keep_freed_memory() -> bool:
   tenth of the time of some networks on a CPU. What was once needed isn't given back before the
   process ends, and the peak can be higher by what lies free between blocks in use.
 
+  Only the first thread's arena keeps blocks of more than 64 MiB. So JAX computes on a CPU in the
+  thread that calls, no longer in one of its own; this counts only before JAX is first used, and
+  whoever has set `JAX_CPU_ENABLE_ASYNC_DISPATCH` keeps their setting.
+
   Whoever has set one of glibc's own variables (`MALLOC_ARENA_MAX`, ...) keeps their settings, and
   other C libraries are left alone.
 
@@ -41,6 +49,8 @@ def keep_freed_memory() -> bool:
   libc = _glibc()
   if libc is None:
     return False
+  if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
   _kept.update(p for p, value in _SETTINGS.items() if libc.mallopt(p, value) == 1)
   return len(_kept) == len(_SETTINGS)
 

@@ -26,13 +26,29 @@ print(taken, faults())
 """
 
 
+# Page faults of a call that makes 256 MiB, after two others.
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from jseg.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+  keep_freed_memory()
+program = jax.jit(lambda x: jnp.outer(x, x))
+x = jnp.ones(2**13)
+for _ in range(3):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  program(x).block_until_ready()
+print(True, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
 # Pages of 4 KiB, so that there are 16,384 of them.
 ENVIRONMENT = {"NUMPY_MADVISE_HUGEPAGE": "0"}
 
 
-def run(word):
+def run(word, script=SCRIPT):
   done = subprocess.run(
-    [sys.executable, "-c", SCRIPT, word],
+    [sys.executable, "-c", script, word],
     capture_output=True,
     text=True,
     env=ENVIRONMENT,
@@ -47,6 +63,13 @@ def test_a_freed_block_is_not_faulted_in_again():
   taken, faults = run("keep")
   assert faults < 1000 or not taken
   assert run("leave")[1] > 10_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_jax_keeps_memory_between_calls():
+  kept, _ = run("keep")
+  assert run("keep", PROGRAM)[1] < 10_000 or not kept
+  assert run("leave", PROGRAM)[1] > 60_000
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
