@@ -89,6 +89,12 @@ def test_gradients_part_by_part_with_64_bits(case, module, monkeypatch):
     assert_equals_xla(*CASES[case])
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_conv_and_its_gradients_in_float64_equal_xla(case):
+  with jax.enable_x64(True):
+    assert_equals_xla(*CASES[case], dtype=jnp.float64)
+
+
 @pytest.mark.parametrize(
   ("places", "most", "part"),
   [

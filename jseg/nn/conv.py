@@ -285,6 +285,7 @@ def _convolve_slices(
   """
   (b, d), (taps, *size, c, f) = x.shape[:2], kernel.shape
   flat = _Geometry(strides=strides[1:], pads=pads[1:], dilation=dilation[1:])
+  sums_in = _dtype_of_sums(x)
   beside = jnp.moveaxis(kernel, 0, -2).reshape(*size, c, taps * f)
   plane = _output_size(x.shape[2:-1], tuple(size), **flat)
   some = _largest_divisor(d, _CACHED // (b * math.prod(plane) * taps * f))
@@ -297,7 +298,7 @@ def _convolve_slices(
   def add_slices(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
     complete, open_sums = sums
     slices = lax.dynamic_slice_in_dim(x, i * some, some, axis=1)
-    y = _dense(slices.reshape(-1, *slices.shape[2:]), beside, **flat, sums=jnp.float32)
+    y = _dense(slices.reshape(-1, *slices.shape[2:]), beside, **flat, sums=sums_in)
     y = y.reshape(b, some, *plane, taps, f)
     still_open = [open_sums[:, :0]]
     for lo, hi in itertools.pairwise(edges):
@@ -308,7 +309,7 @@ def _convolve_slices(
       ]
       if hi <= reach:
         parts.append(open_sums[:, lo:hi])
-      total = sum(parts, jnp.zeros((b, hi - lo, *plane, f), jnp.float32))
+      total = sum(parts, jnp.zeros((b, hi - lo, *plane, f), sums_in))
       if lo >= some:
         still_open.append(total)
       else:
@@ -317,7 +318,7 @@ def _convolve_slices(
     return complete, jnp.concatenate(still_open, axis=1)
 
   complete = jnp.zeros((b, d + reach, *plane, f), x.dtype)
-  open_sums = jnp.zeros((b, reach, *plane, f), jnp.float32)
+  open_sums = jnp.zeros((b, reach, *plane, f), sums_in)
   complete, last = lax.fori_loop(0, d // some, add_slices, (complete, open_sums))
   complete = lax.dynamic_update_slice_in_dim(complete, last.astype(x.dtype), d, axis=1)
   along_depth = [(0, 0, 0), (before - reach, after - reach, 0), *[(0, 0, 0)] * (x.ndim - 2)]
@@ -458,7 +459,7 @@ def _kernel_gradient(
     dilation: distance between taps, per dimension.
 
   Returns:
-    float32 [kh kw c f].
+    [kh kw c f], float32; float64 if x is.
   """
   rank, (c, f) = len(strides), shape[-2:]
   split = _leading_ones(strides[:-1]) if c >= _NARROW else 0
@@ -477,7 +478,7 @@ def _kernel_gradient(
   def padded(a: Array, edges: Sequence[tuple[int, int]]) -> Array:
     return lax.pad(a, jnp.zeros((), a.dtype), [(lo, hi, 0) for lo, hi in [*edges, (0, 0)]])
 
-  none = [(0, 0)] * (rank + 1)
+  sums_in, none = _dtype_of_sums(x), [(0, 0)] * (rank + 1)
   dy_edges = [(r - lo, r - hi) for r, (lo, hi) in zip(reach, pads, strict=True)]
   x = padded(x, [*none[: split + 1], *pads[split + 1 : -1], (0, 0)])
   dy = padded(dy, [*dy_edges[: split + 1], *none[split + 1 :]])
@@ -513,11 +514,15 @@ def _kernel_gradient(
     dcolumns = unroll(dy, at, on_dy, (1,) * (rank + 1), mirror=True)
     if new.ndim:
       dcolumns = jnp.where(new.reshape(-1, 1), dcolumns, 0)
-    return total + jnp.dot(columns.T, dcolumns, preferred_element_type=jnp.float32)
+    return total + jnp.dot(columns.T, dcolumns, preferred_element_type=sums_in)
 
-  zeros = jnp.zeros((n_x * c, n_dy * f), jnp.float32)
+  zeros = jnp.zeros((n_x * c, n_dy * f), sums_in)
   total = lax.fori_loop(0, math.prod(counts), add_part, zeros)
   return total.reshape(n_x, c, n_dy, f).transpose(2, 0, 1, 3).reshape(shape)
+
+
+def _dtype_of_sums(x: Array) -> jnp.dtype:
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _leading_ones(strides: Ints) -> int:
