@@ -53,6 +53,7 @@ def test_json_and_back():
     ("bilateral_weight=much", r"bilateral_weight: 'much' must be a number"),
     ("bilateral_weight=NaN", r"bilateral_weight: nan must be finite"),
     ("", "'' is not KEY=VALUE"),
+    (" ", "' ' is not KEY=VALUE"),
     ("bilateral_weight=4,5", r"'5' is not KEY=VALUE; write bilateral_weight=4"),
     ("bilateral_sigma_xy=0", r"bilateral_sigma_xy: 0 must be above 0 and finite; to switch"),
     ("bilateral_sigma_xy=Infinity", r"bilateral_sigma_xy: inf must be above 0 and finite"),

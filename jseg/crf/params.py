@@ -222,7 +222,7 @@ def parse_values(text: str) -> dict[str, Any]:
   Raises:
     InputError: `text` is neither assignments nor a file with an object.
   """
-  if text and "=" not in text:
+  if text.strip() and "=" not in text:
     return _load_values(text)
   values: dict[str, Any] = {}
   for part in text.split(","):
