@@ -7,11 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jseg.parameters import jit_once
+from jseg.allocator import without_collection
+from jseg.nn.initializers import initialize
 
 Side = Callable[[], Any]
 Loss = Callable[..., tuple[jax.Array, Any]]
@@ -31,7 +31,7 @@ def sides(
   """
   image, truth = jax.device_put((image, truth))
   if variables is None:
-    variables = jit_once(model.init)(jax.random.key(0), image[:1])
+    variables = initialize(model, jax.random.key(0), image.shape[1:])
   optimizer = optax.sgd(0.01, momentum=0.9)
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -47,17 +47,29 @@ def sides(
     return optax.apply_updates(params, updates), new.get("batch_stats", {}), opt_state, key
 
   forward = jax.jit(model.apply)
-  params, stats = jax.tree.map(jnp.copy, (variables["params"], variables.get("batch_stats", {})))
-  state = (params, stats, optimizer.init(params), jax.random.key(1))
+  # Copies, as a step takes its state over; by NumPy, which compiles nothing.
+  copied = jax.tree.map(lambda a: jax.device_put(np.array(a)), dict(variables))
+  params, stats = copied["params"], copied.get("batch_stats", {})
+  state = (params, stats, jax.jit(optimizer.init)(params), jax.random.key(1))
+
+  trained = functools.cache(lambda: compiled(step, state, image, truth))
+  inferred = functools.cache(lambda: compiled(forward, variables, image))
 
   def train() -> None:
     nonlocal state
-    state = jax.block_until_ready(step(state, image, truth))
+    state = jax.block_until_ready(trained()(state, image, truth))
 
   def infer() -> Any:
-    return jax.block_until_ready(forward(variables, image))
+    return jax.block_until_ready(inferred()(variables, image))
 
   return sum(a.size for a in jax.tree.leaves(params)), train, infer
+
+
+def compiled(function: Any, *args: Any) -> Any:
+  """The program of a jitted function, as the trainer compiles it."""
+  with without_collection():
+    lowered = function.lower(*args)
+  return lowered.compile()
 
 
 def seconds(side: Side) -> float:

@@ -13,6 +13,7 @@ except ImportError:  # Windows
 import jax
 from ml_collections import ConfigDict
 
+from jseg.allocator import without_collection
 from jseg.state import TrainState
 from jseg.step import TrainStep
 from jseg.types import Array, Batch, InputError
@@ -48,7 +49,9 @@ def compile_step(step: Any, state: TrainState, batch: Batch, key: Array) -> tupl
     (the step for arguments of these shapes, sizes on each device as text). What XLA plans besides
     the state is "activations and the like": gradients too, and space to compute in.
   """
-  compiled = step.lower(state, batch, key).compile()
+  with without_collection():
+    lowered = step.lower(state, batch, key)
+  compiled = lowered.compile()
   trees = {
     "parameters": (state.params, state.batch_stats, state.ema),
     "optimizer": state.opt_state,

@@ -1,15 +1,9 @@
-"""Parameters as a tree: their names, and programs that make them once."""
+"""Parameters as a tree: their names, and a digest."""
 
 import hashlib
-import os
-from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import numpy as np
-
-_LEVEL = "xla_backend_optimization_level"
-_Result = TypeVar("_Result")
 
 
 def parameter_name(path: tuple[object, ...]) -> str:
@@ -25,22 +19,3 @@ def digest(tree: object) -> str:
     result.update(f"{parameter_name(path)} {array.dtype} {array.shape} ".encode())
     result.update(array.reshape(-1).view(np.uint8).data)
   return result.hexdigest()[:16]
-
-
-def jit_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
-  """Compiles a function that runs once, such as the initialization of a network.
-
-  XLA unrolls the random numbers of small kernels so far that LLVM's full optimization takes a
-  minute over a program that runs for milliseconds; so on CPU it optimizes little. Whoever has the
-  level in `XLA_FLAGS` keeps theirs. Inside of another program, which has options of its own, the
-  function is part of that.
-  """
-  given = f"--{_LEVEL}=" in os.environ.get("XLA_FLAGS", "")
-  options = {_LEVEL: 1} if jax.default_backend() == "cpu" and not given else None
-  program = jax.jit(function, compiler_options=options)
-
-  def call(*arrays: object) -> _Result:
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
-    return function(*arrays) if traced else program(*arrays)
-
-  return call

@@ -1,5 +1,6 @@
 """All that training changes, in one pytree."""
 
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jseg.loss_scale import LossScale, begin
-from jseg.parameters import jit_once
+from jseg.nn.initializers import initialize
 from jseg.types import Array, Params, Variables
 
 
@@ -89,8 +90,8 @@ def create_train_state(
     ema: whether there is a moving average of the parameters.
   """
 
-  def init(key: Array) -> TrainState:
-    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+  @functools.partial(jax.jit, donate_argnums=0)
+  def begin_with(variables: Variables) -> TrainState:
     params = variables["params"]
     return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -102,4 +103,4 @@ def create_train_state(
       loss_scale=begin(getattr(model, "dtype", None)),
     )
 
-  return jit_once(init)(key)
+  return begin_with(initialize(model, key, image_shape))

@@ -1,5 +1,7 @@
 """Memory that glibc keeps, in processes of their own."""
 
+import contextlib
+import gc
 import subprocess
 import sys
 
@@ -84,3 +86,20 @@ def test_what_was_kept_is_given_back():
 def test_own_settings_win(monkeypatch):
   monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
   assert not allocator.keep_freed_memory()
+
+
+def test_garbage_is_left_alone_while_a_network_is_traced():
+  assert gc.isenabled()
+  with allocator.without_collection():
+    assert not gc.isenabled()
+  assert gc.isenabled()
+  with contextlib.suppress(ValueError), allocator.without_collection():
+    raise ValueError
+  assert gc.isenabled()
+  gc.disable()
+  try:
+    with allocator.without_collection():
+      pass
+    assert not gc.isenabled()
+  finally:
+    gc.enable()

@@ -11,6 +11,7 @@ from helpers.variables import draw
 
 from jseg import models
 from jseg.nn.devices import AXIS
+from jseg.nn.initializers import initialize
 
 K = 5
 SIZE = {2: (37, 50), 3: (11, 13, 18)}
@@ -102,6 +103,8 @@ def test_its_own_initial_values_are_finite(name):
   initial = jax.jit(model.init)(jax.random.key(1), image)
   chex.assert_trees_all_equal_shapes_and_dtypes(initial, variables)
   chex.assert_tree_all_finite(initial)
+  made = initialize(model, jax.random.key(1), image.shape[1:])
+  chex.assert_trees_all_close(made, initial, rtol=3e-7)
 
 
 @functools.cache

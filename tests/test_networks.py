@@ -12,7 +12,7 @@ from PIL import Image
 import jseg
 from jseg import cli
 from jseg.loop import train
-from jseg.parameters import jit_once
+from jseg.nn.initializers import initialize
 from jseg.predict import Segmenter
 from jseg.run import load_model
 from jseg.tasks.inference import Inference
@@ -212,7 +212,7 @@ def test_tiles_give_what_the_whole_image_gives():
   # Unpadded, a pixel sees 20 around it: margins of 32 hide the tiles.
   model = jseg.models.create("unet", 3, widths=(4, 8, 8), padding="VALID", norm="none")
   image = np.random.default_rng(0).integers(0, 255, (150, 203, 3), dtype=np.uint8)
-  variables = jit_once(model.init)(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)))
+  variables = initialize(model, jax.random.key(0), (64, 64, 3))
   classes = jseg.data.ClassInfo(("a", "b", "c"))
   tiled = SemanticPredictor(model, classes, (96, 128), inference=Inference("tile", margin=32))(
     variables, image

@@ -10,7 +10,7 @@ from jseg import config as configs
 from jseg import models
 from jseg.models import Network
 from jseg.nn import Conv, Dropout, Norm, Staged
-from jseg.parameters import jit_once
+from jseg.nn.initializers import initialize
 from jseg.types import InputError, Outputs
 
 
@@ -31,7 +31,7 @@ class Small(Network, Staged):
 
 def derive(model, image):
   """(variables, (loss, updated collections), gradient) of a training pass."""
-  variables = jit_once(model.init)(jax.random.key(0), image)
+  variables = initialize(model, jax.random.key(0), image.shape[1:])
 
   def loss(params):
     outputs, updated = model.apply(

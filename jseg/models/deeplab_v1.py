@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from jseg.backbones import VGG16, Features
 from jseg.models.base import Network, cover_image, pad_to_corners
-from jseg.nn import Conv, Dropout, Staged
+from jseg.nn import Conv, Dropout, Staged, normal
 from jseg.types import IGNORE, Arguments, Array, InputError, Outputs
 
 _STRIDE = 8
-_GAUSS = nn.initializers.normal(0.01)
+_GAUSS = normal(0.01)
 
 
 class DeepLabV1(Network, Staged):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image
-from jseg.nn import Conv, Dropout, Staged, check_norm, larger, resize_bilinear
+from jseg.nn import Conv, Dropout, Staged, check_norm, larger, normal, resize_bilinear
 from jseg.types import Arguments, Array, InputError, Outputs
 
-_GAUSS = nn.initializers.normal(0.01)
+_GAUSS = normal(0.01)
 _VGG = ("vgg16", "vgg16_bn")
 
 

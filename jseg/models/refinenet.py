@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from jseg import backbones
 from jseg.models.base import Network, cover_image, depth_to_backbone
-from jseg.nn import Conv, Dropout, Staged, check_norm, max_pool, resize_bilinear
+from jseg.nn import Conv, Dropout, Staged, check_norm, max_pool, normal, resize_bilinear
 from jseg.types import Arguments, Array, InputError, Outputs
 
 CHAINS = ("pool_conv", "conv_pool")
-_GAUSS = nn.initializers.normal(0.01)
+_GAUSS = normal(0.01)
 # The parameters' names of the maps, which are a ResNet's, and their strides, coarsest first.
 _LEVELS = {"layer4": 32, "layer3": 16, "layer2": 8, "layer1": 4}
 _COARSE = ("layer4", "layer3")

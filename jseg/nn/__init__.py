@@ -3,8 +3,9 @@
 What finds objects is in `jseg.nn.detection`; what knows of devices in `jseg.nn.devices`.
 """
 
-from jseg.nn.conv import Conv, conv, he_normal
+from jseg.nn.conv import Conv, conv
 from jseg.nn.dropout import Dropout
+from jseg.nn.initializers import he_normal, normal
 from jseg.nn.layer import Layer
 from jseg.nn.lrn import local_response_norm
 from jseg.nn.norm import Norm, check_norm
@@ -52,6 +53,7 @@ __all__ = [
   "max_pool",
   "max_pool_with_indices",
   "max_unpool",
+  "normal",
   "pad_to_multiple",
   "pool_to_bins",
   "resize_bilinear",

@@ -37,6 +37,7 @@ from jax import lax
 from jseg.arithmetic import cdiv
 from jseg.nn import winograd
 from jseg.nn.barrier import after, computed_after
+from jseg.nn.initializers import he_normal
 from jseg.nn.layer import KernelLayer
 from jseg.nn.once import traced_once
 from jseg.types import Array
@@ -44,9 +45,6 @@ from jseg.types import Array
 Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 Ints: TypeAlias = tuple[int, ...]
-
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""N(0, sqrt(2 / fan_in)) (He et al. 2015, arXiv:1502.01852), not truncated."""
 
 # Below this share of work outside of padding, shifted products beat a dense convolution.
 _SPARSE = 0.7

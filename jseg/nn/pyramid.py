@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jseg.arithmetic import cdiv
-from jseg.nn.conv import Conv, conv, he_normal
+from jseg.nn.conv import Conv, conv
 from jseg.nn.dropout import Dropout
+from jseg.nn.initializers import he_normal
 from jseg.nn.layer import KernelLayer, Layer
 from jseg.nn.norm import Norm
 from jseg.nn.resize import apply_axis, linear_weights

@@ -20,17 +20,12 @@ from jax import lax
 
 from jseg.arithmetic import cdiv
 from jseg.nn.conv import per_dimension
+from jseg.nn.initializers import normal, root_of_inputs
 from jseg.nn.layer import KernelLayer
 from jseg.types import Array
 
-
-def he_normal_per_tap(
-  key: Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
-) -> Array:
-  """N(0, sqrt(2 / c)): an output pixel of an up-convolution sees one tap, so c inputs."""
-  taps = tuple(range(len(shape) - 2))
-  init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", batch_axis=taps)
-  return init(key, shape, dtype)
+he_normal_per_tap = normal(lambda shape: root_of_inputs(2)(shape[-2:]))
+"""N(0, sqrt(2 / c)): an output pixel of an up-convolution sees one tap, so c inputs."""
 
 
 def bilinear_kernel(
@@ -105,9 +100,7 @@ class ConvTranspose(KernelLayer):
   def __call__(self, x: Array) -> Array:
     """Upsamples x."""
     strides = per_dimension(self.strides, x.ndim - 2)
-    init = self.kernel_init or nn.initializers.variance_scaling(
-      2.0 * math.prod(strides), "fan_in", "normal"
-    )
+    init = self.kernel_init or normal(root_of_inputs(2 * math.prod(strides)))
     return self.apply_kernel(
       x,
       (*self.kernel_size, x.shape[-1], self.features),

@@ -8,11 +8,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jseg import models
-from jseg.parameters import jit_once
+from jseg.nn.initializers import initialize
 from jseg.types import Arguments, InputError, Variables
 from jseg.weights.channels import image_kernels
 from jseg.weights.convert import convert
@@ -145,7 +144,5 @@ def _network_name(
 
 
 def _init(network: nn.Module, shapes_only: bool, shape: tuple[int, ...]) -> Variables:
-  image = jnp.zeros((1, *shape))
-  if shapes_only:
-    return jax.eval_shape(network.init, jax.random.key(0), image)
-  return jit_once(network.init)(jax.random.key(0), image)
+  make = functools.partial(initialize, network, image_shape=shape)
+  return jax.eval_shape(make, jax.random.key(0)) if shapes_only else make(jax.random.key(0))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from jseg.nn.conv import Conv
+from jseg.nn.initializers import root_of_inputs, uniform
 from jseg.nn.layer import Layer
 from jseg.nn.norm import Norm
 from jseg.nn.resize import resize_nearest
@@ -34,7 +35,7 @@ class FPN(Layer):
         self.features,
         (kernel, kernel),
         use_bias=self.norm == "none",
-        kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "uniform"),
+        kernel_init=uniform(root_of_inputs(3)),
         name=name,
       )(x)
       return self.typed(Norm)(self.norm, name=f"{name}_norm")(x, train=train)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jseg.nn.conv import Conv
+from jseg.nn.initializers import he_normal, normal
 from jseg.nn.layer import Layer
 from jseg.nn.norm import Norm
 from jseg.nn.resize import resize_bilinear
@@ -40,7 +41,7 @@ class BoxHead(Layer):
       x = nn.relu(dense(x))
 
     def predict(features: int, deviation: float, name: str) -> Array:
-      init = nn.initializers.normal(deviation)
+      init = normal(deviation)
       y = self.typed(Conv)(features, (1, 1), kernel_init=init, name=name)(x)
       return y.astype(jnp.float32).reshape(len(x), -1)
 
@@ -114,7 +115,7 @@ class ClassConv(Layer):
   def __call__(self, x: Array, classes: Array) -> Array:
     """Multiplies by the kernels of the given classes only."""
     shape = (1, 1, x.shape[-1], self.num_classes)
-    init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    init = he_normal
     kernel = self.param("kernel", init, shape, self.param_dtype)
     bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)

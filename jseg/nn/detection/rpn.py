@@ -18,6 +18,7 @@ from jseg.nn.detection.matching import (
   subsample_labels,
 )
 from jseg.nn.detection.nms import nms
+from jseg.nn.initializers import normal
 from jseg.nn.layer import Layer
 from jseg.types import Array, Targets
 
@@ -43,7 +44,7 @@ class RPNHead(Layer):
     """Computes both from the same features."""
 
     def conv(x: Array, features: int, kernel: int, name: str) -> Array:
-      init = nn.initializers.normal(0.01)
+      init = normal(0.01)
       return self.typed(Conv)(features, (kernel, kernel), kernel_init=init, name=name)(x)
 
     for i in range(1, self.convs + 1):
