@@ -47,10 +47,14 @@ def sides(
     return optax.apply_updates(params, updates), new.get("batch_stats", {}), opt_state, key
 
   forward = jax.jit(model.apply)
-  # Copies, as a step takes its state over; by NumPy, which compiles nothing.
-  copied = jax.tree.map(lambda a: jax.device_put(np.array(a)), dict(variables))
-  params, stats = copied["params"], copied.get("batch_stats", {})
-  state = (params, stats, jax.jit(optimizer.init)(params), jax.random.key(1))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def begin(variables: Any) -> Any:
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    return params, stats, optimizer.init(params), jax.random.key(1)
+
+  # Of a copy, as a step takes its state over; by NumPy, which compiles nothing.
+  state = begin(jax.tree.map(lambda a: jax.device_put(np.array(a)), dict(variables)))
 
   trained = functools.cache(lambda: compiled(step, state, image, truth))
   inferred = functools.cache(lambda: compiled(forward, variables, image))
@@ -62,7 +66,7 @@ def sides(
   def infer() -> Any:
     return jax.block_until_ready(inferred()(variables, image))
 
-  return sum(a.size for a in jax.tree.leaves(params)), train, infer
+  return sum(a.size for a in jax.tree.leaves(variables["params"])), train, infer
 
 
 def compiled(function: Any, *args: Any) -> Any:
