@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from jseg.allocator import without_collection
+from jseg.memory import compile_for
 from jseg.nn.initializers import initialize
 
 Side = Callable[[], Any]
@@ -56,8 +56,8 @@ def sides(
   # Of a copy, as a step takes its state over; by NumPy, which compiles nothing.
   state = begin(jax.tree.map(lambda a: jax.device_put(np.array(a)), dict(variables)))
 
-  trained = functools.cache(lambda: compiled(step, state, image, truth))
-  inferred = functools.cache(lambda: compiled(forward, variables, image))
+  trained = functools.cache(lambda: compile_for(step, state, image, truth))
+  inferred = functools.cache(lambda: compile_for(forward, variables, image))
 
   def train() -> None:
     nonlocal state
@@ -67,13 +67,6 @@ def sides(
     return jax.block_until_ready(inferred()(variables, image))
 
   return sum(a.size for a in jax.tree.leaves(variables["params"])), train, infer
-
-
-def compiled(function: Any, *args: Any) -> Any:
-  """The program of a jitted function, as the trainer compiles it."""
-  with without_collection():
-    lowered = function.lower(*args)
-  return lowered.compile()
 
 
 def seconds(side: Side) -> float:

@@ -36,6 +36,16 @@ def peaks() -> dict[str, float]:
   return found
 
 
+def compile_for(function: Any, *args: Any) -> Any:
+  """Compiles a jitted function for arguments of these shapes.
+
+  Python looks for no garbage while JAX traces it.
+  """
+  with without_collection():
+    lowered = function.lower(*args)
+  return lowered.compile()
+
+
 def compile_step(step: Any, state: TrainState, batch: Batch, key: Array) -> tuple[TrainStep, str]:
   """Compiles a training step, once, and tells what it takes.
 
@@ -49,9 +59,7 @@ def compile_step(step: Any, state: TrainState, batch: Batch, key: Array) -> tupl
     (the step for arguments of these shapes, sizes on each device as text). What XLA plans besides
     the state is "activations and the like": gradients too, and space to compute in.
   """
-  with without_collection():
-    lowered = step.lower(state, batch, key)
-  compiled = lowered.compile()
+  compiled = compile_for(step, state, batch, key)
   trees = {
     "parameters": (state.params, state.batch_stats, state.ema),
     "optimizer": state.opt_state,

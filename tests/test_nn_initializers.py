@@ -1,17 +1,21 @@
 """Initial values, beside those of JAX and Flax."""
 
+import functools
 import logging
 import math
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jseg import models
 from jseg.nn import initializers, upsample
 from jseg.nn.initializers import he_normal, initialize, normal, root_of_inputs, uniform
+from jseg.state import create_train_state
 
 KEY = jax.random.fold_in(jax.random.key(3), 7)
 scaled = nn.initializers.variance_scaling
@@ -114,6 +118,13 @@ def test_the_network_itself_is_neither_compiled_nor_run(caplog):
   told = [r.message for r in caplog.records if "XLA" in r.message]
   compiled = {message.split("jit(")[1].split(")")[0] for message in told}
   assert compiled <= {"_draw_part", "broadcast_in_dim", "_threefry_fold_in", "convert_element_type"}
+
+
+def test_a_state_may_be_made_in_a_program():
+  model, optimizer = models.create("unet", 3, widths=(4, 8)), optax.sgd(0.1, momentum=0.9)
+  make = functools.partial(create_train_state, model, optimizer, image_shape=(16, 16, 3), ema=True)
+  chex.assert_trees_all_close(jax.jit(make)(KEY), make(KEY), rtol=3e-7)
+  chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(make, KEY), make(KEY))
 
 
 def test_shapes_alone_can_be_had():

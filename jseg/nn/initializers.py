@@ -46,12 +46,12 @@ def uniform(bound: float | OfShape) -> nn.initializers.Initializer:
 
 
 def root_of_inputs(scale: float) -> OfShape:
-  """sqrt(scale / n) of a kernel [... c features] that each output sees n numbers through."""
+  """sqrt(scale / n) of a kernel [... c features], with n the number of inputs of an output."""
   return lambda shape: np.sqrt(np.float32(scale / math.prod(shape[:-1])))
 
 
 def initialize(model: nn.Module, key: Array, image_shape: Sequence[int]) -> Variables:
-  """Makes the variables of a network as `model.init` does, sooner.
+  """Makes the variables of a network as `model.init` does, without compiling the network.
 
   XLA would compile one program of all initial values, for 6 to 9 s on two cores. Here each is
   computed by itself, and nothing of what the network does with an image.
@@ -60,6 +60,9 @@ def initialize(model: nn.Module, key: Array, image_shape: Sequence[int]) -> Vari
     model: network.
     key: random key of the initial values.
     image_shape: shape [h w c] or [d h w c] of an image that the model takes.
+
+  Returns:
+    Variables by collection ("params", "batch_stats", ...).
   """
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   program, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, image)
