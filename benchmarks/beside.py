@@ -53,14 +53,14 @@ def sides(
     params, stats = variables["params"], variables.get("batch_stats", {})
     return params, stats, optimizer.init(params), jax.random.key(1)
 
-  # Of a copy, as a step takes its state over; by NumPy, which compiles nothing.
-  state = begin(jax.tree.map(lambda a: jax.device_put(np.array(a)), dict(variables)))
-
+  state = None
   trained = functools.cache(lambda: compile_for(step, state, image, truth))
   inferred = functools.cache(lambda: compile_for(forward, variables, image))
 
   def train() -> None:
     nonlocal state
+    if state is None:  # of a copy, as a step takes its state over; by NumPy, which compiles nothing
+      state = begin(jax.tree.map(lambda a: jax.device_put(np.array(a)), dict(variables)))
     state = jax.block_until_ready(trained()(state, image, truth))
 
   def infer() -> Any:

@@ -72,7 +72,7 @@ def test_rounding_errors_are_about_twice_the_direct_forms():
 def everywhere(monkeypatch):
   """Has every convolution of three taps take the form, however small it is."""
   module = sys.modules[Conv.__module__]
-  for name in ("_WIDE", "_WIDE_GRADIENT", "_FEWEST_OUTPUTS", "_FEWEST_PRODUCTS"):
+  for name in ("_WIDE", "_WIDE_GRADIENT", "_FEWEST_OUTPUTS", "_WORTH_COMPILING"):
     monkeypatch.setattr(module, name, 0)
   monkeypatch.setattr(module, "_FEW_PRODUCTS", 9)
   monkeypatch.setattr(module, "_convolve", module._convolve.__wrapped__)
@@ -116,7 +116,7 @@ def convolutions(shape, kernel_shape, platform="cpu", dtype=jnp.float32, **setti
 
 
 def test_the_form_is_taken_where_it_pays():
-  map_, kernel = (1, 32, 32, 128), (3, 3, 128, 128)
+  map_, kernel = (1, 32, 32, 256), (3, 3, 256, 256)
   # Six convolutions, six for the input's gradient; a product for the kernel's, and its mixtures.
   assert convolutions(map_, kernel) == (6, (6, 2))
   assert convolutions((1, 16, 32, 32, 64), (3, 3, 3, 64, 64)) == (6, (6, 2))
@@ -125,14 +125,16 @@ def test_the_form_is_taken_where_it_pays():
   direct = (1, (1, 1))
   assert convolutions(map_, kernel, dtype=jnp.bfloat16) == direct
   assert convolutions((1, 8, 8, 512), (3, 3, 512, 512)) == direct  # few outputs
-  assert convolutions((1, 32, 32, 64), (3, 3, 64, 64)) == direct  # few products
+  for side, channels in ((64, 64), (32, 128)):  # few products
+    assert convolutions((1, side, side, channels), (3, 3, channels, channels)) == direct
+  assert convolutions((1, 16, 16, 256), (3, 3, 256, 256)) == (6, (6, 2))  # as many, but wide
   assert convolutions((1, 256, 256, 16), (3, 3, 16, 64)) == direct  # few channels
   jutting = convolutions((1, 33, 33, 256), (3, 3, 256, 256), dilation=8, padding=8)
   assert jutting == direct
   assert convolutions(map_, kernel, strides=2)[0] == 1
-  assert convolutions(map_, (5, 5, 128, 128))[0] == 1
+  assert convolutions(map_, (5, 5, 256, 256))[0] == 1
   # The kernel's gradient has narrow products here.
-  assert convolutions((1, 64, 64, 64), (3, 3, 64, 64)) == (6, (6, 1))
+  assert convolutions((1, 128, 128, 64), (3, 3, 64, 64)) == (6, (6, 1))
 
 
 @pytest.mark.parametrize("name", ["unet", "unet3d", "deeplab_v3"])

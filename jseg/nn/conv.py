@@ -64,8 +64,9 @@ _WIDE = 16
 _FEW_PRODUCTS = 0.75
 # Outputs of an image: with fewer, mixing the kernel takes as long.
 _FEWEST_OUTPUTS = 256
-# Products of an image: with fewer, hundreds of steps save no more than compiling the form takes.
-_FEWEST_PRODUCTS = 2**27
+# Products of an image times c f / (c + f), as wide convolutions save a larger share of theirs: with
+# less, hundreds of steps save no more than compiling the form takes.
+_WORTH_COMPILING = 2**34
 # Columns of dy in its products for the kernel's gradient (of volumes, taps of height x f):
 # with fewer, unrolling the columns of x takes as long.
 _WIDE_GRADIENT = 128
@@ -604,7 +605,7 @@ def _saves_products(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dila
   return (
     c * f >= _WIDE * (c + f)
     and math.prod(out) >= _FEWEST_OUTPUTS
-    and math.prod(out) * kernel.size >= _FEWEST_PRODUCTS
+    and math.prod(out) * kernel.size * c * f >= _WORTH_COMPILING * (c + f)
     and winograd.share_of_products(out[0], dilation[0]) <= _FEW_PRODUCTS
   )
 

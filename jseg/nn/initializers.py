@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 from jax.extend import random as extend
 from jax.interpreters import batching, mlir
@@ -66,14 +67,26 @@ def initialize(model: nn.Module, key: Array, image_shape: Sequence[int]) -> Vari
   """
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   program, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, image)
-  wanted, steps = set(program.jaxpr.outvars), []
+  values = core.jaxpr_as_fun(_without_network(program))(key, np.zeros(image.shape, np.float32))
+  return jax.tree.unflatten(jax.tree.structure(shapes), map(jax.device_put, values))
+
+
+def _without_network(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
+  """The steps that the results need, with arrays of one known number as NumPy's constants."""
+  wanted, steps, known = set(program.jaxpr.outvars), [], {}
   for step in reversed(program.eqns):
-    if wanted.intersection(step.outvars):
-      wanted.update(value for value in step.invars if isinstance(value, core.Var))
+    if not wanted.intersection(step.outvars):
+      continue
+    computed = [value for value in step.invars if isinstance(value, core.Var)]
+    if step.primitive is lax.broadcast_in_dim_p and not computed:
+      (number,), (array,) = step.invars, step.outvars
+      known[array] = np.full(array.aval.shape, number.val, array.aval.dtype)
+    else:
+      wanted.update(computed)
       steps.append(step)
-  values = core.ClosedJaxpr(program.jaxpr.replace(eqns=steps[::-1]), program.consts)
-  leaves = core.jaxpr_as_fun(values)(key, jnp.zeros(image.shape))
-  return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  names = [*program.jaxpr.constvars, *known]
+  jaxpr = program.jaxpr.replace(eqns=steps[::-1], constvars=names)
+  return core.ClosedJaxpr(jaxpr, [*program.consts, *known.values()])
 
 
 def _between_ones(key: Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Array:
@@ -144,7 +157,7 @@ def _bits(words: Array, width: int, shape: Sequence[int]) -> Array:
   long.
   """
   assert width == 32
-  place = words[2] + jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+  place = words[2] + lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
   keys = (words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(0x1BD11BDA))
   x, y = jnp.zeros_like(place) + keys[0], place + keys[1]
   for group in range(5):
