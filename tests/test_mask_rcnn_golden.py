@@ -1,6 +1,7 @@
 """Mask R-CNN and its parts equal torchvision's on the same weights; see tests/golden/README.md."""
 
 import functools
+import math
 import re
 
 import chex
@@ -123,9 +124,13 @@ def test_network(name, i):
   )
   inner = {key: state["intermediates"][key]["__call__"] for key in ("fpn", "rpn", "box_head")}
   levels = [level.transpose(0, 3, 1, 2) for level in inner["fpn"][0]]
-  for number, level in enumerate(levels, 2):
+  ends = np.cumsum([3 * math.prod(level.shape[2:]) for level in levels])
+  all_scores, all_deltas = (np.split(a, ends, axis=1) for a in inner["rpn"][0])
+  assert all_scores[-1].size == all_deltas[-1].size == 0
+  for number, (level, scores, deltas) in enumerate(
+    zip(levels, all_scores[:-1], all_deltas[:-1], strict=True), 2
+  ):
     close(kept(level), results[f"p{number}_{i}"], f"p{number}")
-    scores, deltas = inner["rpn"][number - 2]
     size = level.shape[2:]
     scores = scores.reshape(1, *size, 3).transpose(0, 3, 1, 2)
     close(kept(scores), results[f"rpn_score{number}_{i}"], f"scores of p{number}")

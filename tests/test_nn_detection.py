@@ -267,8 +267,7 @@ def test_proposals_by_hand():
     np.float32([[-4, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [40, 40, 50, 50]]),
     np.float32([[0, 0, 8, 8]]),
   ]
-  logits = [jnp.array([2.0, 1.0, 5.0, 3.0]), jnp.array([4.0])]
-  deltas = [jnp.zeros((4, 4)), jnp.zeros((1, 4))]
+  logits, deltas = jnp.array([2.0, 1.0, 5.0, 3.0, 4.0]), jnp.zeros((5, 4))
 
   def run(candidates, limit):
     return propose(

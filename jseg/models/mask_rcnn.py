@@ -225,8 +225,8 @@ class MaskRCNN(Network, Staged):
       size,
       targets,
       anchors=np.concatenate(anchors),
-      rpn_logits=jnp.concatenate(logits, 1),
-      rpn_deltas=jnp.concatenate(deltas, 1),
+      rpn_logits=logits,
+      rpn_deltas=deltas,
     )
 
   def _infer(self, levels: Sequence[Array], proposals: Proposals, size: Array) -> Detections:
@@ -329,16 +329,15 @@ class MaskRCNN(Network, Staged):
 
     return self.stage(fpn, backbone(x, train=train).stages)
 
-  def _rpn(self, levels: Sequence[Array]) -> tuple[Sequence[Array], Sequence[Array]]:
-    """Logits and deltas of the anchors, level by level."""
+  def _rpn(self, levels: Sequence[Array]) -> tuple[Array, Array]:
+    """Logits [b a] and deltas [b a 4] of the anchors of all levels."""
     rpn = self.typed(RPNHead)(
       self.channels,
       anchors=len(self.anchor_ratios),
       convs=self.rpn_convs,
       name="rpn",
     )
-    logits, deltas = zip(*(rpn(level) for level in levels), strict=True)
-    return logits, deltas
+    return rpn(levels)
 
   def _box_head(self) -> BoxHead:
     return self.typed(BoxHead)(

@@ -616,9 +616,12 @@ def _is_stack(strides: Ints) -> bool:
 
 
 def _is_sparse(x: Array, kernel: Array, *, strides: Ints, pads: Pairs, dilation: Ints) -> bool:
-  """Whether shifted products beat a dense convolution, which would compute much padding."""
+  """Whether shifted products beat a dense convolution, which would compute much padding.
+
+  Without a rate only a tiny map is mostly padding, and its convolution takes no time.
+  """
   rank = len(strides)
-  if math.prod(kernel.shape[:rank]) > _MOST_TAPS:
+  if max(dilation) == 1 or math.prod(kernel.shape[:rank]) > _MOST_TAPS:
     return False
   out = _output_size(x.shape[1:-1], kernel.shape[:rank], strides, pads, dilation)
   share = 1.0

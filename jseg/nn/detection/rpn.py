@@ -27,11 +27,13 @@ _MATCH_IOU, _BACKGROUND_IOU = 0.7, 0.3
 
 
 class RPNHead(Layer):
-  """Level [b h w c] -> objectness logits [b h*w*a] and deltas [b h*w*a 4] of anchors, float32.
+  """Levels [b h w c] -> objectness logits [b a] and deltas [b a 4] of all anchors, float32.
+
+  Anchors come level by level, row by row, as in `make_anchors`.
 
   Attributes:
     features: channels of the 3x3 convolutions.
-    anchors: number of anchors a at each pixel.
+    anchors: number of anchors at each pixel.
     convs: number of 3x3 convolutions before the two predictors.
   """
 
@@ -40,18 +42,21 @@ class RPNHead(Layer):
   convs: int = 1
 
   @nn.compact
-  def __call__(self, x: Array) -> tuple[Array, Array]:
+  def __call__(self, levels: Sequence[Array]) -> tuple[Array, Array]:
     """Computes both from the same features."""
 
-    def conv(x: Array, features: int, kernel: int, name: str) -> Array:
+    def conv(features: int, kernel: int, name: str) -> Conv:
       init = normal(0.01)
-      return self.typed(Conv)(features, (kernel, kernel), kernel_init=init, name=name)(x)
+      return self.typed(Conv)(features, (kernel, kernel), kernel_init=init, name=name)
 
     for i in range(1, self.convs + 1):
-      x = nn.relu(conv(x, self.features, 3, f"conv{i}"))
-    logits = conv(x, self.anchors, 1, "score").astype(jnp.float32)
-    deltas = conv(x, 4 * self.anchors, 1, "box").astype(jnp.float32)
-    return logits.reshape(len(x), -1), deltas.reshape(len(x), -1, 4)
+      shared = conv(self.features, 3, f"conv{i}")
+      levels = [nn.relu(shared(x)) for x in levels]
+    # The predictors see pixel by pixel, so those of all levels make one product.
+    pixels = jnp.concatenate([x.reshape(len(x), -1, 1, x.shape[-1]) for x in levels], axis=1)
+    logits = conv(self.anchors, 1, "score")(pixels).astype(jnp.float32)
+    deltas = conv(4 * self.anchors, 1, "box")(pixels).astype(jnp.float32)
+    return logits.reshape(len(pixels), -1), deltas.reshape(len(pixels), -1, 4)
 
 
 @flax.struct.dataclass
@@ -69,8 +74,8 @@ class Proposals:
 
 def propose(
   anchors: Sequence[np.ndarray],
-  logits: Sequence[Array],
-  deltas: Sequence[Array],
+  logits: Array,
+  deltas: Array,
   size: Array,
   *,
   candidates: int,
@@ -81,27 +86,29 @@ def propose(
 
   Args:
     anchors: float32 [a 4] of each level.
-    logits: objectness [a] of each level's anchors.
-    deltas: [a 4] of each level's anchors, as returned by `RPNHead`.
+    logits: objectness of the anchors of all levels, as returned by `RPNHead`.
+    deltas: [... 4] of the same anchors.
     size: (height, width) [2] of the image, to which regions are clipped.
     candidates: highest number of regions of each level before suppression.
     limit: number of regions n after suppression.
     threshold: IoU above which a region is suppressed by a better one of its level.
   """
-  regions, scores, levels = [], [], []
-  for i, (level, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
-    score, index = jax.lax.top_k(logit, min(candidates, len(level)))
-    regions.append(decode_boxes(delta[index], jnp.asarray(level)[index]))
-    scores.append(score)
-    levels.append(np.full(len(index), i))
-  boxes = clip_boxes(jnp.concatenate(regions), size)
+  ends = np.cumsum([len(level) for level in anchors])
+  best = [
+    jax.lax.top_k(logits[end - len(level) : end], min(candidates, len(level)))[1]
+    for level, end in zip(anchors, ends, strict=True)
+  ]
+  levels = np.repeat(np.arange(len(best)), [len(places) for places in best])
+  index = jnp.concatenate(best) + np.asarray([0, *ends], np.int32)[levels]
+  boxes = decode_boxes(deltas[index], jnp.concatenate(anchors)[index])
+  boxes = clip_boxes(boxes, size)
   kept, valid = nms(
     boxes,
-    jnp.concatenate(scores),
+    logits[index],
     has_sides(boxes, 1e-3),
     threshold=threshold,
     limit=limit,
-    groups=jnp.concatenate(levels),
+    groups=jnp.asarray(levels),
   )
   return Proposals(boxes=jnp.where(valid[:, None], boxes[kept], 0), valid=valid)
 
