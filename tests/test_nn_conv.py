@@ -170,6 +170,8 @@ def test_the_form_follows_shape_and_platform():
   # Nine taps of which the corner ones cover a third of the map in each direction.
   assert lowered("cpu", wide, square, dilation=11) == (0, 9)
   assert lowered("cuda", wide, square, dilation=11) == (1, 0)
+  # A map of two pixels is mostly padding for the same taps without a rate, but not worth as much.
+  assert lowered("cpu", (1, 2, 2, 32), square) == (1, 0)
   # Only the middle tap ever meets the map.
   assert lowered("cpu", wide, square, dilation=16) == (0, 1)
   assert lowered("cuda", wide, square, dilation=16) == (0, 1)
