@@ -136,10 +136,10 @@ def jseg(network: str, mode: str) -> tuple[int, Call, Call]:
 
   from jseg import models
   from jseg.allocator import keep_freed_memory
-  from jseg.convolutions import prefer_eigen
+  from jseg.xla_flags import set_cpu_flags
 
   keep_freed_memory()
-  prefer_eigen()
+  set_cpu_flags()
   if network == "mask_rcnn":
     import objects
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from jseg.allocator import keep_freed_memory
 from jseg.commands.common import run_or_exit, split_overrides
-from jseg.convolutions import prefer_eigen
 from jseg.install import versions
+from jseg.xla_flags import set_cpu_flags
 
 COMMANDS = (
   "train",
@@ -32,7 +32,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a user's mistake prints one message and exits with status 1."""
   keep_freed_memory()
-  prefer_eigen()
+  set_cpu_flags()
   words = list(sys.argv[1:] if argv is None else argv)
   others, overrides = split_overrides(words)
   parser = make_parser()

@@ -54,7 +54,7 @@ class Session:
       # Of our own version, not where it lies.
       "versions": {name: versions()[name].partition(",")[0] for name in _LIBRARIES},
       "devices": _devices(),
-      # Ours too (`jseg.convolutions`), which go by the CPU.
+      # Ours too (`jseg.xla_flags`), which go by the CPU.
       "xla_flags": shlex.split(os.environ.get("XLA_FLAGS", "")),
       "processes": jax.process_count(),
       "data": {"name": run.config.data.name, "fingerprint": fingerprint},

@@ -44,13 +44,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-from jseg.convolutions import prefer_eigen
+from jseg.xla_flags import set_cpu_flags
 
 # Until all is imported, what is made stays: there is no garbage to look for.
 gc.disable()
 
 # As our commands do, whose processes then find the programs of the tests.
-prefer_eigen()
+set_cpu_flags()
 
 if not os.environ.get("JSEG_TEST_PROGRAMS"):
   atexit.register(

@@ -1,4 +1,4 @@
-"""Which of XLA's two libraries computes convolutions on a CPU, for our own commands."""
+"""XLA's flags for programs on a CPU, which our own commands set."""
 
 import importlib.metadata
 import importlib.util
@@ -7,28 +7,36 @@ import pathlib
 import re
 import sys
 
-_FLAG = "xla_cpu_experimental_ynn_fusion_type"
+_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
+_OPTIONS = "--xla_backend_extra_options"
 # XLA ends the process at a flag that it doesn't know, so versions come in when they were looked at.
 _KNOWN = ((0, 9), (0, 10))  # of jaxlib
 
 
-def prefer_eigen() -> bool:
-  """Has XLA leave convolutions on this CPU to Eigen, not to YNNPACK, where that is faster.
+def set_cpu_flags() -> list[str]:
+  """Sets XLA's flags for programs on this CPU (docs/performance.md has what each is worth).
 
-  That is on x86-64 without AVX-512, or with AMD's of before Zen 5, which take its instructions in
-  two halves (docs/performance.md). It is a flag of XLA's in the variable
-  `XLA_FLAGS`, so this counts only before JAX is first used. Nothing is changed where JAX has an
-  accelerator's plugin, which needn't know the flag, nor for a jaxlib in which it wasn't tried, and
-  whoever has the flag in `XLA_FLAGS` keeps their setting.
+  Vectorized loops aren't unrolled again, which takes LLVM time and saves a program none.
+  Convolutions are left to Eigen, not to YNNPACK, where that is faster: on x86-64 without AVX-512,
+  or with AMD's of before Zen 5, which take its instructions in two halves.
+
+  The flags are in the variable `XLA_FLAGS`, so this counts only before JAX is first used. Nothing
+  is changed where JAX has an accelerator's plugin, nor a flag that it isn't known to know. Whoever
+  has a flag in `XLA_FLAGS` keeps their setting.
 
   Returns:
-    Whether the flag was set.
+    The flags that were set.
   """
   given = os.environ.get("XLA_FLAGS", "")
-  if _FLAG in given or not (_is_known() and _is_alone() and _is_faster(_processor())):
-    return False
-  os.environ["XLA_FLAGS"] = f"{given} --{_FLAG}=-individual_convolution".strip()
-  return True
+  if not _is_alone():
+    return []
+  flags = []
+  if _OPTIONS not in given:
+    flags.append(f"{_OPTIONS}=xla_cpu_disable_loop_unrolling")
+  if _CONVOLUTIONS not in given and _is_known() and _is_faster(_processor()):
+    flags.append(f"{_CONVOLUTIONS}=-individual_convolution")
+  os.environ["XLA_FLAGS"] = " ".join([*given.split(), *flags])
+  return flags
 
 
 def _is_known() -> bool:
@@ -46,6 +54,7 @@ def _is_alone() -> bool:
 
 
 def _is_faster(processor: dict[str, str]) -> bool:
+  """Whether Eigen's convolutions are faster than YNNPACK's."""
   instructions = processor.get("flags", "").split()
   family = processor.get("cpu family", "")
   halves = processor.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) < 26
