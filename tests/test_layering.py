@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "jseg"
 RANKS = {
   "types": 0,
   "allocator": 0,
-  "convolutions": 0,
+  "xla_flags": 0,
   "arithmetic": 0,
   "install": 0,
   "console": 1,
