@@ -21,21 +21,22 @@ def set_cpu_flags() -> list[str]:
   or with AMD's of before Zen 5, which take its instructions in two halves.
 
   The flags are in the variable `XLA_FLAGS`, so this counts only before JAX is first used. Nothing
-  is changed where JAX has an accelerator's plugin, nor a flag that it isn't known to know. Whoever
-  has a flag in `XLA_FLAGS` keeps their setting.
+  is changed where JAX has an accelerator's plugin, or where `XLA_FLAGS` names a file of flags; a
+  flag that is in `XLA_FLAGS` stays as it is.
 
   Returns:
     The flags that were set.
   """
   given = os.environ.get("XLA_FLAGS", "")
-  if not _is_alone():
+  names_a_file = given.strip() and not given.lstrip().startswith("-")  # which XLA reads flags from
+  if names_a_file or not _is_alone():
     return []
   flags = []
   if _OPTIONS not in given:
     flags.append(f"{_OPTIONS}=xla_cpu_disable_loop_unrolling")
   if _CONVOLUTIONS not in given and _is_known() and _is_faster(_processor()):
     flags.append(f"{_CONVOLUTIONS}=-individual_convolution")
-  os.environ["XLA_FLAGS"] = " ".join([*given.split(), *flags])
+  os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
   return flags
 
 

@@ -64,6 +64,15 @@ def test_the_backends_own_options_are_left_alone(machine):
   assert xla_flags.set_cpu_flags() == [EIGEN]
 
 
+def test_what_the_user_gave_stays_as_it_is(machine):
+  machine(flags='--xla_dump_to="a  b"')
+  xla_flags.set_cpu_flags()
+  assert os.environ["XLA_FLAGS"] == f'--xla_dump_to="a  b" {NO_UNROLLING} {EIGEN}'
+  machine(flags="flags.txt")  # a file, in which XLA looks for flags
+  assert not xla_flags.set_cpu_flags()
+  assert os.environ["XLA_FLAGS"] == "flags.txt"
+
+
 def test_no_plugin_is_given_a_flag_that_it_may_not_know(machine, monkeypatch):
   machine(platforms="")
   monkeypatch.setattr(xla_flags.importlib.metadata, "entry_points", lambda group: ())
