@@ -153,11 +153,24 @@ def test_statistics_of_bfloat16_are_float32():
   np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.02)
 
 
-def test_a_constant_channel_stays_finite():
-  y, _ = Norm("batch").apply(
-    variables(), jnp.full((2, 3, 3, 1), 1e4), train=True, mutable=["batch_stats"]
-  )
-  assert jnp.isfinite(y).all()
+@pytest.mark.parametrize("level", [0.0, 1.0, 1e4])
+def test_a_constant_channel_stays_finite_and_has_a_gradient(level):
+  x = jnp.full((2, 3, 3, 1), level)
+  dy = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), jnp.float32)
+
+  def normalized(x):
+    return Norm("batch").apply(variables(), x, train=True, mutable=["batch_stats"])[0]
+
+  y, backward = jax.vjp(normalized, x)
+  np.testing.assert_allclose(y, jnp.zeros_like(x), atol=1e-2)
+  np.testing.assert_allclose(backward(dy)[0], (dy - dy.mean()) / np.sqrt(1e-5), rtol=1e-3)
+
+
+def test_what_is_not_a_number_is_not_hidden():
+  x = jnp.ones((2, 3, 3, 1)).at[0, 0, 0].set(np.nan)
+  y, state = Norm("batch").apply(variables(), x, train=True, mutable=["batch_stats"])
+  assert jnp.isnan(y).all()
+  assert jnp.isnan(state["batch_stats"]["var"]).all()
 
 
 def test_no_norm_has_no_parameters():

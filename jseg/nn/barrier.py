@@ -1,39 +1,30 @@
 """What a CPU's program computes after what: `lax.optimization_barrier` for XLA on CPUs.
 
-XLA removes JAX's barriers there before it decides what to compute where, when, and how often.
+XLA removes JAX's barriers there before it decides what to compute where, when, and how often. A
+call that it is told not to inline stays: all arguments are there before it begins, nothing is fused
+into it or out of it, and its results are computed once.
 """
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jseg.types import Array
 
 _Result = TypeVar("_Result")
 
 
-def true_after(first: Sequence[Array]) -> Array:
-  """True, which the program knows only once it has computed all of `first`: bool [].
-
-  Args:
-    first: arrays of numbers; those without elements, which need no computing, don't count.
-  """
-  corners = [lax.slice(a, (0,) * a.ndim, (1,) * a.ndim).reshape(()) for a in first if a.size]
-  total = sum((a.astype(jnp.int32) for a in corners), jnp.zeros((), jnp.int32))
-  return (total | 1) != 0  # XLA can't tell that an odd number is never 0
-
-
 def after(then: Array, first: Sequence[Array]) -> Array:
-  """`then` as a new array, which isn't there before all of `first` is.
+  """`then`, which isn't there before all of `first` is.
 
   Args:
     then: an array.
-    first: as in `true_after`.
+    first: as in `computed_after`.
   """
-  return jnp.where(true_after(first), then, jnp.zeros_like(then))
+  return computed_after(first, lambda a: a, then)
 
 
 def computed_after(
@@ -41,16 +32,17 @@ def computed_after(
 ) -> _Result:
   """function(*args), computed when all of `first` is, once for all who read it, and by itself.
 
-  XLA fuses nothing into a branch, or out of it, as long as it can't tell that it is always taken.
-
   Args:
-    first: as in `true_after`.
+    first: arrays.
     function: makes arrays of arrays.
     *args: its arguments.
   """
 
-  def zeros(*args: Array) -> _Result:
-    shapes = jax.eval_shape(function, *args)
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+  def call(first: Sequence[Array], *args: Array) -> _Result:
+    # Else JAX, which drops what isn't used, would drop `first`.
+    _, args = lax.optimization_barrier((first, args))
+    with set_xla_metadata(inlineable=None):  # what the function calls itself is a part of it
+      return function(*args)
 
-  return lax.cond(true_after(first), function, zeros, *args)
+  with set_xla_metadata(inlineable="false"):
+    return jax.jit(call)(first, *args)

@@ -68,7 +68,7 @@ class Norm(Layer):
       if self.kind == "frozen_batch":
         scale, bias = lax.stop_gradient((scale, bias))
       mean, variance = self._batch_statistics(x32, train)
-    gain = lax.rsqrt(variance + self.epsilon) * _align(scale, variance)
+    gain = _rsqrt(variance + self.epsilon) * _align(scale, variance)
     y = _center_and_scale(x32, mean, gain, bias)
     return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
@@ -172,8 +172,22 @@ def _sum_to(a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _variance(mean: Array, mean_square: Array) -> Array:
-  # Rounding can take the difference below zero where a channel is nearly constant.
-  return jnp.maximum(mean_square - jnp.square(mean), 0.0)
+  # Rounding can take the difference below zero where a channel is nearly constant. The derivative
+  # of a maximum would be halved where both are equal, by a quotient that is kept for it.
+  variance = mean_square - jnp.square(mean)
+  return jnp.where(variance < 0, 0, variance)
+
+
+@jax.custom_jvp
+def _rsqrt(x: Array) -> Array:
+  """1 / sqrt(x). The derivative keeps only this; JAX's own would also keep its quotient by x."""
+  return lax.rsqrt(x)
+
+
+@_rsqrt.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+  root = _rsqrt(*primals)
+  return root, -0.5 * tangents[0] * root * root * root
 
 
 def _align(a: Array, like: Array) -> Array:
