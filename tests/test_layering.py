@@ -13,6 +13,7 @@ RANKS = {
   "allocator": 0,
   "xla_flags": 0,
   "arithmetic": 0,
+  "barrier": 0,
   "install": 0,
   "console": 1,
   "owner": 0,

@@ -4,6 +4,7 @@ XLA fuses a computation into whatever reads it, even through gathers, and recomp
 element that is read; it drops optimization barriers before that.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jseg.arithmetic import cdiv
+from jseg.barrier import computed_after
 from jseg.types import Array
 
 _ALIGNMENT = 64  # bytes
@@ -31,21 +33,12 @@ def filled(shape: Sequence[int], value: float, dtype: DTypeLike) -> np.ndarray:
 
 
 def stored(f: Callable[..., Array], *args: Any) -> Array:
-  """Returns the array f(*args), written to memory before anything reads it.
-
-  XLA can't fuse into or out of the branches of a condition.
-  """
-  out = jax.eval_shape(f, *args)
-
-  def on_cpu(*args: Any) -> Array:
-    element = jax.tree.leaves(args)[0].reshape(-1)[0]
-    return lax.cond(
-      element == element, f, lambda *_: jnp.full(out.shape, jnp.nan, out.dtype), *args
-    )
+  """Returns the array f(*args), written to memory before anything reads it."""
 
   def elsewhere(*args: Any) -> Array:
     return lax.optimization_barrier(f(*args))
 
+  on_cpu = functools.partial(computed_after, [], f)
   return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
 
 

@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jseg.arithmetic import cdiv
+from jseg.barrier import after, computed_after
 from jseg.nn import winograd
-from jseg.nn.barrier import after, computed_after
 from jseg.nn.initializers import he_normal
 from jseg.nn.layer import KernelLayer
 from jseg.nn.once import traced_once

@@ -14,7 +14,7 @@ from flax.linen import transforms
 from jax import lax
 from jax.extend import core
 
-from jseg.nn.barrier import after
+from jseg.barrier import after
 from jseg.nn.layer import Layer
 from jseg.types import Array, InputError, Tree
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jseg.nn.barrier import computed_after
+from jseg.barrier import computed_after
 from jseg.nn.once import traced_once
 from jseg.types import Array
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from jseg.arithmetic import cdiv
-from jseg.nn.barrier import computed_after
+from jseg.barrier import computed_after
 from jseg.types import Array
 
 TAPS = 3

@@ -6,13 +6,11 @@ into it or out of it, and its results are computed once.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
-from jax import lax
+from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
-
-from jseg.types import Array
 
 _Result = TypeVar("_Result")
 
@@ -27,18 +25,16 @@ def after(then: Array, first: Sequence[Array]) -> Array:
   return computed_after(first, lambda a: a, then)
 
 
-def computed_after(
-  first: Sequence[Array], function: Callable[..., _Result], *args: Array
-) -> _Result:
+def computed_after(first: Sequence[Array], function: Callable[..., _Result], *args: Any) -> _Result:
   """function(*args), computed when all of `first` is, once for all who read it, and by itself.
 
   Args:
     first: arrays.
-    function: makes arrays of arrays.
+    function: computes a tree of arrays from such trees.
     *args: its arguments.
   """
 
-  def call(first: Sequence[Array], *args: Array) -> _Result:
+  def call(first: Sequence[Array], *args: Any) -> _Result:
     # Else JAX, which drops what isn't used, would drop `first`.
     _, args = lax.optimization_barrier((first, args))
     with set_xla_metadata(inlineable=None):  # what the function calls itself is a part of it
