@@ -223,8 +223,8 @@ def tables(results: Results) -> str:
   if values.get("networks"):
     lines += [
       "",
-      "| network | program | images a chip | TFLOP | GB | plain Flax's GB | HBM, GiB | ms |",
-      "|-|-|-|-|-|-|-|-|",
+      "| network | program | images a chip | TFLOP | GB | plain Flax's | cycles | HBM, GiB | ms |",
+      "|-|-|-|-|-|-|-|-|-|",
     ]
   for name, programs in values.get("networks", {}).items():
     shape = programs["shape"]
@@ -232,9 +232,8 @@ def tables(results: Results) -> str:
     for program in ("training", "evaluation", "prediction"):
       if program not in programs:
         continue
-      beside = programs.get("plain", {}).get("bytes") if program == "training" else None
+      plain = programs.get("plain", {}) if program == "training" else {}
       images = f"1 of {what.partition(' of ')[2]}" if program == "prediction" else what
-      plain = f"{beside / 1e9:.2f}" if beside else ""
       lines.append(_row(name, program, images, programs[program], chip, plain))
   if values.get("crf"):
     lines += [
@@ -260,11 +259,18 @@ def _crf_row(method: str, size: str, program: str, found: Mapping[str, float], c
 
 
 def _row(
-  name: str, program: str, images: str, found: Mapping[str, float], chip: Chip, plain: str
+  name: str,
+  program: str,
+  images: str,
+  found: Mapping[str, float],
+  chip: Chip,
+  plain: Mapping[str, float],
 ) -> str:
+  size = f"{plain['bytes'] / 1e9:.2f}" if plain else ""
+  cycles = f"{found['cycles'] / plain['cycles'] - 1:+.1%}" if "cycles" in found and plain else ""
   return (
     f"| {name} | {program} | {images} | {found['flops'] / 1e12:.3f} | {found['bytes'] / 1e9:.2f} | "
-    f"{plain} | {found['memory'] / 2**30:.2f} | {1e3 * chip.seconds(found):.1f} |"
+    f"{size} | {cycles} | {found['memory'] / 2**30:.2f} | {1e3 * chip.seconds(found):.1f} |"
   )
 
 
