@@ -243,7 +243,7 @@ def tables(results: Results) -> str:
     ]
   for method, sizes in values.get("crf", {}).items():
     for size, programs in sizes.items():
-      lines += [_crf_row(method, size, *program, chip) for program in programs.items()]
+      lines += [_crf_row(method, size, program, found, chip) for program, found in programs.items()]
   return "\n".join(lines)
 
 
