@@ -223,7 +223,8 @@ def tables(results: Results) -> str:
   if values.get("networks"):
     lines += [
       "",
-      "| network | program | images a chip | TFLOP | GB | plain Flax's | cycles | HBM, GiB | ms |",
+      "| network | program | images a chip | TFLOP | GB | plain Flax's GB "
+      "| cycles beside plain Flax's | HBM, GiB | ms |",
       "|-|-|-|-|-|-|-|-|-|",
     ]
   for name, programs in values.get("networks", {}).items():

@@ -20,7 +20,7 @@ def after(then: Array, first: Sequence[Array]) -> Array:
 
   Args:
     then: an array.
-    first: as in `computed_after`.
+    first: arrays that are to be computed before it.
   """
   return computed_after(first, lambda a: a, then)
 
@@ -29,9 +29,9 @@ def computed_after(first: Sequence[Array], function: Callable[..., _Result], *ar
   """function(*args), computed when all of `first` is, once for all who read it, and by itself.
 
   Args:
-    first: arrays.
-    function: computes a tree of arrays from such trees.
-    *args: its arguments.
+    first: arrays that are to be computed before it, beside the arguments.
+    function: takes trees of arrays and returns one.
+    *args: arguments of the function, all of which are there before it begins.
   """
 
   def call(first: Sequence[Array], *args: Any) -> _Result:

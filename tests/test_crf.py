@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jseg import crf
-from jseg.crf import blocks, call, embedding, gaussian, lattice, lattice_tables
+from jseg.crf import blocks, call, embedding, gaussian, lattice, lattice_tables, stages
 from jseg.types import InputError
 
 PARAMS = crf.CrfParams(3, 2.0, 1.5, 4.0, 5.0, 20.0)
@@ -534,3 +534,8 @@ def test_an_older_jax_is_refused_under_jit_by_name(monkeypatch):
   image, logits = jnp.zeros((4, 5, 3)), jnp.zeros((4, 5, 2))
   with pytest.raises(InputError, match=r"under jit or as a layer needs JAX 0\.8 .*outside of jit"):
     jax.jit(lambda *x: crf.dense_crf(*x, crf.CrfParams()))(logits, image)
+
+
+def test_a_number_that_is_none_spoils_no_other_of_what_is_stored():
+  stored = stages.stored(jnp.square, jnp.asarray([np.nan, 2.0]))
+  np.testing.assert_array_equal(stored, [np.nan, 4.0])

@@ -172,8 +172,8 @@ def _sum_to(a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _variance(mean: Array, mean_square: Array) -> Array:
-  # Rounding can take the difference below zero where a channel is nearly constant. The derivative
-  # of a maximum would be halved where both are equal, by a quotient that is kept for it.
+  # Rounding can take the difference below zero where a channel is nearly constant. Not a maximum,
+  # for whose derivative JAX would keep a quotient that halves it where both are equal.
   variance = mean_square - jnp.square(mean)
   return jnp.where(variance < 0, 0, variance)
 

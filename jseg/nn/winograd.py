@@ -81,7 +81,7 @@ def convolve(
     y = jnp.stack([a.reshape(shape) for a in _mix(_TO_OUTPUTS, results)], axis=2)
     return y.reshape(batch, math.prod(y.shape[1:4]), *shape[3:])[:, :outputs]
 
-  return computed_after(results[-1:], mixed, *results) if once else mixed(*results)
+  return computed_after([], mixed, *results) if once else mixed(*results)
 
 
 def kernel_gradient(
