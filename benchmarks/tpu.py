@@ -155,13 +155,14 @@ def plain_layers() -> Iterator[None]:
       dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
     )
 
-  def center_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
-    mean, gain, bias = (a.reshape((1,) * (x.ndim - a.ndim) + a.shape) for a in (mean, gain, bias))
-    return (x - mean) * gain + bias
+  def normalize(
+    x: Array, mean: Array, variance: Array, scale: Array, bias: Array, *, epsilon: float
+  ) -> Array:
+    return (x - mean) * (lax.rsqrt(variance + epsilon) * scale) + bias
 
   with (
     mock.patch("jseg.nn.conv.conv", conv),
-    mock.patch("jseg.nn.norm._center_and_scale", center_and_scale),
+    mock.patch("jseg.nn.norm._normalize", normalize),
   ):
     yield
 

@@ -60,24 +60,17 @@ class Norm(Layer):
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
     bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+    # Here and not in the functions below, so that their gradients add up in float32.
     x32 = x.astype(jnp.float32)
     if self.kind == "group":
-      x32, mean, variance = self._group_statistics(x32)
-      scale, bias = (a.reshape(x32.shape[-2:]) for a in (scale, bias))
+      groups = math.gcd(self.groups, channels)
+      y = _group_norm(x32, scale, bias, groups=groups, epsilon=self.epsilon)
     else:
       if self.kind == "frozen_batch":
         scale, bias = lax.stop_gradient((scale, bias))
       mean, variance = self._batch_statistics(x32, train)
-    gain = _rsqrt(variance + self.epsilon) * _align(scale, variance)
-    y = _center_and_scale(x32, mean, gain, bias)
-    return y.reshape(x.shape).astype(self.dtype or x.dtype)
-
-  def _group_statistics(self, x: Array) -> tuple[Array, Array, Array]:
-    """Reshapes x to [b ... groups c/groups] and adds its mean and variance [b 1 ... groups 1]."""
-    groups = math.gcd(self.groups, x.shape[-1])
-    x = x.reshape(*x.shape[:-1], groups, -1)
-    axes = (*range(1, x.ndim - 2), x.ndim - 1)
-    return x, x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+      y = _normalize(x32, mean, variance, scale, bias, epsilon=self.epsilon)
+    return y.astype(self.dtype or x.dtype)
 
   def _batch_statistics(self, x: Array, train: bool) -> tuple[Array, Array]:
     """Mean and variance [c]: the batch's in training, else the running ones."""
@@ -86,26 +79,16 @@ class Norm(Layer):
     variance = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
     if self.kind == "frozen_batch" or not train:
       return mean.value, variance.value
-    axes = tuple(range(x.ndim - 1))
-    split = is_split()
-    shift = jnp.zeros(channels)
-    if math.prod(x.shape[:-1]) <= _FEW:
-      # The difference of mean squares below loses digits where a map's values lie close together,
-      # as after pooling the whole image; for a small map a second pass costs nothing.
-      shift = lax.stop_gradient(lax.pmean(x.mean(axes), AXIS) if split else x.mean(axes))
-    centered = x - _align(shift, x)
-    moments = centered.mean(axes), jnp.square(centered).mean(axes)
-    pooled = lax.pmean(moments, AXIS) if split else moments
+    batch, used = _statistics(x, split=is_split(), local=self.kind == "local_batch")
     if not self.is_initializing():
-      keep = self.momentum
-      batch_mean, batch_variance = pooled[0] + shift, _variance(*pooled)
-      mean.value = keep * mean.value + (1 - keep) * batch_mean
-      variance.value = keep * variance.value + (1 - keep) * batch_variance
-      # For precise batch norm; stores nothing unless "moments" is mutable.
-      self.sow("moments", "mean", batch_mean)
-      self.sow("moments", "square", batch_variance + jnp.square(batch_mean))
-    used = pooled if self.kind == "batch" else moments
-    return used[0] + shift, _variance(*used)
+      fixed = lax.stop_gradient(batch)
+      mean.value, variance.value = _running(
+        (mean.value, variance.value), fixed, momentum=self.momentum
+      )
+      if self.is_mutable_collection("moments"):  # for precise batch norm
+        self.sow("moments", "mean", fixed[0])
+        self.sow("moments", "square", fixed[1] + jnp.square(fixed[0]))
+    return used
 
 
 def average_moments(moments: Sequence[Variables]) -> Variables:
@@ -130,8 +113,45 @@ def average_moments(moments: Sequence[Variables]) -> Variables:
   return statistics(average)
 
 
-@traced_once()
-def _center_and_scale(x: Array, mean: Array, gain: Array, bias: Array) -> Array:
+@traced_once("split", "local")
+def _statistics(
+  x: Array, *, split: bool, local: bool
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+  """Mean and variance [c] of the whole batch, and those to use: the same, or the device's own."""
+  axes = tuple(range(x.ndim - 1))
+  shift = jnp.zeros(x.shape[-1])
+  if math.prod(x.shape[:-1]) <= _FEW:
+    # The difference of mean squares below loses digits where a map's values lie close together, as
+    # after pooling the whole image; for a small map a second pass costs nothing.
+    shift = lax.stop_gradient(lax.pmean(x.mean(axes), AXIS) if split else x.mean(axes))
+  centered = x - _align(shift, x)
+  moments = centered.mean(axes), jnp.square(centered).mean(axes)
+  pooled = lax.pmean(moments, AXIS) if split else moments
+  batch, own = ((a[0] + shift, _variance(*a)) for a in (pooled, moments))
+  return batch, own if local else batch
+
+
+@traced_once("momentum")
+def _running(old: Sequence[Array], batch: Sequence[Array], *, momentum: float) -> list[Array]:
+  return [momentum * a + (1 - momentum) * b for a, b in zip(old, batch, strict=True)]
+
+
+@traced_once("groups", "epsilon")
+def _group_norm(x: Array, scale: Array, bias: Array, *, groups: int, epsilon: float) -> Array:
+  """Normalizes each of the groups of channels of each image of [b ... c]."""
+  grouped = x.reshape(*x.shape[:-1], groups, -1)
+  axes = (*range(1, x.ndim - 1), x.ndim)
+  mean, variance = grouped.mean(axes, keepdims=True), grouped.var(axes, keepdims=True)
+  scale, bias = (a.reshape(grouped.shape[-2:]) for a in (scale, bias))
+  return _normalize(grouped, mean, variance, scale, bias, epsilon=epsilon).reshape(x.shape)
+
+
+@traced_once("epsilon")
+def _normalize(
+  x: Array, mean: Array, variance: Array, scale: Array, bias: Array, *, epsilon: float
+) -> Array:
+  """(x - mean) / sqrt(variance + epsilon) scale + bias; mean and variance broadcast against x."""
+  gain = _rsqrt(variance + epsilon) * _align(scale, variance)
   return _scaled(x, mean, gain, bias)
 
 
