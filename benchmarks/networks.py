@@ -65,6 +65,9 @@ _SIZE = flags.DEFINE_integer("size", 256, "height and width of the images")
 _VOLUME = flags.DEFINE_list("volume", ["32", "64", "64"], "depth, height and width of volumes")
 _BATCH = flags.DEFINE_integer("batch", 2, "images in a batch; one volume")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each side runs after its first call")
+_ISA = flags.DEFINE_enum(
+  "isa", None, ["AVX2"], "instructions that both sides are kept to; all of the CPU's if not given"
+)
 _CHECK = flags.DEFINE_bool("check", False, "compare losses with the same weights instead")
 _WEIGHTS = flags.DEFINE_string("weights", "", "for the script itself: a file of both sides")
 _WORKER = flags.DEFINE_string("worker", "", "for the script itself: NETWORK:SIDE:MODE")
@@ -215,6 +218,22 @@ def work(network: str, side: str, mode: str) -> None:
       print(operations(), file=out)
 
 
+def kept_to(isa: str | None) -> dict[str, str]:
+  """Variables that keep oneDNN, PyTorch, MKL and XLA to a set of instructions.
+
+  YNNPACK can't be told, so what XLA gives to it oneDNN and Eigen compute.
+  """
+  if isa is None:
+    return {}
+  flags = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
+  names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+  return {
+    **dict.fromkeys(names, isa),
+    "ATEN_CPU_CAPABILITY": isa.lower(),
+    "XLA_FLAGS": f"{flags} --xla_cpu_max_isa={isa}",
+  }
+
+
 class Process:
   """A worker, and the questions that it answers."""
 
@@ -225,7 +244,7 @@ class Process:
     given.append(f"--weights={pathlib.Path(cache, 'weights.pth')}")
     self._process = subprocess.Popen(
       [sys.executable, __file__, f"--worker={network}:{side}:{mode}", *given],
-      env=os.environ | {"JAX_PLATFORMS": "cpu"} | (cached if cache else {}),
+      env=os.environ | {"JAX_PLATFORMS": "cpu"} | kept_to(_ISA.value) | (cached if cache else {}),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -382,7 +401,12 @@ def main(argv: Sequence[str]) -> None:
   peak = Process("peak", "", "").start
   record: dict[str, Any] = {
     "machine": machine(),
-    "settings": {"size": _SIZE.value, "batch": _BATCH.value, "volume": _VOLUME.value},
+    "settings": {
+      "size": _SIZE.value,
+      "batch": _BATCH.value,
+      "volume": _VOLUME.value,
+      "isa": _ISA.value,
+    },
     "matmul_gflops": peak,
     "networks": {},
   }

@@ -49,20 +49,23 @@ def ratios(record: Record, mode: str) -> list[float]:
   return [modes[mode]["ratio"] for modes in record["networks"].values() if mode in modes]
 
 
-def machine(found: Record) -> str:
-  """A machine and its versions."""
+def cpu(found: Record, isa: str | None = None) -> str:
+  """A machine's CPU, what it can or may do, and its cores."""
+  kept = f", both sides kept to {isa}" if isa else ""
   cores = f"{found['cores']} core{'s' * (found['cores'] > 1)}"
-  return (
-    f"{found['cpu']} ({', '.join(found['instructions'])}), {cores}, jax {found['jax']}, "
-    f"torch {found['torch']}, {found['date']}"
-  )
+  return f"{found['cpu']} ({', '.join(found['instructions'])}{kept}), {cores}"
+
+
+def machine(found: Record, isa: str | None = None) -> str:
+  """A machine and its versions."""
+  return f"{cpu(found, isa)}, jax {found['jax']}, torch {found['torch']}, {found['date']}"
 
 
 def describe(record: Record) -> str:
   """The machine and what ran on it, in a sentence."""
   settings = record["settings"]
   return (
-    f"{machine(record['machine'])}; {settings['batch']} images of "
+    f"{machine(record['machine'], settings.get('isa'))}; {settings['batch']} images of "
     f"{settings['size']} x {settings['size']}, or a volume of {' x '.join(settings['volume'])}. A "
     f"product of 2048 x 2048 reaches {record['matmul_gflops']:.0f} GFLOP/s."
   )
@@ -116,11 +119,7 @@ def sentence() -> str:
       for mode, words in MODES.items()
       if (found := ratios(record, mode))
     ]
-    machine = record["machine"]
-    lines.append(
-      f"- {machine['cpu']}, {', '.join(machine['instructions'])}, {machine['cores']} cores: "
-      f"{', '.join(parts)}"
-    )
+    lines.append(f"- {cpu(record['machine'], record['settings'].get('isa'))}: {', '.join(parts)}")
   lines += ["", "Each network and how it was measured: [docs/performance.md](docs/performance.md)."]
   return "\n".join(lines)
 
@@ -255,9 +254,7 @@ def plot() -> None:
     axis.invert_yaxis()
     axis.set_xlabel("PyTorch's seconds over jseg's: right of 1, jseg is faster")
     axis.tick_params(labelbottom=True)
-    cpu = record["machine"]
-    sets = ", ".join(cpu["instructions"])
-    axis.set_title(f"{cpu['cpu']} ({sets}), {cpu['cores']} cores", fontsize=10)
+    axis.set_title(cpu(record["machine"], record["settings"].get("isa")), fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.margins(x=0.08)

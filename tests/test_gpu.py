@@ -10,7 +10,9 @@ from jseg import models
 
 @pytest.fixture(scope="module")
 def gpu():
-  if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+  # Without any plugin the package that holds them isn't there either.
+  plugins = importlib.util.find_spec("jax_plugins")
+  if not plugins or importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
     pytest.skip("JAX's plugin isn't installed: pip install -e '.[cuda-compile]', on x86-64 Linux")
   return ahead.t4()
 

@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom in a small setting, and is committed as it should be."""
 
+import ast
+import importlib
 import pathlib
 import re
 import runpy
@@ -62,6 +64,20 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
   if path.name == "tpu.ipynb":  # the signal came after step 2, and the run went on from there
     assert "saved at step 3" in text
     assert "resuming at step 3" in text
+
+
+@each_notebook
+def test_what_a_notebook_imports_is_there(path):
+  cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+  code = "\n".join(re.sub(r"^\s*[%!].*$", "", source, flags=re.M) for source in cells)
+  found = 0
+  for node in ast.walk(ast.parse(code)):
+    if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "jseg":
+      module = importlib.import_module(node.module)
+      for alias in node.names:
+        assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+    found += isinstance(node, ast.Import | ast.ImportFrom) and "jseg" in ast.unparse(node)
+  assert found
 
 
 @each_notebook
