@@ -117,7 +117,8 @@ class Cost:
     results: bytes of what it returns beside the memory that it was given.
     compiling: seconds of all cores that compiling took.
     cycles: clock cycles that the TPU's compiler expects of all operations, one after the other;
-      loops as often as they run where that is a constant. Pallas kernels are not in it.
+      loops as often as they run where that is a constant. Pallas kernels are not in it. 0 where
+      JAX can't read the program, as may be with a libtpu newer than it.
   """
 
   flops: float
@@ -175,6 +176,10 @@ def compiled(lowered: Any, options: Mapping[str, int] | None = None) -> Cost:
   program = lowered.compile(compiler_options=options)
   seconds = time.process_time() - start
   memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+  try:
+    text = program.as_text()
+  except jax.errors.JaxRuntimeError:
+    text = ""
   return Cost(
     flops=cost.get("flops", 0.0),
     bytes=cost.get("bytes accessed", 0.0),
@@ -182,7 +187,7 @@ def compiled(lowered: Any, options: Mapping[str, int] | None = None) -> Cost:
     arguments=memory.argument_size_in_bytes,
     results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     compiling=seconds,
-    cycles=expected_cycles(program.as_text()),
+    cycles=expected_cycles(text),
   )
 
 

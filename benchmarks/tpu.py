@@ -269,7 +269,8 @@ def _row(
   plain: Mapping[str, float],
 ) -> str:
   size = f"{plain['bytes'] / 1e9:.2f}" if plain else ""
-  cycles = f"{found['cycles'] / plain['cycles'] - 1:+.1%}" if "cycles" in found and plain else ""
+  known = found.get("cycles") and plain.get("cycles")
+  cycles = f"{found['cycles'] / plain['cycles'] - 1:+.1%}" if known else ""
   return (
     f"| {name} | {program} | {images} | {found['flops'] / 1e12:.3f} | {found['bytes'] / 1e9:.2f} | "
     f"{size} | {cycles} | {found['memory'] / 2**30:.2f} | {1e3 * chip.seconds(found):.1f} |"

@@ -157,3 +157,11 @@ def test_every_pip_finds_the_extras():
   # Metadata has them with hyphens. pip 23.2 doesn't find "a_b" there, warns, and leaves it out.
   extras = PROJECT["optional-dependencies"]
   assert [name for name in extras if not re.fullmatch("[a-z0-9-]+", name)] == []
+
+
+def test_ci_names_tests_that_there_are():
+  workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+  named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", workflow)
+  assert named
+  for file, test in named:
+    assert f"def {test or 'test_'}" in (ROOT / file).read_text(), f"{file}::{test}"

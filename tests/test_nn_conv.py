@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.convolutions import arrays, assert_equals_xla, reference
+from helpers.doubles import doubles
 from jax import lax
 
 from jseg.nn import Conv, UpConv, conv
@@ -85,13 +86,13 @@ def test_gradients_part_by_part_equal_xla(case, places, module, monkeypatch):
 def test_gradients_part_by_part_with_64_bits(case, module, monkeypatch):
   monkeypatch.setattr(module, "_CACHED", 1)
   monkeypatch.setattr(module, "_FEWEST", 21)
-  with jax.enable_x64(True):  # loops count with 64 bits
+  with doubles():  # loops count with 64 bits
     assert_equals_xla(*CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_conv_and_its_gradients_in_float64_equal_xla(case):
-  with jax.enable_x64(True):
+  with doubles():
     assert_equals_xla(*CASES[case], dtype=jnp.float64)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.doubles import doubles
 
 from jseg import models
 from jseg.nn import initializers, upsample
@@ -67,7 +68,7 @@ def test_a_batch_of_keys_and_keys_of_old_draw_too():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_other_dtypes_are_drawn_as_jax_does(dtype):
-  with jax.enable_x64(dtype == "float64"):
+  with doubles(dtype == "float64"):
     values = normal(0.5)(KEY, (64, 9), dtype)
     assert values.dtype == dtype
     np.testing.assert_array_equal(values, nn.initializers.normal(0.5)(KEY, (64, 9), dtype))

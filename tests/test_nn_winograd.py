@@ -10,6 +10,7 @@ import pytest
 from helpers.convolutions import assert_equals_xla
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 
 from jseg import models
 from jseg.nn import Conv, conv, winograd
@@ -64,8 +65,7 @@ def test_rounding_errors_are_about_twice_the_direct_forms():
   ours = winograd.convolve(x, lambda _: kernels, jnp.matmul, pads=(0, 0), dilation=1, once=False)
   direct = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   error, usual = (np.sqrt(np.square(y - expected).mean()) for y in (ours, direct))
-  assert error < 3 * usual
-  assert error < 4e-7 * expected.std()
+  assert error < 2.6 * usual  # with the usual points, 0, 1, -1, 2 and -2, it is half as much again
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def convolutions(shape, kernel_shape, platform="cpu", dtype=jnp.float32, **setti
     return jax.vjp(convolve, x, kernel)[1](dy)
 
   def counts(f, *args):
-    text = jax.export.export(jax.jit(f), platforms=[platform])(*args).mlir_module()
+    text = export.export(jax.jit(f), platforms=[platform])(*args).mlir_module()
     return text.count("stablehlo.convolution("), text.count("stablehlo.dot_general ")
 
   dy = jax.eval_shape(convolve, x, kernel)

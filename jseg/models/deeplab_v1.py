@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jseg.backbones import VGG16, Features
 from jseg.models.base import Network, cover_image, pad_to_corners
 from jseg.nn import Conv, Dropout, Staged, normal
+from jseg.nn.cut import cut
 from jseg.types import IGNORE, Arguments, Array, InputError, Outputs
 
 _STRIDE = 8
@@ -99,4 +100,5 @@ class DeepLabV1(Network, Staged):
 
   def training_labels(self, label: Array) -> Array:
     """Returns every eighth of [b h w] labels, [b h' w'], on which the training logits lie."""
-    return pad_to_corners(label, _STRIDE, IGNORE)[:, ::_STRIDE, ::_STRIDE]
+    every = slice(None, None, _STRIDE)
+    return cut(pad_to_corners(label, _STRIDE, IGNORE), slice(None), every, every)

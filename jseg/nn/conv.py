@@ -37,6 +37,7 @@ from jax import lax
 from jseg.arithmetic import cdiv
 from jseg.barrier import after, computed_after
 from jseg.nn import winograd
+from jseg.nn.cut import cut
 from jseg.nn.initializers import he_normal
 from jseg.nn.layer import KernelLayer
 from jseg.nn.once import traced_once
@@ -177,7 +178,7 @@ def _product(x: Array, kernel: Array, *, strides: Ints, pads: Pairs) -> Array:
   if any(lo or hi for lo, hi in pads):
     edges = [(0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-  x = x[(slice(None), *(slice(None, None, s) for s in strides))]
+  x = cut(x, slice(None), *(slice(None, None, s) for s in strides))
   flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[-2:])
   return flat.reshape(*x.shape[:-1], -1)
 
@@ -423,15 +424,11 @@ def _shifted_products(
     ]
     if any(first >= last for first, last in spans):
       continue
-    part = x[
-      (
-        slice(None),
-        *(
-          slice(first * step + s, (last - 1) * step + s + 1, step)
-          for (first, last), s, step in zip(spans, shift, strides, strict=True)
-        ),
-      )
+    places = [
+      slice(first * step + s, (last - 1) * step + s + 1, step)
+      for (first, last), s, step in zip(spans, shift, strides, strict=True)
     ]
+    part = cut(x, slice(None), *places)
     product = part.reshape(-1, part.shape[-1]) @ kernel[tap]
     edges = [(first, o - last) for (first, last), o in zip(spans, out, strict=True)]
     product = jnp.pad(product.reshape(*part.shape[:-1], -1), [(0, 0), *edges, (0, 0)])
@@ -495,7 +492,7 @@ def _kernel_gradient(
       for axis, t in zip(axes, tap, strict=True):
         first[axis] = dilation[axis] * (taps[axis] - 1 - t if mirror else t)
       ends = zip(first, spans, steps, strict=True)
-      seen.append(a[tuple(slice(lo, lo + span, step) for lo, span, step in ends)])
+      seen.append(cut(a, *(slice(lo, lo + span, step) for lo, span, step in ends)))
     return jnp.concatenate(seen, axis=-1).reshape(math.prod(part), -1)
 
   def add_part(i: Array, total: Array) -> Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jseg.nn.cut import cut
 from jseg.nn.once import traced_once
 from jseg.types import Array
 
@@ -177,7 +178,7 @@ def avg_pool(
 def _tiled_max_with_indices(x: Array, window: int) -> tuple[Array, Array]:
   """Maximum and its position over windows that tile x exactly."""
   first, *others = (
-    x[(slice(None), *(slice(start, None, window) for start in offset))]
+    cut(x, slice(None), *(slice(start, None, window) for start in offset))
     for offset in itertools.product(range(window), repeat=x.ndim - 2)
   )
   y, indices = first, jnp.zeros(first.shape, jnp.uint8)

@@ -22,6 +22,7 @@ from jax import lax
 
 from jseg.arithmetic import cdiv
 from jseg.barrier import computed_after
+from jseg.nn.cut import cut
 from jseg.types import Array
 
 TAPS = 3
@@ -131,7 +132,8 @@ def _rows(a: Array, rows: int, outputs: int, before: int, dilation: int) -> list
   a = lax.pad(a, jnp.zeros((), a.dtype), edges)
   a = a.reshape(a.shape[0], length // dilation, dilation, *a.shape[2:])
   last = (tiles - 1) * _OUTPUTS + 1
-  return [a[:, first : first + last : _OUTPUTS].reshape(-1, *a.shape[3:]) for first in range(rows)]
+  every = [slice(first, first + last, _OUTPUTS) for first in range(rows)]
+  return [cut(a, slice(None), places).reshape(-1, *a.shape[3:]) for places in every]
 
 
 def _mix(coefficients: np.ndarray, arrays: Sequence[Array]) -> list[Array]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from jseg.nn.conv import Conv
+from jseg.nn.cut import cut
 from jseg.nn.initializers import root_of_inputs, uniform
 from jseg.nn.layer import Layer
 from jseg.nn.norm import Norm
@@ -46,4 +47,4 @@ class FPN(Layer):
       x = conv(maps[2**number], 1, f"lateral{number}")
       coarser = x if coarser is None else x + resize_nearest(coarser, x.shape[1:3])
       levels.insert(0, conv(coarser, 3, f"level{number}"))
-    return [*levels, levels[-1][:, ::2, ::2]]
+    return [*levels, cut(levels[-1], slice(None), slice(None, None, 2), slice(None, None, 2))]

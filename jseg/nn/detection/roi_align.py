@@ -14,8 +14,9 @@ import numpy as np
 from jax import lax
 
 from jseg.arithmetic import cdiv
+from jseg.nn.cut import cut
 from jseg.nn.detection.boxes import box_area
-from jseg.nn.detection.slots import fitting_chunk, in_chunks, pad_rows, rows
+from jseg.nn.detection.slots import fitting_chunk, in_chunks, pad_rows, rows, turns
 from jseg.types import Array
 
 _CHUNK = 32  # regions aligned together, at most
@@ -89,8 +90,9 @@ def _align(
     total = jnp.zeros((), jnp.float32)
     # A sum over corners and samples, which XLA makes one loop.
     for dy, dx, i, j in itertools.product(range(2), range(2), range(ratio), range(ratio)):
-      y, x = row[:, i::ratio] + dy, column[:, j::ratio] + dx
-      weight = wy[:, i::ratio, None, dy] * wx[:, None, j::ratio, dx]
+      rows, columns = ((slice(None), slice(start, None, ratio)) for start in (i, j))
+      y, x = cut(row, *rows) + dy, cut(column, *columns) + dx
+      weight = cut(wy, *rows)[..., dy][:, :, None] * cut(wx, *columns)[..., dx][:, None]
       total += weight[..., None] * flat[y[:, :, None] * canvas.shape[2] + x[:, None]]
     return (total / ratio**2).astype(canvas.dtype)
 
@@ -146,7 +148,7 @@ def _align_backward(
 
   padded = pad_rows((boxes, image, dy), chunk)
   canvas = jnp.zeros((b * height, width, c), jnp.float32)
-  canvas = lax.fori_loop(0, cdiv(count, chunk), add_chunk, canvas)
+  canvas = lax.fori_loop(0, turns(count, chunk), add_chunk, canvas)
   canvas = canvas.reshape(b, height, width, c)
   gradients = tuple(
     canvas[:, : shape[0], start : start + shape[1]].astype(level.dtype)

@@ -110,6 +110,12 @@ def rows(tree: Tree, i: Array | int, chunk: int) -> Tree:
   return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * chunk, chunk), tree)
 
 
+def turns(count: Array, chunk: int) -> Array:
+  """How many chunks `count` rows are."""
+  # JAX 0.7.2 hands a constant to a gradient as what it can't compute with.
+  return cdiv(jnp.asarray(count), chunk)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunks(
   compute: Compute, chunk: int, variables: Tree, x: Array, extra: Tree, count: Array
@@ -120,7 +126,7 @@ def _chunks(
 
   shapes = jax.eval_shape(compute, variables, *rows((x, extra), 0, chunk))
   empty = jax.tree.map(lambda s: jnp.zeros((len(x), *s.shape[1:]), s.dtype), shapes)
-  return lax.fori_loop(0, cdiv(count, chunk), add_chunk, empty)
+  return lax.fori_loop(0, turns(count, chunk), add_chunk, empty)
 
 
 def _chunks_forward(
@@ -140,7 +146,7 @@ def _chunks_backward(compute: Compute, chunk: int, saved: Tree, dy: Tree) -> tup
     return jax.tree.map(jnp.add, total, own), _set_rows(dx, dpart, i, chunk)
 
   zeros = jax.tree.map(jnp.zeros_like, (variables, x))
-  total, dx = lax.fori_loop(0, cdiv(count, chunk), add_chunk, zeros)
+  total, dx = lax.fori_loop(0, turns(count, chunk), add_chunk, zeros)
   return total, dx, None, None
 
 
