@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import export
 
 from jseg.nn.cut import cut
 
@@ -27,3 +28,13 @@ def test_it_is_a_slice_and_its_gradient_a_padding():
   assert "stablehlo.pad" in text
   assert "gather" not in text
   assert "scatter" not in text
+
+
+def test_an_axis_of_any_size_stays_whole():
+  size = export.symbolic_shape("b, 7, 3")
+  x = jax.ShapeDtypeStruct(size, jnp.float32)
+  assert jax.eval_shape(lambda x: cut(x, slice(None), slice(1, None, 2)), x).shape == (
+    size[0],
+    3,
+    3,
+  )

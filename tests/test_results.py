@@ -85,3 +85,9 @@ def test_small_recipes_can_be_trained(name):
   for size in (config.data.size, config.augment.crop):
     stride = 2 ** (len(config.model.get("widths", ())) - 1) if "unet" in config.model.name else 1
     assert not any(n % stride for n in size)
+
+
+def test_what_a_cpu_was_kept_to_is_told():
+  found = record("jseg", 0, 0.5)["machine"]
+  assert report.cpu(found) == "A (avx2), 1 core"
+  assert report.cpu({**found, "cores": 2}, "AVX2") == "A (avx2, both sides kept to AVX2), 2 cores"

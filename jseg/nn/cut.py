@@ -14,7 +14,9 @@ def cut(x: Array, *places: slice) -> Array:
     x: array.
     *places: slices whose steps are positive.
   """
-  ends = [place.indices(n) for place, n in zip(places, x.shape[: len(places)], strict=True)]
-  ends += [(0, n, 1) for n in x.shape[len(places) :]]
-  starts, limits, steps = zip(*ends, strict=True)
-  return lax.slice(x, starts, tuple(map(max, starts, limits)), steps)
+  starts, limits, steps = [0] * x.ndim, [*x.shape], [1] * x.ndim
+  for axis, place in enumerate(places):
+    if place != slice(None):  # an axis of symbolic size, as in an export, has no others
+      starts[axis], limit, steps[axis] = place.indices(x.shape[axis])
+      limits[axis] = max(starts[axis], limit)
+  return lax.slice(x, starts, limits, steps)
