@@ -178,7 +178,7 @@ def compiled(lowered: Any, options: Mapping[str, int] | None = None) -> Cost:
   memory, cost = program.memory_analysis(), program.cost_analysis() or {}
   try:
     text = program.as_text()
-  except jax.errors.JaxRuntimeError:
+  except jax.errors.JaxRuntimeError:  # what it costs is known all the same
     text = ""
   return Cost(
     flops=cost.get("flops", 0.0),

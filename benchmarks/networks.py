@@ -221,16 +221,16 @@ def work(network: str, side: str, mode: str) -> None:
 def kept_to(isa: str | None) -> dict[str, str]:
   """Variables that keep oneDNN, PyTorch, MKL and XLA to a set of instructions.
 
-  YNNPACK can't be told, so what XLA gives to it oneDNN and Eigen compute.
+  YNNPACK can't be told, so oneDNN and Eigen compute what XLA would give to it.
   """
   if isa is None:
     return {}
-  flags = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
+  fusions = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
   names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
   return {
     **dict.fromkeys(names, isa),
     "ATEN_CPU_CAPABILITY": isa.lower(),
-    "XLA_FLAGS": f"{flags} --xla_cpu_max_isa={isa}",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fusions} --xla_cpu_max_isa={isa}",
   }
 
 
@@ -393,6 +393,8 @@ def main(argv: Sequence[str]) -> None:
     work(*_WORKER.value.split(":"))
     return
   if _CHECK.value:
+    if _ISA.value:
+      sys.exit("--isa is for times; --check takes all instructions")
     names = [name for name in _NETWORKS.value if name in _CHECKED]
     if not names:
       sys.exit(f"--check is for {', '.join(_CHECKED)}")

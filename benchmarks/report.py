@@ -120,7 +120,10 @@ def sentence() -> str:
       if (found := ratios(record, mode))
     ]
     lines.append(f"- {cpu(record['machine'], record['settings'].get('isa'))}: {', '.join(parts)}")
-  lines += ["", "Each network and how it was measured: [docs/performance.md](docs/performance.md)."]
+  how = (
+    "Each network, how it was measured, and older CPUs, on which earlier versions were often slower"
+  )
+  lines += ["", f"{how} than PyTorch: [docs/performance.md](docs/performance.md)."]
   return "\n".join(lines)
 
 

@@ -251,7 +251,7 @@ def tables(results: Results) -> str:
 
 def _crf_row(method: str, size: str, program: str, found: Mapping[str, float], chip: Chip) -> str:
   time = ""
-  if chip.clock and chip.pair and program in ("forward", "gradient"):
+  if chip.clock and chip.pair and found["cycles"] and program in ("forward", "gradient"):
     seconds = found["cycles"] / chip.clock + found.get("pairs", 0) * chip.pair
     time = f"{1e3 * seconds:.0f}"
   return (

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.doubles import doubles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -455,7 +456,7 @@ def check_gradients(logits, image, start):
   [("lattice", "half", 3.0), ("exact", "exact", 2.0), ("landmarks", "lattice", 1.7)],
 )
 def test_gradients_equal_finite_differences(method, spatial_filter, spatial_sigma):
-  with jax.enable_x64(True):
+  with doubles():
     logits, image = (x.astype(np.float64) for x in example((3, 3), k=2))
     start = PARAMS.replace(
       method=method,
@@ -486,7 +487,7 @@ def test_gradients_of_ten_iterations_in_blocks_equal_finite_differences(monkeypa
     bilateral_sigma_rgb=np.array([25.0, 20.0, 30.0]),
     compatibility=np.array([[-1.0, 0.2, 0.1], [0.1, -0.7, 0.3], [0.0, 0.2, -0.9]]),
   )
-  with jax.enable_x64(True):
+  with doubles():
     place = embedding.positions((5, 6), start.bilateral_sigma_xy)
     features = jnp.concatenate([place, embedding.colors(image, start.bilateral_sigma_rgb)], 1)
     kept = np.asarray(blocks.make_blocks(features, jnp.ones(30), start.tolerance).keep)

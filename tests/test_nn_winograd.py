@@ -66,6 +66,8 @@ def test_rounding_errors_are_about_twice_the_direct_forms():
   direct = sum(x[:, t : t + 62] @ kernel[t] for t in range(3))
   error, usual = (np.sqrt(np.square(y - expected).mean()) for y in (ours, direct))
   assert error < 2.6 * usual  # with the usual points, 0, 1, -1, 2 and -2, it is half as much again
+  if hasattr(jax, "enable_x64"):  # products of JAX 0.7 round nearly twice as much
+    assert error < 4e-7 * expected.std()
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ def cut(x: Array, *places: slice) -> Array:
     *places: slices whose steps are positive.
   """
   starts, limits, steps = [0] * x.ndim, [*x.shape], [1] * x.ndim
-  for axis, place in enumerate(places):
-    if place != slice(None):  # an axis of symbolic size, as in an export, has no others
-      starts[axis], limit, steps[axis] = place.indices(x.shape[axis])
-      limits[axis] = max(starts[axis], limit)
-  return lax.slice(x, starts, limits, steps)
+  # A whole axis is left as it is: its size may be symbolic, as that of an export's batch.
+  parts = [(i, p) for i, p in enumerate(places) if p not in (slice(None), slice(None, None, 1))]
+  for axis, place in parts:
+    starts[axis], limit, steps[axis] = place.indices(x.shape[axis])
+    limits[axis] = max(starts[axis], limit)
+  return lax.slice(x, starts, limits, steps) if parts else x

@@ -127,8 +127,8 @@ def _statistics(
   centered = x - _align(shift, x)
   moments = centered.mean(axes), jnp.square(centered).mean(axes)
   pooled = lax.pmean(moments, AXIS) if split else moments
-  batch, own = ((a[0] + shift, _variance(*a)) for a in (pooled, moments))
-  return batch, own if local else batch
+  batch = pooled[0] + shift, _variance(*pooled)
+  return batch, (moments[0] + shift, _variance(*moments)) if local else batch
 
 
 @traced_once("momentum")

@@ -90,9 +90,9 @@ def _align(
     total = jnp.zeros((), jnp.float32)
     # A sum over corners and samples, which XLA makes one loop.
     for dy, dx, i, j in itertools.product(range(2), range(2), range(ratio), range(ratio)):
-      rows, columns = ((slice(None), slice(start, None, ratio)) for start in (i, j))
-      y, x = cut(row, *rows) + dy, cut(column, *columns) + dx
-      weight = cut(wy, *rows)[..., dy][:, :, None] * cut(wx, *columns)[..., dx][:, None]
+      of_y, of_x = ((slice(None), slice(start, None, ratio)) for start in (i, j))
+      y, x = cut(row, *of_y) + dy, cut(column, *of_x) + dx
+      weight = cut(wy, *of_y)[..., dy][:, :, None] * cut(wx, *of_x)[..., dx][:, None]
       total += weight[..., None] * flat[y[:, :, None] * canvas.shape[2] + x[:, None]]
     return (total / ratio**2).astype(canvas.dtype)
 

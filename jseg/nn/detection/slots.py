@@ -112,7 +112,7 @@ def rows(tree: Tree, i: Array | int, chunk: int) -> Tree:
 
 def turns(count: Array, chunk: int) -> Array:
   """How many chunks `count` rows are."""
-  # JAX 0.7.2 hands a constant to a gradient as what it can't compute with.
+  # JAX 0.7.2 passes a constant on to a gradient as an array without arithmetic.
   return cdiv(jnp.asarray(count), chunk)
 
 
